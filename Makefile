@@ -1,0 +1,31 @@
+# `make run` and `make test` set everything up on a machine with python3, venv, pip, gcc and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# Paths are relative, so a checkout in a folder with spaces works.
+
+.PHONY: run test check format clean
+
+run: .venv/.installed
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Installed once, and again when what is to be installed changes.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	touch .venv/.installed
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,26 @@
+"""Test a finished run again; nothing is needed but its folder.
+
+python eval.py run=outputs/padim-effnet_lite0/pcb/2026-01-31_12-00-00-000000
+python eval.py run=FOLDER +data.root=/data/mvtec    # images that have moved since
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from oddpatch.errors import one_line_errors
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
+@one_line_errors
+def main(cfg: DictConfig) -> float | None:
+    """Score the run's test images with its fitted model, and write the results into a folder of their own."""
+    from oddpatch.pipeline import rebuild
+
+    run = rebuild(cfg)
+    run.trainer.test(run.module, run.data, verbose=False)
+    run.summary()
+    return run.module.results.get(cfg.objective)
+
+
+if __name__ == "__main__":
+    main()

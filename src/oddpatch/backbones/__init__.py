@@ -1,0 +1,1 @@
+"""Frozen, pretrained feature extractors behind one interface."""

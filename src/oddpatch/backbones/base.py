@@ -1,0 +1,78 @@
+"""The one interface of every feature extractor: frozen, in eval mode, a list of feature maps out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from oddpatch.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen, pretrained network that turns images into feature maps.
+
+    It stays in eval mode whatever Lightning calls, so that its BatchNorm statistics never drift, and its parameters
+    take no gradient.
+
+    Attributes:
+        channels: channels C_l of each map, finest first.
+        strides: image pixels per feature position of each map.
+        mean, std: the normalisation its weights were trained with, per RGB channel, for images in [0, 1].
+        weights_origin: where the weights came from: a file's name, or "random".
+    """
+
+    channels: list[int]
+    strides: list[int]
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    weights_origin: str = "random"
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps [(B, C_l, h_l, w_l), ...], finest first, of normalised images (B, 3, H, W)."""
+
+    def freeze(self, channels_last: bool) -> None:
+        """Fix the parameters for good; called once by a subclass when its network is complete."""
+        self.channels_last = channels_last
+        self.requires_grad_(False)
+        if channels_last:
+            # On a CPU the convolutions run up to twice as fast on channels_last tensors at batch sizes above one.
+            self.to(memory_format=torch.channels_last)
+        self.eval()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The images in the memory layout the network is fastest with."""
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in eval mode: statistics of a frozen network must not follow the data."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def feature_shapes(self, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """(C_l, h_l, w_l) of every map for one image of `image_size` (H, W), by running one."""
+        first = next(self.parameters())
+        features = self(torch.zeros(1, 3, *image_size, device=first.device, dtype=first.dtype))
+        return [(f.shape[1], f.shape[2], f.shape[3]) for f in features]
+
+
+def check_layers(layers: Sequence[int | str], valid: dict[int | str, str], name: str) -> None:
+    """Raise a `ConfigError` that lists the valid layers unless `layers` are some of them, each once.
+
+    Args:
+        layers: what the user asked for.
+        valid: layer -> its description, e.g. "24 channels, stride 4".
+        name: the network's name.
+    """
+    listing = "; ".join(f"{layer}: {text}" for layer, text in valid.items())
+    if not layers:
+        raise ConfigError(f"layers=[] leaves {name} without features: choose from {listing}")
+    for layer in layers:
+        if layer not in valid:
+            raise ConfigError(f"layers={list(layers)}: {name} has no layer {layer!r}: choose from {listing}")
+    if len(set(layers)) < len(layers):
+        raise ConfigError(f"layers={list(layers)} names a layer twice: give each once")

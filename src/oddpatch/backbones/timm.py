@@ -1,0 +1,116 @@
+"""Feature maps of any timm model: stages of a CNN or Swin, blocks of a transformer."""
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from oddpatch.backbones.base import Backbone, check_layers
+from oddpatch.backbones.weights import WeightsSource, find_weights, mismatch, read_state_dict
+from oddpatch.errors import ConfigError, WeightsError
+
+
+class TimmBackbone(Backbone):
+    """A timm model cut after its last requested layer.
+
+    Args:
+        name: timm model name, with the tag of its weights where there are several ("resnet18.tv_in1k").
+        layers: stage numbers (of a CNN: 0 is stride 2, 1 stride 4, 2 stride 8, ...; of a Swin: 0 is stride 4) or
+            block numbers (of a vision transformer, from 0); "all" takes every one.
+        weights: "pretrained", "random", or the path of a state dict.
+        package: pip package that carries the weights, with the parameter order of this network.
+        files: further names under which the same weights are cached in `$TORCH_HOME/hub/checkpoints`.
+        channels_last: run in that memory format.
+        options: further keyword arguments of `timm.create_model` (such as `img_size`).
+
+    Raises:
+        ConfigError: unknown model, or layers it does not have (the message lists those it has).
+        WeightsError: weights not found, or they do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[int] | str,
+        weights: str = "pretrained",
+        package: str | None = None,
+        files: Sequence[str] = (),
+        channels_last: bool = True,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.4)
+            raise ConfigError(f"backbone name={name!r}: timm has no such model: the nearest are {', '.join(near)}")
+        self.name = name
+        network = timm.create_model(name, num_classes=0, **dict(options or {}))
+        info = network.feature_info
+        valid: dict[int | str, str] = {
+            i: f"{stage['num_chs']} channels, stride {stage['reduction']}" for i, stage in enumerate(info)
+        }
+        chosen = sorted(valid) if layers == "all" else list(layers)  # type: ignore[type-var]
+        check_layers(chosen, valid, name)
+        self.layers: list[int] = sorted(chosen)  # type: ignore[type-var, assignment]
+        self.weights_origin = self._load(network, weights, package, tuple(files))
+        self.mean, self.std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
+
+        # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
+        network.prune_intermediate_layers(self.layers, prune_norm=True, prune_head=True)
+        self.network = network
+        self.channels = [info[i]["num_chs"] for i in self.layers]
+        self.strides = [info[i]["reduction"] for i in self.layers]
+        self.freeze(channels_last)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of the chosen layers; class and register tokens are dropped, NHWC maps become NCHW."""
+        return self.network.forward_intermediates(
+            self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
+        )
+
+    def _load(self, network: nn.Module, weights: str, package: str | None, files: tuple[str, ...]) -> str:
+        if weights == "random":
+            return "random"
+        if weights == "pretrained":
+            pretrained = network.pretrained_cfg
+            source = WeightsSource(self.name, package, files, pretrained.get("url"), pretrained.get("hf_hub_id"))
+            path = find_weights(source)
+        else:
+            path = Path(weights)
+        given = read_state_dict(path)
+        if package is not None and not given.keys() & network.state_dict().keys():
+            given = _rename_by_order(given, self.name)
+        given = _filtered(given, network)
+        expected = network.state_dict()
+        head = {key for key in given if key not in expected and key.startswith(_classifiers(network))}
+        given = {key: value for key, value in given.items() if key not in head}
+        told = mismatch(expected, given, self.name)
+        if told:
+            raise WeightsError(f"{path}: {told}: use weights of this very architecture")
+        network.load_state_dict(given)
+        return path.name
+
+
+def _classifiers(network: nn.Module) -> tuple[str, ...]:
+    names = network.pretrained_cfg.get("classifier") or "classifier"
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _rename_by_order(given: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Give the tensors of a port with the same parameter order, but other names, timm's names."""
+    with torch.device("meta"):
+        expected = timm.create_model(name).state_dict()
+    shapes = [tuple(tensor.shape) for tensor in expected.values()]
+    if shapes != [tuple(tensor.shape) for tensor in given.values()]:
+        raise WeightsError(f"the packaged weights are not those of {name}: their shapes differ")
+    return dict(zip(expected, given.values(), strict=True))
+
+
+def _filtered(given: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Keys of older or original checkpoints in timm's present form, by the architecture's own filter if it has one."""
+    filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    return filter_fn(given, network) if filter_fn is not None else given

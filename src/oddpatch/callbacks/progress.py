@@ -1,0 +1,71 @@
+"""One progress bar for each stage of a run: taking in, fitting, scoring."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+
+class Progress(ProgressBar):
+    """Shows the stage, how far it is, and the time left; nothing where the output is not a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: Bar | None = None
+
+    def disable(self) -> None:
+        """Show nothing: Lightning calls this on every rank but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show bars again."""
+        self._enabled = True
+
+    def _show(self, done: int, total: int, what: str) -> None:
+        if not self._enabled:
+            return
+        if self._bar is None:
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Bar(TextColumn("{task.description:<26}"), *columns, transient=True)
+            if not self._bar.console.is_terminal:
+                self.disable()
+                self._bar = None
+                return
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total)
+        self._bar.update(self._task, completed=done, total=total, description=what)
+        if done >= total:
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Have the module report the steps of its fit here."""
+        pl_module.progress = self._show
+        self._show(0, int(trainer.num_training_batches), "taking in good images")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """One batch of good images was taken in."""
+        self._show(self.train_batch_idx, int(trainer.num_training_batches), "taking in good images")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Leave the line to the bar of the fit."""
+        self._close()
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """One batch of test images was scored."""
+        self._show(self.test_batch_idx, int(self.total_test_batches_current_dataloader), "scoring test images")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Give the line back."""
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._close()

@@ -1,0 +1,50 @@
+"""The files a test leaves: metrics.json and predictions.csv."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from oddpatch.checkpoint import git_commit, library_versions
+from oddpatch.resources import peak_memory
+from oddpatch.types import Batch, Prediction
+
+
+class Results(L.Callback):
+    """Writes what was measured and every image's score.
+
+    Args:
+        folder: where `metrics.json` and `predictions.csv` go.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write both files, each under a temporary name first."""
+        if not trainer.is_global_zero:
+            return
+        module = pl_module
+        metrics = {
+            **module.results,
+            "absent": module.absent,
+            "num_train_images": len(trainer.datamodule.train_samples),  # type: ignore[attr-defined]
+            "num_test_images": len(module.predictions),
+            "skipped": list(trainer.datamodule.skipped),  # type: ignore[attr-defined]
+            "timing": {stage: round(seconds, 4) for stage, seconds in module.timing.items()},
+            "peak_memory_bytes": peak_memory(module.device),
+            "weights": module.model.backbone.weights_origin,
+            "versions": library_versions(),
+            "git_commit": git_commit(),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(self.folder / "metrics.json") as file:
+            json.dump(metrics, file, indent=2)
+            file.write("\n")
+        with _replacing(self.folder / "predictions.csv") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", "label", "defect_type", "score"])
+            writer.writerows((p.path, p.label, p.defect_type, repr(p.score)) for p in module.predictions)

@@ -1,0 +1,180 @@
+"""Light and camera: a height field with materials becomes a photograph.
+
+The light is a softbox above the part, with a dim dome around it. Diffuse light follows Lambert, highlights the
+Beckmann distribution of facet slopes (Beckmann and Spizzichino, 1963); shadows march along the height field.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from oddpatch.data.rendering.surface import Array, Surface
+
+#: Canvas pixels per image pixel along each axis.
+SUPERSAMPLE = 2
+#: Distances in fields of view: how far a shadow is followed, and how wide the sky is that a crevice sees.
+SHADOW_REACH = 0.12
+OCCLUSION_REACH = 0.03
+_SHADOW_STEPS = 18
+
+
+@dataclass(frozen=True)
+class Light:
+    """One exposure's light, in the frame of the image."""
+
+    azimuth: float  # degrees clockwise from the right: where the softbox stands
+    elevation: float  # degrees above the plane
+    key: float  # irradiance of the softbox
+    dome: float  # and of the dome
+    colour: Array  # (3,) linear gains of red, green, blue: colour temperature
+    gradient: tuple[float, float]  # relative change of irradiance from the middle to the right and lower edge
+    vignette: float  # relative loss in the corners
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Light":
+        """The drift of a light over a shift: a few degrees, a tenth of its brightness, a few hundred kelvin."""
+        warmth, green = rng.normal(0, 0.045), rng.normal(0, 0.012)
+        return cls(
+            azimuth=float(228 + rng.uniform(-9, 9)),
+            elevation=float(54 + rng.uniform(-4, 4)),
+            key=float(1.0 * np.exp(rng.normal(0, 0.10))),
+            dome=float(0.62 * np.exp(rng.normal(0, 0.08))),
+            colour=np.array([1 + warmth, 1 + green, 1 - warmth], np.float32),
+            gradient=(float(rng.normal(0, 0.09)), float(rng.normal(0, 0.09))),
+            vignette=float(rng.uniform(0.05, 0.18)),
+        )
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One exposure's camera: where it stands, how sharp it is and how much it adds."""
+
+    homography: NDArray[np.float64]  # (3, 3), from the plane to the image, both in fields of view from the middle
+    blur: float  # standard deviation of the point spread, in image pixels per 320
+    read_noise: float  # standard deviation in linear units
+    shot_noise: float  # variance per linear unit
+    noise_seed: int
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Camera":
+        """The play of a fixture: up to about 1 % in position, 1 degree, and a hint of tilt."""
+        turn = np.deg2rad(np.clip(rng.normal(0, 0.5), -1.2, 1.2))
+        zoom = 1 + np.clip(rng.normal(0, 0.005), -0.012, 0.012)
+        shift = np.clip(rng.normal(0, 0.004, 2), -0.010, 0.010)
+        tilt = np.clip(rng.normal(0, 0.010, 2), -0.025, 0.025)
+        cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
+        return cls(
+            homography=np.array([[cos, -sin, shift[0]], [sin, cos, shift[1]], [*tilt, 1.0]]),
+            blur=float(rng.uniform(0.45, 0.75)),
+            read_noise=float(rng.uniform(0.0015, 0.0030)),
+            shot_noise=float(rng.uniform(0.00020, 0.00045)),
+            noise_seed=int(rng.integers(2**32)),
+        )
+
+    def matrix(self, source: int, target: int) -> NDArray[np.float64]:
+        """The homography between pixel grids of `source` and `target` pixels a side."""
+        to_fov = np.array([[1 / source, 0, 0.5 / source - 0.5], [0, 1 / source, 0.5 / source - 0.5], [0, 0, 1]])
+        to_pixels = np.array([[target, 0, target / 2 - 0.5], [0, target, target / 2 - 0.5], [0, 0, 1]])
+        return to_pixels @ self.homography @ to_fov
+
+    def project(self, owner: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        """The instance at the centre of each of (size, size) image pixels."""
+        matrix = self.matrix(owner.shape[0], size)
+        return cv2.warpPerspective(owner, matrix, (size, size), flags=cv2.INTER_NEAREST)
+
+    def expose(self, radiance: Array, size: int) -> NDArray[np.uint8]:
+        """The photograph (size, size, 3), uint8 sRGB, of linear `radiance` (H, W, 3)."""
+        fine = size * SUPERSAMPLE
+        seen = cv2.warpPerspective(
+            radiance, self.matrix(radiance.shape[0], fine), (fine, fine), flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        seen = cv2.resize(seen, (size, size), interpolation=cv2.INTER_AREA)
+        seen = cv2.GaussianBlur(seen, (5, 5), max(self.blur * size / 320, 0.1))
+        noise = np.random.default_rng(self.noise_seed).standard_normal(seen.shape, dtype=np.float32)
+        seen += noise * np.sqrt(self.read_noise**2 + self.shot_noise * np.maximum(seen, 0))
+        return develop(seen)
+
+
+def develop(linear: Array) -> NDArray[np.uint8]:
+    """A filmic shoulder that keeps highlights from clipping hard, then the sRGB curve."""
+    linear = np.maximum(linear, 0)
+    toned = np.where(linear < 0.6, linear, 1 - 0.4 * np.exp(-(linear - 0.6) / 0.4))
+    encoded = np.where(toned <= 0.0031308, 12.92 * toned, 1.055 * np.power(toned, 1 / 2.4) - 0.055)
+    return np.clip(np.rint(encoded * 255), 0, 255).astype(np.uint8)
+
+
+def _shadow(height: Array, scale: float, light: Light, fov: float) -> Array:
+    """How much of the softbox each point sees, (H, W) in 0..1."""
+    turn = np.deg2rad(light.azimuth)
+    rise = np.tan(np.deg2rad(light.elevation))
+    step = SHADOW_REACH * fov / _SHADOW_STEPS  # mm
+    blocked = np.zeros_like(height)
+    shape = height.shape[::-1]
+    for k in range(1, _SHADOW_STEPS + 1):
+        # A softbox is wide: the nearer the edge that blocks it, the sharper the shadow.
+        move = np.float32([[1, 0, -k * step * scale * np.cos(turn)], [0, 1, -k * step * scale * np.sin(turn)]])
+        towards = cv2.warpAffine(height, move, shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        over = towards - height - np.float32(k * step * rise)
+        softness = np.float32(0.25 * step * (k + 1))
+        np.maximum(blocked, np.clip(over / softness + 0.3, 0, 1), out=blocked)
+    return 1 - cv2.GaussianBlur(blocked, (3, 3), 0.8)
+
+
+def _occlusion(height: Array, scale: float, fov: float) -> Array:
+    """How much of the dome each point sees, (H, W) in 0..1: less beside a wall or in a pocket."""
+    total = np.ones_like(height)
+    for reach, strength in ((OCCLUSION_REACH, 0.55), (OCCLUSION_REACH / 3, 0.45)):
+        radius = max(1, round(reach * fov * scale))
+        above = cv2.blur(height, (2 * radius + 1, 2 * radius + 1)) - height
+        total *= 1 - strength * np.clip(above / np.float32(reach * fov), 0, 1)
+    return total
+
+
+def _at_half(function_input: Array) -> Array:
+    return cv2.resize(function_input, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def shade(surface: Surface, blockers: Array, light: Light) -> Array:
+    """Linear radiance (H, W, 3) of an opaque surface seen from straight above.
+
+    Args:
+        surface: what is lit.
+        blockers: (H, W) heights in mm that cast shadows; thin marks on a surface have relief and cast none.
+        light: the exposure's light.
+    """
+    shape = blockers.shape
+    fov = shape[1] / surface.scale
+    coarse = _at_half(blockers)  # shadows are soft: half the resolution is enough
+    seen = np.dstack([_shadow(coarse, surface.scale / 2, light, fov), _occlusion(coarse, surface.scale / 2, fov)])
+    shadow, sky = cv2.split(cv2.resize(seen, shape[::-1], interpolation=cv2.INTER_LINEAR))
+
+    height, metal, rough = cv2.split(surface.relief)
+    slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=-surface.scale / 8)
+    slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=-surface.scale / 8)
+    slope_x, slope_y = np.clip(slope_x, -2.5, 2.5), np.clip(slope_y, -2.5, 2.5)
+    flat = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)  # the normal's z
+
+    turn, lift = np.deg2rad(light.azimuth), np.deg2rad(light.elevation)
+    lx, ly, lz = (float(v) for v in (np.cos(lift) * np.cos(turn), np.cos(lift) * np.sin(turn), np.sin(lift)))
+    v, u = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
+    falloff = (1 + light.gradient[0] * u + light.gradient[1] * v) * (1 - light.vignette * 0.5 * (u**2 + v**2))
+
+    facing = np.maximum((slope_x * lx + slope_y * ly + lz) * flat, 0)
+    key = light.key * shadow
+    diffuse = key * facing + light.dome * sky * (0.5 + 0.5 * flat)
+
+    # The softbox stands near, so the slope that mirrors it into the lens changes across the part.
+    mirror_x, mirror_y = lx / (1 + lz) - 0.16 * u, ly / (1 + lz) - 0.16 * v
+    off = (slope_x - mirror_x) ** 2 + (slope_y - mirror_y) ** 2
+    spread = rough**2 + 0.012  # the softbox's own width
+    glint = key * np.exp(-off / spread) * (0.10 / spread)
+    # Metal mirrors the dome: bright towards the softbox, dark straight above, where the camera is.
+    towards = slope_x * lx + slope_y * ly
+    dome = light.dome * sky * (0.55 + np.clip(0.55 * towards, -0.42, 0.7) + 0.25 * (1 - flat))
+
+    body = surface.paint[..., :3] * ((1 - metal) * diffuse + metal * (dome + glint + 0.22 * diffuse))[..., None]
+    coat = (1 - metal) * (0.05 * glint + 0.012 * dome)
+    return (body + coat[..., None]) * falloff[..., None] * light.colour

@@ -1,0 +1,60 @@
+"""Errors a user can mend. Each message is one line: the file or value, what is wrong with it, and the remedy."""
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class OddpatchError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a traceback."""
+
+
+class ConfigError(OddpatchError, ValueError):
+    """A setting has a value that cannot work."""
+
+
+class DataError(OddpatchError, ValueError):
+    """A dataset, image or mask cannot be used as it is."""
+
+
+class WeightsError(OddpatchError, OSError):
+    """Pretrained weights could not be found, or do not fit the network."""
+
+
+class CheckpointError(OddpatchError, ValueError):
+    """A run folder or checkpoint cannot be loaded."""
+
+
+class NotFittedError(OddpatchError, RuntimeError):
+    """A detector was asked to score before it was fitted."""
+
+
+class ResourceError(OddpatchError, RuntimeError):
+    """The machine lacks memory or disk for what the settings ask."""
+
+
+def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
+    """Have a Hydra task end with one line, not a traceback, when the user can mend what went wrong.
+
+    In a sweep the error travels on, so that the launcher counts the job as failed and goes on with the next.
+    """
+
+    @functools.wraps(task)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return task(*args, **kwargs)
+        except OddpatchError as error:
+            from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
+
+            logging.getLogger("oddpatch").error("%s", error)
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            sys.exit(1)
+
+    return wrapped

@@ -1,0 +1,151 @@
+"""Every pixel metric from one sort of the normal pixels.
+
+AUROC, average precision, F1-max and AU-PRO are all sums over the *defect* pixels of where each falls among the normal
+ones. So only the scores of the normal pixels are sorted, without their positions, and the few defect scores are
+searched for in them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oddpatch.errors import DataError
+from oddpatch.metrics.arrays import (
+    ArrayLike,
+    Floats,
+    NonFiniteScoreError,
+    UndefinedMetricError,
+    check_fpr_limits,
+    non_finite_message,
+    to_floats,
+    to_stack,
+)
+from oddpatch.metrics.curves import Points, rate_curve, recall_precision_curve
+from oddpatch.metrics.ranking import Ranking
+from oddpatch.metrics.regions import find_regions
+from oddpatch.types import IGNORE
+
+
+@dataclass(frozen=True)
+class PixelResult:
+    """Pixel metrics of one set of maps; `au_pro` by its false-positive-rate limit."""
+
+    auroc: float
+    ap: float
+    f1_max: float
+    f1_threshold: float  # an oracle: chosen on the masks it is measured on
+    au_pro: dict[float, float]
+
+
+@dataclass(frozen=True)
+class PixelRanking:
+    """Where the defect pixels fall among the normal ones: sort once, then ask for metrics and curves."""
+
+    ranking: Ranking
+    region_share: NDArray[np.float64]  # (T,) by how much PRO rises at each distinct defect score; sums to 1
+
+    def metrics(self, fpr_limits: Sequence[float] = (0.3,)) -> PixelResult:
+        """All pixel metrics; ConfigError for a limit outside (0, 1]."""
+        f1, threshold = self.ranking.f1_max()
+        return PixelResult(
+            auroc=self.ranking.auroc(),
+            ap=self.ranking.average_precision(),
+            f1_max=f1,
+            f1_threshold=threshold,
+            au_pro={limit: self.au_pro(limit) for limit in check_fpr_limits(fpr_limits)},
+        )
+
+    def au_pro(self, fpr_limit: float = 0.3) -> float:
+        """Area under the PRO curve left of `fpr_limit`, divided by it. See `oddpatch.metrics.au_pro`."""
+        (limit,) = check_fpr_limits([fpr_limit])
+        start = np.minimum(self.ranking.above / self.ranking.num_negatives, limit)  # (T,) where the rise starts,
+        end = self.ranking.false_positives / self.ranking.num_negatives  # (T,) and where it is complete
+        within = np.minimum(end, limit) - start
+        # In a tie with normal pixels the curve rises in a straight line, of which the limit may cut a part off.
+        risen = np.divide(within, end - start, out=np.ones_like(end), where=end > start)
+        area = within * risen / 2 + (limit - start - within)  # (T,) under a rise of height 1
+        return min(float(np.sum(self.region_share * area)) / limit, 1.0)
+
+    def roc_curve(self, max_points: int = 2000) -> tuple[Points, Points]:
+        """(false-positive rate, true-positive rate), thinned for plotting (see `curves.thin`)."""
+        return rate_curve(self.ranking, self.ranking.positives / self.ranking.num_positives, max_points)
+
+    def pro_curve(self, max_points: int = 2000) -> tuple[Points, Points]:
+        """(false-positive rate, per-region overlap), thinned for plotting (see `curves.thin`)."""
+        return rate_curve(self.ranking, self.region_share, max_points)
+
+    def precision_recall_curve(self, max_points: int = 2000) -> tuple[Points, Points]:
+        """(recall, precision), thinned for plotting (see `curves.thin`)."""
+        return recall_precision_curve(self.ranking, max_points)
+
+
+def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
+    """Sort the pixels of anomaly maps by their masks.
+
+    Args:
+        maps: (N, H, W) or (N, 1, H, W) raw scores, larger being odder; float32 on the CPU is not copied.
+        masks: as many, 0 normal, 1 defect; pixels of value IGNORE are left out.
+
+    Raises:
+        UndefinedMetricError: there are no normal or no defect pixels.
+        NonFiniteScoreError: a score of a pixel that counts is NaN or infinite.
+        DataError: shapes differ, or a mask holds another value.
+    """
+    maps, masks = to_floats(to_stack(maps, "maps")), to_stack(masks, "masks")
+    if maps.shape != masks.shape:
+        raise DataError(f"maps {maps.shape} and masks {masks.shape} differ: resize the maps to the masks")
+    normal = maps[_select_normal(masks)]  # a copy, in which to sort
+    normal.sort()
+    is_defect = masks == 1
+    defect = maps[is_defect]
+    order = np.argsort(defect)
+    defect = defect[order]
+    _require_finite(normal, defect, maps, masks)
+    regions = find_regions(is_defect)
+    share = (1.0 / (regions.size * regions.size.size))[regions.region]  # (P,) each region weighs the same
+    ranking = Ranking.of_sorted(normal, defect)
+    starts = defect.size - ranking.true_positives
+    return PixelRanking(ranking, np.add.reduceat(share[order], starts))
+
+
+def pixel_metrics(maps: ArrayLike, masks: ArrayLike, fpr_limits: Sequence[float] = (0.3,)) -> PixelResult:
+    """Pixel AUROC, average precision, F1-max and AU-PRO in one go; arguments and errors as in `rank_pixels`.
+
+    Args:
+        maps: see `rank_pixels`.
+        masks: see `rank_pixels`.
+        fpr_limits: limits of AU-PRO in (0, 1].
+
+    Raises:
+        ConfigError: a limit is outside (0, 1].
+    """
+    limits = check_fpr_limits(fpr_limits)
+    return rank_pixels(maps, masks).metrics(limits)
+
+
+def _select_normal(masks: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Where masks (N, H, W) are 0, having checked that all they hold is 0, 1 and IGNORE, and enough of it."""
+    normal = masks == 0
+    num_normal, num_defect = np.count_nonzero(normal), np.count_nonzero(masks == 1)
+    num_ignored = masks.size - num_normal - num_defect
+    if num_ignored and num_ignored != np.count_nonzero(masks == IGNORE):
+        wrong = next(value for value in np.unique(masks) if value not in (0, 1, IGNORE))
+        raise DataError(f"masks hold {wrong}: give 0 for normal, 1 for defect, {IGNORE} for not known")
+    if not num_normal or not num_defect:
+        raise UndefinedMetricError(
+            f"needs both normal and defect pixels: got {num_normal} and {num_defect} ({num_ignored} of unknown truth)"
+        )
+    return normal
+
+
+def _require_finite(normal: Floats, defect: Floats, maps: Floats, masks: NDArray[np.generic]) -> None:
+    # Sorting puts NaN and infinities at the ends, so that looking there spares a pass over all pixels.
+    if np.isfinite([normal[0], normal[-1], defect[0], defect[-1]]).all():
+        return
+    bad = ~np.isfinite(maps) & (masks != IGNORE)
+    images = np.flatnonzero(bad.any(axis=(1, 2)))
+    raise NonFiniteScoreError(
+        non_finite_message(int(bad.sum()), maps.size, f"{images.size} maps, first at position {images[0]}")
+    )

@@ -1,0 +1,112 @@
+"""What every method shares: `Detector`, which knows feature maps only, and `AnomalyModel`, which is what is saved."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from oddpatch.errors import ConfigError, NotFittedError
+from oddpatch.types import Prediction
+
+#: Told how far a long `fit` has come: (steps done, steps in all, what is being done).
+ProgressFn = Callable[[int, int, str], None]
+FeatureShape = tuple[int, int, int]  # (C, h, w)
+
+
+def no_progress(done: int, total: int, what: str) -> None:
+    """Say nothing."""
+
+
+class Detector(nn.Module, ABC):
+    """Learns what the feature maps of good images look like, and scores how far others are from it.
+
+    Life of a detector: `update` once per batch of good images, `fit` once, then `forward` as often as wanted.
+    Fitted state is registered as buffers (name them in `fitted_buffers`) so that it travels in a state dict, whatever
+    its shape. A detector sees features, never images.
+
+    Args:
+        channels: channels C_l of each feature map the backbone gives, finest first.
+        strides: its strides, in image pixels per feature position.
+        finest_stride: maps of a smaller stride are left out (their features are too generic for most methods).
+    """
+
+    fitted_buffers: tuple[str, ...] = ()
+    fitted: Tensor
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], finest_stride: int = 1) -> None:
+        super().__init__()
+        self.layers = [i for i, stride in enumerate(strides) if stride >= finest_stride]
+        if not self.layers:
+            raise ConfigError(
+                f"finest_stride={finest_stride} leaves none of the backbone's maps (strides {list(strides)}): "
+                f"choose at most {max(strides)}"
+            )
+        self.channels = [channels[i] for i in self.layers]
+        self.strides = [strides[i] for i in self.layers]
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def select(self, features: list[Tensor]) -> list[Tensor]:
+        """The maps this detector uses, of all that the backbone gave."""
+        return [features[i] for i in self.layers]
+
+    @abstractmethod
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Take in one batch of good images.
+
+        Args:
+            features: [(B, C_l, h_l, w_l)], finest first, as the backbone gave them.
+            index: (B,) positions of the images in the dataset; the fitted state must not depend on their order.
+        """
+
+    @abstractmethod
+    def fit(self, progress: ProgressFn = no_progress) -> None:
+        """Turn what was taken in into the fitted buffers, and let go of the rest."""
+
+    @abstractmethod
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Score a batch: `Prediction(score (B,), anomaly_map (B, 1, *image_size))`.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+
+    @abstractmethod
+    def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
+        """Bytes needed at the peak of `update` and `fit`, and the setting that lowers them.
+
+        Args:
+            shapes: (C, h, w) of every map the backbone gives for one image.
+            num_images: good images that will be taken in.
+        """
+
+    def require_fitted(self) -> None:
+        if not self.fitted:
+            raise NotFittedError(f"{type(self).__name__} is not fitted: call update() with good images, then fit()")
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        # Fitted buffers take their shape at fit, so an unfitted detector must take on the shapes it is about to load.
+        for name in self.fitted_buffers:
+            stored = state_dict.get(prefix + name)
+            if stored is not None:
+                setattr(self, name, torch.empty_like(stored, device=self.fitted.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class AnomalyModel(nn.Module):
+    """Preprocessing, backbone and detector together: what is saved, predicted with and exported."""
+
+    def __init__(self, preprocess: nn.Module, backbone: nn.Module, detector: Detector) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+        self.backbone = backbone
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Score preprocessed images (B, 3, H, W)."""
+        return self.detector(self.backbone(images), tuple(images.shape[-2:]))
+
+    @torch.no_grad()
+    def update(self, images: Tensor, index: Tensor) -> None:
+        """Take preprocessed good images (B, 3, H, W) into the detector."""
+        self.detector.update(self.backbone(images), index)

@@ -1,0 +1,172 @@
+"""PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.ops.maps import anomaly_map
+from oddpatch.ops.patches import ALIGNMENTS, align, to_positions
+from oddpatch.ops.projection import semi_orthogonal
+from oddpatch.ops.statistics import Moments, add_samples, empty_moments, mahalanobis, whiten_
+from oddpatch.types import Prediction
+
+#: Bytes of float64 covariances that are inverted at a time.
+CHUNK_BYTES = 256 * 2**20
+
+
+class PaDiM(Detector):
+    """Mean and covariance of the patch embeddings at every position; the score is the Mahalanobis distance.
+
+    Mean and covariance are streamed: memory does not grow with the number of images.
+
+    Args:
+        channels: channels of each feature map the backbone gives.
+        strides: strides of each.
+        num_features: dimensions that are kept of the joined embedding; None keeps all.
+        reduction: "random" keeps channels drawn at random (the paper), "semi_orthogonal" projects onto a random
+            orthonormal basis (Kim et al., arXiv 2105.14737).
+        epsilon: added to the diagonal of every covariance (paper: 0.01).
+        alignment: how coarser maps are brought to the finest grid: "nearest", "bilinear" or "unfold".
+        interpolation: how distances are resized to the image: "bilinear" or "bicubic".
+        smoothing: sigma of the Gaussian filter on the map, in pixels (paper: 4); 0 for none.
+        score_from: the image score is the maximum of the "smoothed" (paper) or of the "raw" resized map.
+        seed: of the generator that draws the reduction; what was drawn is saved.
+        finest_stride: feature maps of smaller stride are left out.
+    """
+
+    fitted_buffers = ("mean", "whitening", "grid")
+    mean: Tensor  # (P, D)
+    whitening: Tensor  # (P, D, D) inverse Cholesky factors of the covariances
+    grid: Tensor  # (2,) height and width of the grid of positions
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_features: int | None = 100,
+        reduction: str = "random",
+        epsilon: float = 0.01,
+        alignment: str = "nearest",
+        interpolation: str = "bilinear",
+        smoothing: float = 4.0,
+        score_from: str = "smoothed",
+        seed: int = 0,
+        finest_stride: int = 1,
+    ) -> None:
+        super().__init__(channels, strides, finest_stride)
+        total = sum(self.channels)
+        if num_features is not None and not 1 <= num_features <= total:
+            raise ConfigError(
+                f"num_features={num_features} but this backbone gives {total}: choose 1..{total}, or more layers"
+            )
+        for name, value, choices in (
+            ("reduction", reduction, ("random", "semi_orthogonal")),
+            ("alignment", alignment, ALIGNMENTS),
+            ("score_from", score_from, ("smoothed", "raw")),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        if epsilon < 0:
+            raise ConfigError(f"epsilon={epsilon}: it is added to variances and must not be negative")
+        self.num_features = num_features or total
+        self.epsilon = epsilon
+        self.alignment = alignment
+        self.interpolation = interpolation
+        self.smoothing = smoothing
+        self.score_from = score_from
+        self._draw_reduction(reduction, seed)
+        for name in ("mean", "whitening", "grid"):
+            self.register_buffer(name, torch.empty(0))
+        self._moments: Moments | None = None
+
+    def _draw_reduction(self, reduction: str, seed: int) -> None:
+        total = sum(self.channels)
+        generator = torch.Generator().manual_seed(seed)
+        self.channel_index: Tensor | None
+        self.projection: Tensor | None
+        if reduction == "random" or self.num_features == total:
+            drawn = torch.randperm(total, generator=generator)[: self.num_features].sort().values
+            self.register_buffer("channel_index", drawn)  # (D,)
+            self.register_buffer("projection", None)
+        else:
+            self.register_buffer("channel_index", None)
+            self.register_buffer("projection", semi_orthogonal(total, self.num_features, generator))  # (sum C_l, D)
+
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """Reduced embeddings (P, B, D) of every position, of feature maps [(B, C_l, h_l, w_l)]."""
+        features = self.select(features)
+        size = (features[0].shape[-2], features[0].shape[-1])
+        # Both reductions are linear, so each layer is reduced before it is brought to the finest grid.
+        offsets = [0, *torch.tensor(self.channels).cumsum(0).tolist()]
+        parts = []
+        for feature, first, last in zip(features, offsets[:-1], offsets[1:], strict=True):
+            if self.channel_index is not None:
+                index = self.channel_index
+                chosen = index[(index >= first) & (index < last)] - first
+                parts.append(to_positions(align(feature[:, chosen], size, self.alignment)))
+            else:
+                assert self.projection is not None
+                reduced = torch.einsum("bchw,cd->bdhw", feature, self.projection[first:last])
+                parts.append(to_positions(align(reduced, size, self.alignment)))
+        if self.channel_index is not None:
+            return torch.cat(parts, dim=2)  # (P, B, D)
+        return torch.stack(parts).sum(dim=0)  # (P, B, D)
+
+    @torch.no_grad()
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Take one batch into the running mean and covariance."""
+        samples = self.embed(features)  # (P, B, D)
+        if self._moments is None:
+            self._moments = empty_moments(samples.shape[0], samples.shape[2], samples.device)
+            finest = features[self.layers[0]]
+            self.grid = torch.tensor([finest.shape[-2], finest.shape[-1]], device=samples.device)
+        self._moments = add_samples(self._moments, samples)
+
+    @torch.no_grad()
+    def fit(self, progress: ProgressFn = no_progress) -> None:
+        """Factorise the covariance of every position.
+
+        Raises:
+            DataError: fewer than two images were taken in.
+            ConfigError: a covariance is not positive definite.
+        """
+        count = 0 if self._moments is None else self._moments.count
+        if self._moments is None or count < 2:
+            raise DataError(f"PaDiM needs at least 2 good images for a covariance, it was given {count}: add images")
+        _, mean, scatter = self._moments
+        positions, dim = mean.shape
+        step = max(1, CHUNK_BYTES // (8 * dim * dim))
+        for start in range(0, positions, step):
+            stop = min(start + step, positions)
+            whiten_(scatter, count, self.epsilon, start, stop)
+            progress(stop, positions, "inverting covariances")
+        self.mean, self.whitening = mean.float(), scatter
+        self._moments = None
+        self.fitted.fill_(True)
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Mahalanobis distance of every patch; the image score is the maximum of the map."""
+        self.require_fitted()
+        samples = self.embed(features)  # (P, B, D)
+        height, width = features[self.layers[0]].shape[-2:]
+        if samples.shape[0] != self.mean.shape[0]:
+            rows, columns = self.grid.tolist()
+            raise DataError(
+                f"images give a grid of {height}x{width} patches, PaDiM was fitted on {rows}x{columns}: "
+                "use images of the size it was fitted with"
+            )
+        distances = mahalanobis(samples, self.mean, self.whitening)  # (P, B)
+        scores = distances.T.unflatten(1, (height, width))  # (B, h, w)
+        smoothed = anomaly_map(scores, image_size, self.smoothing, self.interpolation)  # (B, 1, H, W)
+        scored = smoothed if self.score_from == "smoothed" else anomaly_map(scores, image_size, 0, self.interpolation)
+        return Prediction(scored.amax(dim=(1, 2, 3)), smoothed)
+
+    def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
+        """Covariances of all positions, twice their size at most while they are inverted."""
+        _, height, width = shapes[self.layers[0]]
+        covariances = 4 * height * width * self.num_features**2
+        remedy = f"lower model.num_features ({self.num_features}), data.resize and data.crop, or drop the finest layer"
+        return covariances + min(3 * CHUNK_BYTES, 6 * covariances), remedy

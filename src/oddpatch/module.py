@@ -1,0 +1,130 @@
+"""The LightningModule: one epoch takes in good images, `on_train_end` fits, the test loop scores and measures."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+
+from oddpatch.errors import DataError
+from oddpatch.metrics.classes import ImageMetrics, PixelMetrics
+from oddpatch.metrics.ranking import auroc_by_type
+from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
+from oddpatch.resources import check_memory
+from oddpatch.types import Batch, Prediction
+
+log = logging.getLogger(__name__)
+
+
+class AnomalyModule(L.LightningModule):
+    """Runs an `AnomalyModel` under a Lightning Trainer; nothing here is about one method.
+
+    Args:
+        model: preprocessing, backbone and detector.
+        fpr_limits: false-positive rates up to which PRO is integrated; the first is the headline `au_pro`.
+        config: what the model was built from, as plain containers; it is saved in the checkpoint.
+    """
+
+    def __init__(
+        self, model: AnomalyModel, fpr_limits: Sequence[float] = (0.3,), config: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        # Nothing is learned by gradient: there is no optimizer and no loss.
+        self.automatic_optimization = False
+        self.model = model
+        self.config = config or {}
+        self.image_metrics = ImageMetrics()
+        self.pixel_metrics = PixelMetrics(fpr_limits=tuple(fpr_limits))
+        self.progress: ProgressFn = no_progress
+        #: Metric values of the last test, and why others could not be computed.
+        self.results: dict[str, Any] = {}
+        self.absent: dict[str, str] = {}
+        #: Seconds spent in each stage.
+        self.timing: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to `timing[stage]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing[stage] = self.timing.get(stage, 0.0) + time.perf_counter() - start
+
+    def configure_optimizers(self) -> None:
+        """None: a frozen backbone and a fitted detector have nothing to optimise."""
+
+    # -- one epoch over good images, then fit ---------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Refuse a run that will not fit into memory before the backbone runs."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        image_size = self.model.preprocess.image_size
+        shapes = self.model.backbone.feature_shapes(image_size)
+        needed, remedy = self.model.detector.required_memory(shapes, len(data.train_samples))
+        check_memory(needed, self.device, type(self.model.detector).__name__, remedy)
+        self._epoch_start = time.perf_counter()
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        """Take one batch of good images into the detector."""
+        if batch.label.any():
+            odd = batch.path[int(batch.label.nonzero()[0])]
+            raise DataError(f"{odd} is among the training images but is not good: move it to test/")
+        if len(batch.image):
+            self.model.update(batch.image, batch.index)
+
+    def on_train_end(self) -> None:
+        """Fit the detector to what the epoch took in."""
+        self.timing["embed"] = time.perf_counter() - self._epoch_start
+        with self.timed("fit"):
+            self.model.detector.fit(self.progress)
+
+    # -- scoring and measuring --------------------------------------------------------------------------------------
+
+    def on_test_start(self) -> None:
+        """Forget the results of an earlier test."""
+        self.results, self.absent = {}, {}
+        self._epoch_start = time.perf_counter()
+
+    def test_step(self, batch: Batch, batch_index: int) -> Prediction:
+        """Score one batch and keep what the metrics need."""
+        prediction = self.model(batch.image)
+        self.image_metrics.update(prediction.score, batch.label, batch.index)
+        if prediction.anomaly_map is not None:
+            self.pixel_metrics.update(prediction.anomaly_map, batch.mask, batch.index)
+        return prediction
+
+    def on_test_epoch_end(self) -> None:
+        """Compute every metric that these images allow, and log them."""
+        self.timing["test"] = time.perf_counter() - self._epoch_start
+        with self.timed("metrics"):
+            for metric in (self.image_metrics, self.pixel_metrics):
+                values, absent = metric.compute()
+                self.results.update(values)
+                self.absent.update(absent)
+            self._add_defect_types()
+        self.log_dict({k: v for k, v in self.results.items() if isinstance(v, float)}, rank_zero_only=True)
+        self.image_metrics.reset()
+        self.pixel_metrics.reset()
+
+    def _add_defect_types(self) -> None:
+        samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]
+        scores, _, index = self.image_metrics.gathered()
+        defect_types = [samples[i].defect_type for i in index.tolist()]
+        values, _ = auroc_by_type(scores, defect_types)
+        self.results["image_auroc_by_defect_type"] = values
+
+    def predict_step(self, batch: Batch, batch_index: int) -> Prediction:
+        """Score one batch."""
+        return self.model(batch.image)
+
+    # -- what a checkpoint holds beside the state dict ----------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to build the same model again: its config and preprocessing, and the versions."""
+        from oddpatch.checkpoint import describe
+
+        checkpoint["oddpatch"] = describe(self)
+

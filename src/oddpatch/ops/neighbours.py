@@ -1,0 +1,214 @@
+"""Exact nearest neighbours in bounded memory: matrix products nominate, direct differences decide.
+
+A float32 matrix product gives many distances fast, but with errors that depend on the shapes multiplied, so that a
+result would change with the batch. Here it only nominates: every pair that could be among the nearest, given a bound
+on those errors, is measured again as a float64 sum of squared differences. What is returned is therefore exact, and
+the same bit for bit however the queries were batched.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.ops.projection import DistanceSketch, fit_sketch
+
+Metric = Literal["euclidean", "cosine"]
+
+#: Columns that share one minimum when pairs are nominated: a row is looked at closely only where that is small enough.
+GROUP = 64
+#: Share of a query's groups above which measuring its nominated pairs costs more than a full matrix product.
+CROWDED = 0.4
+
+
+def nearest(
+    queries: Tensor, bank: Tensor, k: int = 1, *, metric: Metric = "euclidean", max_bytes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The k nearest points of `bank` (N, D) for each of `queries` (Q, D); see `NearestIndex`, which a bank that is
+    searched more than once is better put into.
+    """
+    return NearestIndex(bank, metric, num_queries=len(queries)).search(queries, k, max_bytes)
+
+
+class NearestIndex:
+    """A bank of points made ready to be searched. It holds the bank, and a float32 copy of it in few dimensions.
+
+    Args:
+        bank: (N, D) points of any float type.
+        metric: `euclidean`, or `cosine`: 1 - cos, where a zero vector is at 1 from all others and at 0 from its like.
+        num_queries: about how many will be searched for: for few it does not pay to look for the fewest dimensions.
+
+    Raises:
+        DataError: NaN or infinity in the bank.
+    """
+
+    def __init__(self, bank: Tensor, metric: Metric = "euclidean", num_queries: int = 1_000_000) -> None:
+        if metric not in get_args(Metric):
+            raise ConfigError(f"metric={metric!r} is not known: choose one of {', '.join(get_args(Metric))}")
+        if bank.ndim != 2 or not len(bank):
+            raise ConfigError(f"bank of shape {tuple(bank.shape)}: give (N, D) with at least one point")
+        self.metric, self.dim = metric, bank.shape[1]
+        self.bank = unit_vectors(bank) if metric == "cosine" else bank.detach()
+        with full_precision():
+            require_finite(self.bank, "memory bank")
+            self.sketch = fit_sketch(self.bank, num_queries)
+            self.coarse = Columns(self.sketch, self.bank)
+        self.fine: Columns | None = None
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, k: int = 1, max_bytes: int | None = None) -> tuple[Tensor, Tensor]:
+        """The k nearest points of the bank for each query, equally near ones by rising index.
+
+        Args:
+            queries: (Q, D), on the device of the bank.
+            k: how many, 1..N.
+            max_bytes: size of the largest intermediate, of which a few exist at a time; None suits the device.
+
+        Returns:
+            distances (Q, k) float32, ascending, and indices (Q, k) int64 into the bank.
+
+        Raises:
+            DataError: NaN or infinity in the queries.
+        """
+        if not 1 <= k <= len(self.bank):
+            raise ConfigError(f"k={k} nearest of a bank of {len(self.bank)} points: choose 1..{len(self.bank)}")
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ConfigError(f"queries of shape {tuple(queries.shape)}: this bank needs (Q, {self.dim})")
+        queries = unit_vectors(queries) if self.metric == "cosine" else queries.detach()
+        require_finite(queries, "queries")
+        squared = queries.new_empty((len(queries), k), dtype=torch.float64)
+        indices = queries.new_empty((len(queries), k), dtype=torch.int64)
+        with full_precision():
+            for rows in chunks(len(queries), len(self.coarse.bias) * 4, queries.device, max_bytes):
+                squared[rows], indices[rows] = self._search(self.coarse, queries[rows], k)
+        distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
+        return distances.float(), indices
+
+    def _search(self, columns: "Columns", queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Squared distances (q, k) float64 and indices (q, k) for one chunk of queries."""
+        bounds, slack = columns.bounds(queries)  # (q, M), (q,)
+        minima = group_minima(bounds)  # (q, M / GROUP)
+        candidates = _smallest(bounds, minima, k)  # (q, k)
+        row = torch.arange(len(queries), device=queries.device).repeat_interleave(k)
+        at_most = squared_distances(queries, row, self.bank, candidates.flatten()).view(-1, k).amax(1)  # (q,)
+        limit = (at_most + slack).float()
+        crowded = (minima <= limit[:, None]).float().mean(1) > CROWDED  # (q,)
+        if columns.sketch.basis is None:
+            crowded = torch.zeros_like(crowded)
+        row, column = pairs_below(bounds, limit.masked_fill(crowded, -math.inf), minima)
+        squared, indices = _first_of_each(row, column, squared_distances(queries, row, self.bank, column), ~crowded, k)
+        if crowded.any():
+            self.fine = self.fine or Columns(DistanceSketch(self.sketch.mean, None), self.bank)
+            squared[crowded], indices[crowded] = self._search(self.fine, queries[crowded], k)
+        return squared, indices
+
+
+class Columns:
+    """Points (M, D) as the columns of matrices of lower bounds; filled up to a multiple of `GROUP` with far ones."""
+
+    def __init__(self, sketch: DistanceSketch, points: Tensor) -> None:
+        self.sketch = sketch
+        padded = math.ceil(len(points) / GROUP) * GROUP
+        self.points = torch.zeros(padded, sketch.dim, device=points.device)
+        for rows in chunks(len(points), 8 * points.shape[1], points.device):
+            self.points[rows] = sketch(points[rows])
+        norms = self.points.square().sum(1)
+        self.largest = norms.amax().sqrt()
+        self.bias = norms.index_fill(0, torch.arange(len(points), padded, device=points.device), math.inf)
+
+    def bounds(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds on squared distances from queries (q, D), short of a term per row.
+
+        Returns:
+            bounds (q, M) and slack (q,) float64: where `squared distance <= d` it is sure that `bound <= d + slack`.
+        """
+        return self.bounds_of_sketch(self.sketch(queries))
+
+    def bounds_of_sketch(self, sketched: Tensor) -> tuple[Tensor, Tensor]:
+        """`bounds` of queries that are sketched (q, dim) already."""
+        norms = torch.linalg.vector_norm(sketched, dim=1, dtype=torch.float64)
+        bounds = torch.addmm(self.bias, sketched, self.points.mT, alpha=-2)
+        return bounds, self.sketch.tolerance(norms, self.largest) - norms.square()
+
+
+def group_minima(bounds: Tensor) -> Tensor:
+    """The smallest of each `GROUP` columns: (q, M) -> (q, M / GROUP)."""
+    return bounds.view(len(bounds), -1, GROUP).amin(2)
+
+
+def pairs_below(bounds: Tensor, limit: Tensor, minima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Row and column of all entries of `bounds` (q, M) that do not exceed their row's `limit` (q,), in row-major order.
+
+    Most groups hold none and are passed over at the cost of one look at their minimum.
+    """
+    minima = group_minima(bounds) if minima is None else minima
+    row, group = torch.nonzero(minima <= limit[:, None], as_tuple=True)
+    members = bounds.view(-1, GROUP).index_select(0, row * minima.shape[1] + group)  # (groups, GROUP)
+    found, member = torch.nonzero(members <= limit.index_select(0, row)[:, None], as_tuple=True)
+    return row[found], group[found] * GROUP + member
+
+
+def squared_distances(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
+    """`|a[rows] - b[columns]|²` (P,) in float64, from the differences, which do not cancel."""
+    result = torch.empty(len(rows), dtype=torch.float64, device=a.device)
+    for pairs in chunks(len(rows), 16 * a.shape[1], a.device):
+        difference = a.index_select(0, rows[pairs]).double().sub_(b.index_select(0, columns[pairs]))
+        torch.sum(difference.square_(), 1, out=result[pairs])
+    return result
+
+
+def _smallest(bounds: Tensor, minima: Tensor, k: int) -> Tensor:
+    """Columns (q, k) with small bounds, in each row distinct: good guesses, not surely the k smallest."""
+    if minima.shape[1] < k:
+        return bounds.topk(k, dim=1, largest=False).indices
+    groups = minima.topk(k, dim=1, largest=False).indices  # (q, k)
+    row = torch.arange(len(bounds), device=bounds.device)[:, None]
+    members = bounds.view(len(bounds), -1, GROUP)[row, groups]  # (q, k, GROUP)
+    return groups * GROUP + members.argmin(2)
+
+
+def _first_of_each(row: Tensor, column: Tensor, squared: Tensor, has: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of each row's pairs, which come in row-major order: (q, k) both, where the row `has` any."""
+    order = squared.argsort(stable=True)  # stable: of equally near ones the lowest column stays first
+    order = order[row[order].argsort(stable=True)]
+    counts = torch.bincount(row, minlength=len(has))
+    first = (counts.cumsum(0) - counts)[has]
+    chosen = order[first[:, None] + torch.arange(k, device=row.device)]  # (rows that have any, k)
+    nearest_squared = squared.new_empty(len(has), k)
+    nearest_index = column.new_empty(len(has), k)
+    nearest_squared[has], nearest_index[has] = squared[chosen], column[chosen]
+    return nearest_squared, nearest_index
+
+
+def unit_vectors(points: Tensor) -> Tensor:
+    """(n, D) -> (n, D + 1) float64 of length 1; what is added is 0, or 1 for a zero vector, which has no direction."""
+    points = points.detach().double()
+    norms = torch.linalg.vector_norm(points, dim=1, keepdim=True)  # (n, 1)
+    return torch.cat([points / norms.where(norms > 0, 1.0), (norms == 0).double()], 1)
+
+
+def require_finite(points: Tensor, what: str) -> None:
+    """Raise a DataError that names the first of the rows (n, D) with NaN, infinity, or too large a norm for float32."""
+    norms = torch.linalg.vector_norm(points, dim=1, dtype=torch.float32).square()
+    if not norms.isfinite().all():
+        row = int((~norms.isfinite()).nonzero()[0])
+        raise DataError(f"{what}: row {row} holds NaN, infinity or values too large: check the backbone's precision")
+
+
+def chunks(total: int, row_bytes: int, device: torch.device, max_bytes: int | None = None) -> Iterator[slice]:
+    """Slices of `total` rows that need at most `max_bytes` each; by default what a cache, or a GPU, is fast with."""
+    max_bytes = max_bytes or (1 << 28 if device.type == "cuda" else 1 << 23)
+    size = max(1, max_bytes // row_bytes)
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Have matrix products of float32 computed in float32 here: neither TF32, nor bfloat16, nor autocast."""
+    backends: list[Any] = [torch.backends.cuda.matmul]
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield

@@ -1,0 +1,101 @@
+"""Streaming means and covariances at many positions at once, and what the Mahalanobis distance needs of them."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from oddpatch.errors import ConfigError
+
+
+class Moments(NamedTuple):
+    """Count, mean and scatter (sum of outer products of deviations from the mean) of samples at P positions."""
+
+    count: int
+    mean: Tensor  # (P, D) float64: near offsets a thousand times the spread, float32 would lose the spread
+    scatter: Tensor  # (P, D, D) float32
+
+
+def empty_moments(positions: int, dim: int, device: torch.device | str = "cpu") -> Moments:
+    """Moments of no samples."""
+    mean = torch.zeros(positions, dim, dtype=torch.float64, device=device)
+    return Moments(0, mean, torch.zeros(positions, dim, dim, device=device))
+
+
+def add_samples(moments: Moments, samples: Tensor) -> Moments:
+    """Take in a batch of samples (P, B, D), in place, by the merge of Chan, Golub and LeVeque (1983).
+
+    The batch is centred on its own mean before its outer products are formed, so an offset far larger than the spread
+    costs no digits; the shift between the means enters as one more row of the same product.
+    """
+    batch = samples.shape[1]
+    if batch == 0:
+        return moments
+    total = moments.count + batch
+    centre = samples.mean(dim=1)  # (P, D)
+    rows = samples.new_empty(samples.shape[0], batch + 1, samples.shape[2], dtype=torch.float32)  # (P, B+1, D)
+    torch.sub(samples, centre.unsqueeze(1), out=rows[:, :batch])
+    # float32 rounds the centre; what the deviations still average to is put back in float64.
+    batch_mean = centre.double() + rows[:, :batch].mean(dim=1)
+    shift = batch_mean - moments.mean
+    rows[:, batch] = shift * math.sqrt(moments.count * batch / total)
+    moments.scatter.baddbmm_(rows.mT, rows)  # (P, D, D)
+    moments.mean.add_(shift, alpha=batch / total)
+    return Moments(total, moments.mean, moments.scatter)
+
+
+def merge(first: Moments, second: Moments) -> Moments:
+    """Moments of the samples of both, as if taken in together; written into `first`'s tensors."""
+    total = first.count + second.count
+    if total == 0:
+        return first
+    shift = second.mean - first.mean  # (P, D)
+    weighted = (shift * math.sqrt(first.count * second.count / total)).float()
+    first.scatter.add_(second.scatter).baddbmm_(weighted.unsqueeze(2), weighted.unsqueeze(1))
+    first.mean.add_(shift, alpha=second.count / total)
+    return Moments(total, first.mean, first.scatter)
+
+
+def whiten_(scatter: Tensor, count: int, epsilon: float, start: int, stop: int) -> None:
+    """Turn scatter[start:stop] into whitening matrices, in place.
+
+    With the covariance S = scatter / (count - 1) + epsilon * I = L L^T, the whitening matrix is W = L^-1, so that the
+    Mahalanobis distance is the plain length of W (x - mean). Keeping the factor in place of the precision
+    W^T W costs the same and can never give a negative square. Computed in float64.
+
+    Args:
+        scatter: (P, D, D).
+        count: number of samples in it.
+        epsilon: added to the diagonal.
+        start: first position.
+        stop: position after the last.
+
+    Raises:
+        ConfigError: a covariance is not positive definite.
+    """
+    covariance = scatter[start:stop].double().div_(count - 1)  # (p, D, D)
+    covariance.diagonal(dim1=1, dim2=2).add_(epsilon)
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed.any():
+        position = start + int(failed.nonzero()[0])
+        raise ConfigError(
+            f"epsilon={epsilon} with {count} images: the covariance at position {position} is not positive definite: "
+            "raise epsilon (0.01 is usual), lower num_features, or give more images"
+        )
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    scatter[start:stop] = torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)
+
+
+def mahalanobis(samples: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
+    """Mahalanobis distances.
+
+    Args:
+        samples: (P, B, D).
+        mean: (P, D).
+        whitening: (P, D, D), as `whiten_` leaves it.
+
+    Returns:
+        (P, B).
+    """
+    return torch.bmm(samples - mean.unsqueeze(1), whitening.mT).norm(dim=2)

@@ -1,0 +1,113 @@
+"""From a config to objects and back: the one file that knows Hydra."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint
+from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.models.base import AnomalyModel
+from oddpatch.module import AnomalyModule
+
+log = logging.getLogger(__name__)
+
+#: Parts of a config that say what the model is; they go into the checkpoint.
+MODEL_KEYS = ("model", "backbone", "data")
+CHECKPOINT = Path("checkpoints/fitted.ckpt")
+
+
+class Run(NamedTuple):
+    """Everything one run needs."""
+
+    data: Any  # MVTecDataModule
+    module: AnomalyModule
+    trainer: L.Trainer
+    folder: Path
+
+    def save(self) -> Path:
+        """Write the fitted model's checkpoint, whole or not at all."""
+        path = self.folder / CHECKPOINT
+        with self.module.timed("save"):
+            self.trainer.save_checkpoint(path)
+        return path
+
+
+def build(cfg: DictConfig) -> Run:
+    """Everything that `cfg` describes, ready to fit.
+
+    Raises:
+        ConfigError, DataError, WeightsError: before anything expensive has begun.
+    """
+    folder = _writable(Path(cfg.paths.output_dir))
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    backbone = instantiate(cfg.backbone)
+    data = instantiate(cfg.data, mean=backbone.mean, std=backbone.std)
+    data.prepare_data()
+    data.setup("fit")
+    detector = instantiate(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    model = AnomalyModel(data.preprocess, backbone, detector)
+    if backbone.weights_origin == "random":
+        log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
+    config = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}
+    module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=config)
+    return Run(data, module, build_trainer(cfg), folder)
+
+
+def build_trainer(cfg: DictConfig) -> L.Trainer:
+    """The Trainer with the callbacks and loggers that `cfg` lists."""
+    callbacks = [instantiate(part) for part in (cfg.get("callbacks") or {}).values() if part]
+    loggers = [instantiate(part) for part in (cfg.get("logger") or {}).values() if part]
+    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+
+
+def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
+    """The fitted model of a finished run, and its checkpoint's description (config, versions, ...).
+
+    Raises:
+        CheckpointError: the run has no readable checkpoint, or one that asks for code outside oddpatch.
+    """
+    path = folder / CHECKPOINT if folder.is_dir() else folder
+    content = read_checkpoint(path)
+    about = content["oddpatch"]
+    config = about["config"]
+    for key in ("model", "backbone"):
+        _refuse_foreign_targets(config[key], path)
+    # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
+    backbone = instantiate({**config["backbone"], "weights": "random"})
+    backbone.weights_origin = about["weights"]
+    detector = instantiate(config["model"], channels=backbone.channels, strides=backbone.strides)
+    from oddpatch.data.transforms import Preprocess
+
+    model = AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector)
+    state = {key.removeprefix("model."): v for key, v in content["state_dict"].items() if key.startswith("model.")}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(f"{path} does not fit this version of oddpatch: {reason}: train again") from error
+    return model.eval(), about
+
+
+def _refuse_foreign_targets(config: Mapping[str, Any], path: Path) -> None:
+    """A config read from a file may name oddpatch's own classes and nothing else: loading must not run others' code."""
+    for key, value in config.items():
+        if key == "_target_" and not str(value).startswith("oddpatch."):
+            raise CheckpointError(f"{path} asks to call {value}: only oddpatch's own classes are built from a file")
+        if isinstance(value, Mapping):
+            _refuse_foreign_targets(value, path)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}): set paths.output_dir to another folder") from error
+    return folder

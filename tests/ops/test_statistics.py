@@ -1,0 +1,83 @@
+"""Streaming moments against numpy on stored samples."""
+
+import numpy as np
+import pytest
+import torch
+from oddpatch.errors import ConfigError
+from oddpatch.ops.statistics import add_samples, empty_moments, mahalanobis, merge, whiten_
+
+
+def samples(count=40, positions=6, dim=9, offset=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    mixing = rng.normal(size=(positions, dim, dim))
+    drawn = np.einsum("pij,pnj->pni", mixing, rng.normal(size=(positions, count, dim))) + offset
+    return torch.from_numpy(drawn.astype(np.float32))  # (P, N, D)
+
+
+def stream(data, batch_size):
+    moments = empty_moments(data.shape[0], data.shape[2])
+    for part in data.split(batch_size, dim=1):
+        moments = add_samples(moments, part)
+    return moments
+
+
+def numpy_covariances(data):
+    return np.stack([np.cov(position.double().numpy(), rowvar=False) for position in data])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16, 40])
+@pytest.mark.parametrize("offset_over_spread", [0, 1, 1e3])
+def test_equals_numpy_cov_in_float64(batch_size, offset_over_spread):
+    spread = float(samples().std())
+    data = samples(offset=offset_over_spread * spread)
+    count, mean, scatter = stream(data, batch_size)
+    expected = numpy_covariances(data)
+    assert count == 40
+    np.testing.assert_allclose(mean.numpy(), data.double().mean(1).numpy(), rtol=1e-6, atol=1e-6)
+    error = np.abs(scatter.double().numpy() / (count - 1) - expected).max() / np.abs(expected).max()
+    assert error < 1e-4
+
+
+def test_a_first_sample_far_away_costs_no_digits():
+    data = samples(count=30)
+    data[:, 0] += 1e3
+    _, _, scatter = stream(data, 1)
+    expected = numpy_covariances(data)
+    assert np.abs(scatter.double().numpy() / 29 - expected).max() / np.abs(expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("split", [0, 1, 17, 40])
+def test_merging_two_parts_equals_taking_in_all(split):
+    data = samples(offset=50)
+    together = stream(data, 8)
+    merged = merge(stream(data[:, :split], 8), stream(data[:, split:], 8))
+    assert merged.count == together.count
+    torch.testing.assert_close(merged.mean, together.mean, rtol=1e-7, atol=1e-6)
+    torch.testing.assert_close(merged.scatter, together.scatter, rtol=1e-4, atol=1e-2)
+
+
+def test_mahalanobis_of_whitening_equals_the_inverse_covariance():
+    data = samples(count=60)
+    count, mean, scatter = stream(data, 7)
+    for start in range(0, 6, 4):
+        whiten_(scatter, count, 0.01, start, min(start + 4, 6))
+    queries = samples(count=5, seed=1)
+    distances = mahalanobis(queries, mean.float(), scatter).numpy()
+    for p, covariance in enumerate(numpy_covariances(data)):
+        precision = np.linalg.inv(covariance + 0.01 * np.eye(9))
+        shift = queries[p].double().numpy() - data[p].double().numpy().mean(0)
+        expected = np.sqrt(np.einsum("ni,ij,nj->n", shift, precision, shift))
+        np.testing.assert_allclose(distances[p], expected, rtol=1e-4)
+
+
+def test_fewer_samples_than_dimensions_work_with_epsilon():
+    count, _, scatter = stream(samples(count=3), 2)
+    whiten_(scatter, count, 0.01, 0, 6)
+    assert torch.isfinite(scatter).all()
+
+
+def test_a_covariance_that_is_not_positive_definite_says_what_to_change():
+    data = torch.ones(2, 5, 4)
+    count, _, scatter = stream(data, 5)
+    with pytest.raises(ConfigError, match=r"epsilon=0.0 with 5 images: .*position 0.*raise epsilon"):
+        whiten_(scatter, count, 0.0, 0, 2)

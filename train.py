@@ -1,0 +1,29 @@
+"""Fit on images of good parts, save, test, report.
+
+python train.py                                     # PaDiM on rendered circuit boards
+python train.py model=padim backbone=effnet_b4 data=pcb
+python train.py data=mvtec data.root=/data/mvtec data.category=bottle
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from oddpatch.errors import one_line_errors
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@one_line_errors
+def main(cfg: DictConfig) -> float | None:
+    """Run what the config describes; the headline metric is returned, for sweeps that search."""
+    from oddpatch.pipeline import build
+
+    run = build(cfg)
+    run.trainer.fit(run.module, run.data)
+    run.save()
+    run.trainer.test(run.module, run.data, verbose=False)
+    run.summary()
+    return run.module.results.get(cfg.objective)
+
+
+if __name__ == "__main__":
+    main()
