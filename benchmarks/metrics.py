@@ -1,6 +1,6 @@
-"""Time and memory of the pixel metrics, as ratios in one run: to one plain sort of the same pixels, and to scikit-learn.
+"""Time and memory of the pixel metrics, as ratios in one run: to one sort of the same pixels, and to scikit-learn.
 
-    python benchmarks/metrics.py --images 83 --size 900
+python benchmarks/metrics.py --images 83 --size 900
 """
 
 import argparse
@@ -22,7 +22,7 @@ Masks = NDArray[np.uint8]
 
 
 def make_data(images: int, size: int, seed: int) -> tuple[Maps, Masks]:
-    """Smooth maps, as upsampled patch scores are, and round defects on three images of four (some 6 % of the pixels)."""
+    """Smooth maps, as upsampled patch scores are, and round defects on three images of four (some 6 %)."""
     rng = np.random.default_rng(seed)
     maps, masks = np.empty((images, size, size), np.float32), np.zeros((images, size, size), np.uint8)
     for position in range(images):

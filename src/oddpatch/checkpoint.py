@@ -1,6 +1,5 @@
 """What a checkpoint holds, how it is written whole or not at all, and how it is read without executing anything."""
 
-import os
 import pickle
 import platform
 import subprocess
@@ -15,6 +14,7 @@ from lightning.fabric.utilities.types import _PATH
 
 from oddpatch import __version__
 from oddpatch.errors import CheckpointError, ResourceError
+from oddpatch.files import replacing
 
 if TYPE_CHECKING:
     from oddpatch.module import AnomalyModule
@@ -29,19 +29,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
         """Write `checkpoint` to `path`, or raise a `ResourceError` and leave nothing."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            with partial.open("wb") as file:
+            with replacing(Path(path), "wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-            raise ResourceError(f"{target} could not be written ({error}): free disk space or choose another folder") from error
-        finally:
-            partial.unlink(missing_ok=True)
+            raise ResourceError(
+                f"{path} could not be written ({error}): free disk space, or choose another folder by paths.output_dir"
+            ) from error
 
 
 def describe(module: "AnomalyModule") -> dict[str, Any]:

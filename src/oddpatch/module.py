@@ -4,18 +4,26 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 
 from oddpatch.errors import DataError
-from oddpatch.metrics.classes import ImageMetrics, PixelMetrics
-from oddpatch.metrics.ranking import auroc_by_type
+from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
 from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
 from oddpatch.resources import check_memory
 from oddpatch.types import Batch, Prediction
 
 log = logging.getLogger(__name__)
+
+
+class ScoredImage(NamedTuple):
+    """One test image with its truth and its score."""
+
+    path: str
+    label: int
+    defect_type: str
+    score: float
 
 
 class AnomalyModule(L.LightningModule):
@@ -41,6 +49,7 @@ class AnomalyModule(L.LightningModule):
         #: Metric values of the last test, and why others could not be computed.
         self.results: dict[str, Any] = {}
         self.absent: dict[str, str] = {}
+        self.scored: list[ScoredImage] = []
         #: Seconds spent in each stage.
         self.timing: dict[str, float] = {}
 
@@ -85,7 +94,7 @@ class AnomalyModule(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Forget the results of an earlier test."""
-        self.results, self.absent = {}, {}
+        self.results, self.absent, self.scored = {}, {}, []
         self._epoch_start = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_index: int) -> Prediction:
@@ -101,20 +110,18 @@ class AnomalyModule(L.LightningModule):
         self.timing["test"] = time.perf_counter() - self._epoch_start
         with self.timed("metrics"):
             for metric in (self.image_metrics, self.pixel_metrics):
-                values, absent = metric.compute()
-                self.results.update(values)
-                self.absent.update(absent)
-            self._add_defect_types()
-        self.log_dict({k: v for k, v in self.results.items() if isinstance(v, float)}, rank_zero_only=True)
-        self.image_metrics.reset()
-        self.pixel_metrics.reset()
-
-    def _add_defect_types(self) -> None:
-        samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]
-        scores, _, index = self.image_metrics.gathered()
-        defect_types = [samples[i].defect_type for i in index.tolist()]
-        values, _ = auroc_by_type(scores, defect_types)
-        self.results["image_auroc_by_defect_type"] = values
+                self.results.update(metric.compute())
+                self.absent.update(metric.reasons)
+                metric.reset()
+            samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]
+            scores, _, indices = self.image_metrics.rows
+            self.scored = [
+                ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
+                for i, score in zip(indices.tolist(), scores.tolist(), strict=True)
+            ]
+            by_type, _ = auroc_by_type(scores, [image.defect_type for image in self.scored])
+        self.log_dict(self.results, rank_zero_only=True)
+        self.results["image_auroc_by_defect_type"] = by_type
 
     def predict_step(self, batch: Batch, batch_index: int) -> Prediction:
         """Score one batch."""

@@ -10,9 +10,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint
+from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.models.base import AnomalyModel
 from oddpatch.module import AnomalyModule
+from oddpatch.quiet import hush_lightning
+from oddpatch.report.summary import print_summary
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,11 @@ class Run(NamedTuple):
             self.trainer.save_checkpoint(path)
         return path
 
+    def summary(self) -> None:
+        """Print what was measured and where the files are."""
+        if self.trainer.is_global_zero:
+            print_summary(self.module, self.folder)
+
 
 def build(cfg: DictConfig) -> Run:
     """Everything that `cfg` describes, ready to fit.
@@ -53,13 +61,36 @@ def build(cfg: DictConfig) -> Run:
     model = AnomalyModel(data.preprocess, backbone, detector)
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
-    config = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}
+    config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}
+    config["data"]["root"] = str(Path(config["data"]["root"]).resolve())  # a run can be tested from anywhere
     module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=config)
+    return Run(data, module, build_trainer(cfg), folder)
+
+
+def rebuild(cfg: DictConfig) -> Run:
+    """A finished run, ready to be tested again on the images it names or on those `cfg.data` names.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: before anything expensive has begun.
+    """
+    folder = _writable(Path(cfg.paths.output_dir))
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    model, about = restore(Path(cfg.run))
+    _refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
+    settings = {**about["config"]["data"], **(OmegaConf.to_container(cfg.data, resolve=True) or {})}
+    data = instantiate(settings, mean=model.preprocess.mean, std=model.preprocess.std)
+    if data.preprocess.settings() != model.preprocess.settings():
+        raise ConfigError(
+            f"data gives {data.preprocess.settings()}, the run was fitted with {model.preprocess.settings()}: "
+            "leave resize, crop and interpolation as they were"
+        )
+    module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=about["config"])
     return Run(data, module, build_trainer(cfg), folder)
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The Trainer with the callbacks and loggers that `cfg` lists."""
+    hush_lightning()
     callbacks = [instantiate(part) for part in (cfg.get("callbacks") or {}).values() if part]
     loggers = [instantiate(part) for part in (cfg.get("logger") or {}).values() if part]
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
@@ -81,8 +112,6 @@ def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
     backbone = instantiate({**config["backbone"], "weights": "random"})
     backbone.weights_origin = about["weights"]
     detector = instantiate(config["model"], channels=backbone.channels, strides=backbone.strides)
-    from oddpatch.data.transforms import Preprocess
-
     model = AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector)
     state = {key.removeprefix("model."): v for key, v in content["state_dict"].items() if key.startswith("model.")}
     try:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oddpatch.errors import ConfigError
-from oddpatch.ops.patches import align, join, to_positions
+from oddpatch.ops.patches import align, join
 from torch.nn import functional as F
 
 
@@ -33,9 +33,3 @@ def test_unfold_refuses_grids_that_do_not_divide():
     with pytest.raises(ConfigError, match=r"alignment='unfold'.*7x7 is no multiple of 4x4"):
         align(torch.zeros(1, 1, 4, 4), (7, 7), "unfold")
 
-
-def test_positions_are_row_major():
-    embedding = torch.arange(24.0).view(1, 2, 3, 4)
-    rows = to_positions(embedding)
-    assert rows.shape == (12, 1, 2)
-    assert torch.equal(rows[1 * 4 + 2, 0], embedding[0, :, 1, 2])

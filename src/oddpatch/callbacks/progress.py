@@ -50,17 +50,27 @@ class Progress(ProgressBar):
         pl_module.progress = self._show
         self._show(0, int(trainer.num_training_batches), "taking in good images")
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """One batch of good images was taken in."""
-        self._show(self.train_batch_idx, int(trainer.num_training_batches), "taking in good images")
+        self._show(batch_idx + 1, int(trainer.num_training_batches), "taking in good images")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Leave the line to the bar of the fit."""
         self._close()
 
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+    def on_test_batch_end(  # type: ignore[override]
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """One batch of test images was scored."""
-        self._show(self.test_batch_idx, int(self.total_test_batches_current_dataloader), "scoring test images")
+        self._show(batch_idx + 1, int(trainer.num_test_batches[dataloader_idx]), "scoring test images")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Give the line back."""

@@ -2,15 +2,14 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from oddpatch.checkpoint import git_commit, library_versions
+from oddpatch.files import replacing
 from oddpatch.resources import peak_memory
-from oddpatch.types import Batch, Prediction
 
 
 class Results(L.Callback):
@@ -32,8 +31,8 @@ class Results(L.Callback):
             **module.results,
             "absent": module.absent,
             "num_train_images": len(trainer.datamodule.train_samples),  # type: ignore[attr-defined]
-            "num_test_images": len(module.predictions),
-            "skipped": list(trainer.datamodule.skipped),  # type: ignore[attr-defined]
+            "num_test_images": len(module.scored),
+            "skipped": trainer.datamodule.skipped(),  # type: ignore[attr-defined]
             "timing": {stage: round(seconds, 4) for stage, seconds in module.timing.items()},
             "peak_memory_bytes": peak_memory(module.device),
             "weights": module.model.backbone.weights_origin,
@@ -41,10 +40,10 @@ class Results(L.Callback):
             "git_commit": git_commit(),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(self.folder / "metrics.json") as file:
+        with replacing(self.folder / "metrics.json") as file:
             json.dump(metrics, file, indent=2)
             file.write("\n")
-        with _replacing(self.folder / "predictions.csv") as file:
+        with replacing(self.folder / "predictions.csv") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "defect_type", "score"])
-            writer.writerows((p.path, p.label, p.defect_type, repr(p.score)) for p in module.predictions)
+            writer.writerows((p.path, p.label, p.defect_type, repr(p.score)) for p in module.scored)

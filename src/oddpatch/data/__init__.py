@@ -1,1 +1,1 @@
-"""Data in MVTec layout: decoding, preprocessing, datasets. Import from the submodules: each loads only what it needs."""
+"""Data in MVTec layout. Import from the submodules, so that each use loads only what it needs."""

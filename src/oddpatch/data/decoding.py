@@ -3,7 +3,7 @@
 Images become (3, H, W) float32 RGB in [0, 1]:
 
 * Integers are divided by the range of their type (255 or 65535), never by what an image happens to hold, so that
-  images stay comparable. Files of signed or 32-bit integers are taken to hold 16-bit values, and refused if they do not.
+  images stay comparable. Files of signed or 32-bit integers are taken to hold 16-bit values, else refused.
 * Floats are taken as they are, and refused outside [0, 1].
 * Grey is repeated. Alpha is dropped and the colours kept as stored, palettes and CMYK become RGB (ICC profiles are not
   applied), the EXIF orientation is applied, and of several frames or pages the first is read.
@@ -25,13 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from oddpatch.data.deep import Array, read_deep, read_with_opencv
 from oddpatch.errors import DataError
 
-Array = NDArray[np.generic]
-
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_EXIF_ORIENTATION = 274
 # Not pictures of pixels, or decoded by running another program (EPS): never opened.
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # Read by OpenCV but not by Pillow.
@@ -63,7 +59,7 @@ def read_image(path: str | Path) -> Tensor:
     """
     with _naming(path):
         image = _open(path)
-        return _rgb_tensor(image if isinstance(image, np.ndarray) else _pixels(image))
+        return _rgb_tensor(_narrow(image if isinstance(image, np.ndarray) else _pixels(image)))
 
 
 def to_rgb_float(image: Array | Image.Image, name: str = "image") -> Tensor:
@@ -81,9 +77,7 @@ def to_rgb_float(image: Array | Image.Image, name: str = "image") -> Tensor:
     """
     with _naming(name):
         if isinstance(image, Image.Image):
-            return _rgb_tensor(_pixels(_upright(image.copy())))
-        if image.dtype.kind in "iu" and image.dtype not in (np.uint8, np.uint16):
-            raise DataError(f"{image.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
+            return _rgb_tensor(_narrow(_pixels(_upright(image.copy()))))
         return _rgb_tensor(image)
 
 
@@ -97,7 +91,7 @@ def read_mask(path: str | Path, threshold: float = 0.0) -> Tensor:
 
     Args:
         path: mask file.
-        threshold: fraction of full scale in [0, 1) a value must exceed; above 0 for masks with grey edges or JPEG noise.
+        threshold: fraction of full scale in [0, 1) a value must exceed; above 0 for grey edges or JPEG noise.
 
     Returns:
         (H, W) uint8, 1 = defect.
@@ -127,6 +121,8 @@ def _naming(name: str | Path) -> Iterator[None]:
         raise DataError(f"{name}: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not an image, or damaged beyond recognition: replace or remove it") from None
     # Decoders meet damaged bytes with errors of nearly any type.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -144,20 +140,15 @@ def _open(path: str | Path) -> Image.Image | Array:
     data = Path(path).read_bytes()
     if not data:
         raise DataError("the file is empty (0 bytes): replace or remove it")
-    if data.startswith(_TIFF_MAGIC):
-        array = _deep_tiff(data)
-        if array is not None:
-            return array
+    deep = read_deep(data)
+    if deep is not None:
+        return deep
     try:
         image = Image.open(io.BytesIO(data), formats=_pillow_formats())
     except UnidentifiedImageError:
         if Path(path).suffix.lower() in _OPENCV_SUFFIXES:
-            return _opencv(data)
-        raise DataError("not an image, or damaged beyond recognition: replace or remove it") from None
-    if data.startswith(_PNG_MAGIC) and data[24] == 16 and data[25] != 0:  # bit depth 16, colour type not grey
-        return _deep_png(data)
-    if image.format == "PPM" and image.mode == "RGB" and (full_scale := image.tile[0].args[1]) > 255:
-        return np.round(_opencv(data) * (65535 / full_scale)).astype(np.uint16)
+            return read_with_opencv(data)
+        raise
     return _upright(image)
 
 
@@ -168,60 +159,19 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _turn(array: Array, orientation: int) -> Array:
-    """Turn an array (H, W, ...) by an EXIF orientation, 1 to 8."""
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    return array
-
-
-def _deep_png(data: bytes) -> Array:
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    # Some releases of OpenCV return the readable part of a broken PNG; checking the checksums costs no decoding.
-    Image.open(io.BytesIO(data), formats=("PNG",)).verify()
-    return _turn(_opencv(data), orientation)
-
-
-def _deep_tiff(data: bytes) -> Array | None:
-    """First page of a TIFF deeper than 8 bits, upright; None if Pillow reads it without loss."""
-    import tifffile  # slow to import, and only deep TIFFs need it
-
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        if page.bitspersample <= 8:
-            return None
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or float("inf"))  # as Pillow's own
-        if page.imagewidth * page.imagelength > limit:
-            raise Image.DecompressionBombError(f"{page.imagewidth * page.imagelength} pixels exceed {limit}.")
-        try:
-            array = page.asarray()
-        except ValueError as error:
-            # tifffile decodes few compressions by itself. OpenCV mixes up the channels of planar files.
-            if "imagecodecs" not in str(error) or page.planarconfig == 2:
-                raise
-            array = _opencv(data)
-        else:
-            array = np.moveaxis(array, 0, -1) if page.planarconfig == 2 and array.ndim == 3 else array
-            orientation = page.tags.get(_EXIF_ORIENTATION)
-            array = _turn(array, orientation.value if orientation else 1)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
-            array = np.iinfo(array.dtype).max - array
-    return _narrow(array)
-
-
-def _opencv(data: bytes) -> Array:
-    """Decode with OpenCV at full depth: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA."""
-    import cv2  # slow to import, and only rare files need it
-
-    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if array is None:
-        raise DataError("truncated, damaged or of an unknown kind: replace or remove it")
-    return array[..., [2, 1, 0, 3][: array.shape[2]]] if array.ndim == 3 else array
+def _pixels(image: Image.Image) -> Array:
+    """Pixels of a decoded Pillow image: (H, W), or (H, W, C) with C = 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+    mode = image.mode
+    if mode.startswith("I"):
+        array = np.asarray(image)
+        return array.astype(array.dtype.newbyteorder("="))
+    if mode == "La":
+        raise DataError("grey with premultiplied alpha (mode La) is not supported: save it as grey")
+    if mode in ("PA", "RGBa"):
+        image = image.convert("RGBA")
+    elif mode not in ("1", "L", "LA", "RGB", "RGBA", "F"):
+        image = image.convert("RGB")
+    return np.asarray(image)
 
 
 def _narrow(array: Array) -> Array:
@@ -234,46 +184,32 @@ def _narrow(array: Array) -> Array:
     return array.astype(np.uint16)
 
 
-def _pixels(image: Image.Image) -> Array:
-    """Pixels of a decoded Pillow image: (H, W), or (H, W, C) with C = 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
-    mode = image.mode
-    if mode.startswith("I"):
-        array = np.asarray(image)
-        return _narrow(array.astype(array.dtype.newbyteorder("=")))
-    if mode == "La":
-        raise DataError("grey with premultiplied alpha (mode La) is not supported: save it as grey")
-    if mode in ("PA", "RGBa"):
-        image = image.convert("RGBA")
-    elif mode not in ("1", "L", "LA", "RGB", "RGBA", "F"):
-        image = image.convert("RGB")
-    return np.asarray(image)
-
-
 def _rgb_tensor(array: Array) -> Tensor:
     """(H, W) or (H, W, 1..4) to (3, H, W) float32 in [0, 1]; channels stay last in memory."""
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise DataError(f"shape {array.shape} is not that of an image: give (H, W), (H, W, 3) or (H, W, 4)")
+    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (4,):
+        raise DataError(f"an array of shape {array.shape} is not an image: give (H, W), (H, W, 3) or (H, W, 4)")
     if array.ndim == 2:
         array = array[..., None]
-    if array.shape[2] > 4:
-        raise DataError(f"shape {array.shape} has {array.shape[2]} channels last: give (H, W), (H, W, 3) or (H, W, 4)")
     array = array[..., : 1 if array.shape[2] < 3 else 3]  # (H, W, 1|3) without alpha
-    values = torch.from_numpy(_unit_range(array))
-    return values.permute(2, 0, 1).expand(3, -1, -1)  # (3, H, W)
+    return _unit_range(array).permute(2, 0, 1).expand(3, -1, -1)  # (3, H, W)
 
 
-def _unit_range(array: Array) -> NDArray[np.float32]:
+def _unit_range(array: Array) -> Tensor:
     """Scale by the range of the type, never by what the array holds."""
-    if array.dtype == np.bool_:
-        return array.astype(np.float32)
-    if array.dtype in (np.uint8, np.uint16):
-        return np.divide(array, np.float32(np.iinfo(array.dtype).max), dtype=np.float32)
-    if array.dtype.kind != "f":
-        raise DataError(f"values of type {array.dtype} are not supported: convert to uint8, uint16, or float in [0, 1]")
-    low, high = float(array.min()), float(array.max())
-    if not (low >= 0.0 and high <= 1.0):  # also true of NaN
-        raise DataError(f"float values {low:g}..{high:g} are outside [0, 1]: divide by the full scale of the sensor")
-    return array.astype(np.float32)
+    # torch takes arrays only in the machine's byte order, without negative strides, and warns of read-only ones.
+    array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0.0 and high <= 1.0):  # also true of NaN
+            raise DataError(f"float values {low:g}..{high:g} are not all in [0, 1]: divide by the sensor's full scale")
+        return torch.from_numpy(array.astype(np.float32))
+    if array.dtype not in (np.bool_, np.uint8, np.uint16):
+        raise DataError(f"{array.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
+    return torch.from_numpy(array).float().div_(_full_scale(array))
+
+
+def _full_scale(array: Array) -> int:
+    return {"b": 1, "f": 1}.get(array.dtype.kind, 255 if array.dtype.itemsize == 1 else 65535)
 
 
 def _array_mask(array: Array, threshold: float) -> NDArray[np.bool_]:
@@ -281,26 +217,24 @@ def _array_mask(array: Array, threshold: float) -> NDArray[np.bool_]:
         colour, alpha = array[..., :-1], array[..., -1]
         uniform = (colour == colour[0, 0]).all() and not (alpha == alpha[0, 0]).all()
         array = alpha if uniform else colour
-    defect = array > _mask_level(array, threshold) if threshold > 0 else array != 0
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError("the mask holds values that are not finite: save it as 8-bit grey, 0 and 255")
-    return defect.any(axis=-1) if defect.ndim == 3 else defect
-
-
-def _mask_level(array: Array, threshold: float) -> float:
-    if array.dtype.kind in "iu":
-        return threshold * np.iinfo(array.dtype).max
-    if array.dtype.kind == "f" and not (float(array.min()) >= 0 and float(array.max()) <= 1):
-        raise DataError(f"float values outside [0, 1] have no full scale for mask_threshold={threshold}: set it to 0")
-    return threshold
+    if array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not np.isfinite([low, high]).all():
+            raise DataError("the mask holds values that are not finite: save it as 8-bit grey, 0 and 255")
+        if threshold > 0 and (low < 0 or high > 1):
+            raise DataError(
+                f"float values {low:g}..{high:g} have no full scale for mask_threshold={threshold}: set it to 0"
+            )
+    defect = array > threshold * _full_scale(array) if threshold > 0 else array != 0
+    return np.asarray(defect.any(axis=-1) if defect.ndim == 3 else defect, np.bool_)
 
 
 def _palette_mask(image: Image.Image, threshold: float) -> NDArray[np.bool_]:
     index = np.asarray(image)  # (H, W)
     colours = np.zeros((256, 3), np.uint8)
-    stored = np.asarray(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    stored = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
     colours[: len(stored)] = stored
-    visible = (colours > 255 * threshold).any(axis=1)  # (256,)
+    visible = np.asarray((colours > 255 * threshold).any(axis=1), np.bool_)  # (256,)
     used = visible[np.unique(index)]
-    # Index 0 of an optimised palette may be the defect's white, so colour comes first wherever it tells two things apart.
+    # Index 0 of an optimised palette may be the defect's white: colour comes first where it tells two things apart.
     return visible[index] if used.any() and not used.all() else index != 0

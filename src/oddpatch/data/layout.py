@@ -12,6 +12,7 @@ paired with images by stem. Masks in `ground_truth/good` are not read: a good im
 import os
 import unicodedata
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -168,8 +169,95 @@ def pair_masks(folder: Path, images: list[str], mask_folder: Path, masks: list[s
     return {by_stem[stem][0]: mask_folder / names[0] for stem, names in pairs.items()}
 
 
-def _owners(stems: "dict[str, object] | object", masks: list[str]) -> dict[str, list[str]]:
-    raise NotImplementedError
+def _owners(stems: Collection[str], masks: list[str]) -> dict[str, list[str]]:
+    """Image stems that each mask could belong to."""
+    suffixed: dict[str, list[str]] = {}
+    named: dict[str, list[str]] = {}
+    for mask in masks:
+        stem = _stem(mask)
+        base = stem.removesuffix(MASK_SUFFIX)
+        suffixed[mask] = [base] if base != stem and base in stems else []
+        named[mask] = [stem] if stem in stems else []
+    if all(suffixed.values()) != all(named.values()):
+        return suffixed if all(suffixed.values()) else named
+    return {mask: suffixed[mask] + named[mask] for mask in masks}
+
+
+def _type_folders(base: Path, warnings: list[str]) -> dict[str, tuple[Path, list[str]]]:
+    """Folder and image names of each type below `base`, looking one deeper where a folder only wraps others."""
+    found: dict[str, tuple[Path, list[str]]] = {}
+    listing = _list(base)
+    if listing.images:
+        raise DataError(
+            f"{base} holds {len(listing.images)} images outside a folder of their type ({_some(listing.images)}): "
+            f"move them to {base / GOOD}, or to a folder named after the defect"
+        )
+    for name in listing.folders:
+        folder = _list(base / name)
+        inner = [] if folder.images or name == GOOD else folder.folders
+        inner = [name_ for name_ in inner if _list(base / name / name_).images]
+        for path in [base / name / name_ for name_ in inner] or [base / name]:
+            if path.name in found:
+                raise DataError(f"{path} and {found[path.name][0]} are of the same type: merge or rename one")
+            listed = _list(path)
+            _warn_nested(path, listed, warnings)
+            if listed.images:
+                found[path.name] = (path, listed.images)
+            elif listed.others:
+                warnings.append(f"{path} holds no image that can be read{_instead(listed)}")
+    return dict(sorted(found.items()))
+
+
+def _check_folder_names(base: Path, defects: list[str], warnings: list[str]) -> None:
+    """Refuse what looks like masks under another name: without them the pixel metrics would silently be missing."""
+    others = [name for name in _list(base).folders if name not in ("train", "test", "ground_truth")]
+    if not (base / "ground_truth").is_dir():
+        for name in others:
+            plain = "".join(filter(str.isalnum, name.lower()))
+            if plain in _MASK_FOLDER_NAMES or set(_list(base / name).folders) & set(defects):
+                raise DataError(
+                    f"{base / name} looks like masks, which are read from {base / 'ground_truth'}: rename it"
+                )
+    if others and not (base / "test").is_dir():
+        warnings.append(f"{base} has no folder test, so there is nothing to test on (there is {', '.join(others)})")
+
+
+def _warn_nested(path: Path, listing: _Folder, warnings: list[str]) -> None:
+    counts = {name: _count_images(path / name) for name in listing.folders}
+    warnings += [
+        f"{path / name}: {count} images in this sub-folder are left out" for name, count in counts.items() if count
+    ]
+
+
+def _list(folder: Path) -> _Folder:
+    """What a folder holds, hidden files and the litter of desktops aside; empty if there is no such folder."""
+    images: list[str] = []
+    folders: list[str] = []
+    others: list[str] = []
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith((".", "__MACOSX")) or entry.name.lower() in ("thumbs.db", "desktop.ini"):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                else:
+                    (images if is_image_name(entry.name) else others).append(entry.name)
+    return _Folder(sorted(images), sorted(folders), sorted(others))
+
+
+def _count_images(folder: Path) -> int:
+    listing = _list(folder)
+    return len(listing.images) + sum(_count_images(folder / name) for name in listing.folders)
+
+
+def _instead(listing: _Folder) -> str:
+    held = [f"{name}/" for name in listing.folders] + listing.others
+    return f" (but {_some(held)})" if held else ""
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _stem(name: str) -> str:

@@ -71,7 +71,9 @@ class Preprocess(nn.Module):
                 raise ConfigError(f"crop={list(crop)} is larger than resize={resize}: lower crop or raise resize")
             return crop
         if resize is None and crop is None:
-            raise ConfigError("resize and crop are both null, so the image size is not known: give one as [height,width]")
+            raise ConfigError(
+                "resize and crop are both null, so the image size is not known: set one to [height,width]"
+            )
         if resize is not None and crop is not None and (crop[0] > resize[0] or crop[1] > resize[1]):
             raise ConfigError(f"crop={list(crop)} is larger than resize={list(resize)}: lower crop or raise resize")
         size = crop or resize
@@ -161,7 +163,7 @@ class Preprocess(nn.Module):
             mask: (H, W) uint8.
 
         Returns:
-            (1, h, w) uint8 with no new values: each pixel takes the one under its centre, the sampling grid of `forward`.
+            (1, h, w) uint8 with no new values: each pixel takes the one under its centre, on the grid of `forward`.
         """
         (resized, (top, left), (height, width)) = self.geometry((mask.shape[-2], mask.shape[-1]))
         moved = F.interpolate(mask[None, None], resized, mode="nearest-exact")[0]  # (1, H', W')

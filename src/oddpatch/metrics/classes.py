@@ -72,6 +72,8 @@ class ImageMetrics(_ByImage):
 
     def __init__(self) -> None:
         super().__init__(states=("scores", "labels"))
+        #: (scores, labels, indices), each (N,), of all images over all devices, as the last `compute` saw them.
+        self.rows: tuple[Tensor, Tensor, Tensor] = (torch.empty(0), torch.empty(0), torch.empty(0))
 
     def update(self, score: Tensor, label: Tensor, index: Tensor) -> None:
         """Take in score (B,), label (B,) of 0 good and 1 anomalous, and index (B,) of the images in the dataset.
@@ -92,7 +94,8 @@ class ImageMetrics(_ByImage):
         return self._compute(self.names, self._values)
 
     def _values(self) -> tuple[float, ...]:
-        ranking = rank(self._in_order("scores"), self._in_order("labels"))
+        self.rows = (self._in_order("scores"), self._in_order("labels"), self._in_order("index"))
+        ranking = rank(*self.rows[:2])
         return ranking.auroc(), ranking.average_precision(), *ranking.f1_max()
 
 
@@ -112,6 +115,8 @@ class PixelMetrics(_ByImage):
     def __init__(self, fpr_limits: Sequence[float] = (0.3,)) -> None:
         super().__init__(states=("maps", "masks"))
         self.fpr_limits = tuple(dict.fromkeys(check_fpr_limits(fpr_limits)))
+        #: The pixels of all images over all devices, ranked by the last `compute`, for curves; None if it could not.
+        self.computed: PixelRanking | None = None
         self.names = (
             *("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_f1_max_threshold", "au_pro"),
             *(f"au_pro@{limit:g}" for limit in self.fpr_limits[1:]),
@@ -153,7 +158,9 @@ class PixelMetrics(_ByImage):
         return rank_pixels(self._in_order("maps"), self._in_order("masks"))
 
     def _values(self) -> tuple[float, ...]:
-        result = self.ranking().metrics(self.fpr_limits)
+        self.computed = None
+        self.computed = self.ranking()
+        result = self.computed.metrics(self.fpr_limits)
         return result.auroc, result.ap, result.f1_max, result.f1_threshold, *result.au_pro.values()
 
 

@@ -90,7 +90,8 @@ class NearestIndex:
 
     def _search(self, columns: "Columns", queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Squared distances (q, k) float64 and indices (q, k) for one chunk of queries."""
-        bounds, slack = columns.bounds(queries)  # (q, M), (q,)
+        sketched = columns.sketch(queries)
+        bounds, slack = columns.bounds(sketched, lengths(sketched))  # (q, M), (q,)
         minima = group_minima(bounds)  # (q, M / GROUP)
         candidates = _smallest(bounds, minima, k)  # (q, k)
         row = torch.arange(len(queries), device=queries.device).repeat_interleave(k)
@@ -116,23 +117,28 @@ class Columns:
         self.points = torch.zeros(padded, sketch.dim, device=points.device)
         for rows in chunks(len(points), 8 * points.shape[1], points.device):
             self.points[rows] = sketch(points[rows])
-        norms = self.points.square().sum(1)
-        self.largest = norms.amax().sqrt()
-        self.bias = norms.index_fill(0, torch.arange(len(points), padded, device=points.device), math.inf)
+        self.norms = lengths(self.points)  # (M,)
+        self.largest = self.norms.amax()
+        self.bias = self.norms.square().float()
+        self.bias[len(points) :] = math.inf
 
-    def bounds(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower bounds on squared distances from queries (q, D), short of a term per row.
+    def bounds(self, sketched: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bounds on the squared distances from points (q, D), short of a term per row.
+
+        Args:
+            sketched: (q, dim) their sketches.
+            norms: (q,) the lengths of these.
 
         Returns:
             bounds (q, M) and slack (q,) float64: where `squared distance <= d` it is sure that `bound <= d + slack`.
         """
-        return self.bounds_of_sketch(self.sketch(queries))
-
-    def bounds_of_sketch(self, sketched: Tensor) -> tuple[Tensor, Tensor]:
-        """`bounds` of queries that are sketched (q, dim) already."""
-        norms = torch.linalg.vector_norm(sketched, dim=1, dtype=torch.float64)
         bounds = torch.addmm(self.bias, sketched, self.points.mT, alpha=-2)
         return bounds, self.sketch.tolerance(norms, self.largest) - norms.square()
+
+
+def lengths(points: Tensor) -> Tensor:
+    """Euclidean norms (n,) float64 of points (n, D)."""
+    return torch.linalg.vector_norm(points, dim=1, dtype=torch.float64)
 
 
 def group_minima(bounds: Tensor) -> Tensor:
@@ -187,13 +193,13 @@ def _first_of_each(row: Tensor, column: Tensor, squared: Tensor, has: Tensor, k:
 def unit_vectors(points: Tensor) -> Tensor:
     """(n, D) -> (n, D + 1) float64 of length 1; what is added is 0, or 1 for a zero vector, which has no direction."""
     points = points.detach().double()
-    norms = torch.linalg.vector_norm(points, dim=1, keepdim=True)  # (n, 1)
+    norms = lengths(points)[:, None]  # (n, 1)
     return torch.cat([points / norms.where(norms > 0, 1.0), (norms == 0).double()], 1)
 
 
 def require_finite(points: Tensor, what: str) -> None:
     """Raise a DataError that names the first of the rows (n, D) with NaN, infinity, or too large a norm for float32."""
-    norms = torch.linalg.vector_norm(points, dim=1, dtype=torch.float32).square()
+    norms = lengths(points).float().square()
     if not norms.isfinite().all():
         row = int((~norms.isfinite()).nonzero()[0])
         raise DataError(f"{what}: row {row} holds NaN, infinity or values too large: check the backbone's precision")
@@ -209,6 +215,20 @@ def chunks(total: int, row_bytes: int, device: torch.device, max_bytes: int | No
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Have matrix products of float32 computed in float32 here: neither TF32, nor bfloat16, nor autocast."""
-    backends: list[Any] = [torch.backends.cuda.matmul]
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    by_backend = hasattr(backends[0], "fp32_precision")  # torch before 2.9 has the one setting for all
+    before = [b.fp32_precision for b in backends] if by_backend else torch.get_float32_matmul_precision()
+    try:
+        if by_backend:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+        else:
+            torch.set_float32_matmul_precision("highest")
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        if isinstance(before, str):
+            torch.set_float32_matmul_precision(before)
+        else:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision

@@ -46,7 +46,3 @@ def join(features: Sequence[Tensor], mode: str = "nearest") -> Tensor:
     size = (features[0].shape[-2], features[0].shape[-1])
     return torch.cat([align(feature, size, mode) for feature in features], dim=1)
 
-
-def to_positions(embedding: Tensor) -> Tensor:
-    """One row per image at every position: (B, D, h, w) -> (P, B, D), P = h * w."""
-    return embedding.permute(2, 3, 0, 1).flatten(0, 1)

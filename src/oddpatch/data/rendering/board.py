@@ -12,7 +12,8 @@ from oddpatch.data.rendering.components import Component, Pad
 #: Half the side of the board, of the part components may take, and of the part for small chips, mm.
 HALF_BOARD = 17.0
 HALF_USED = 16.0
-HALF_CHIPS = 13.5
+HALF_CHIPS = 14.2
+MARGIN = 0.4  # mm, between courtyards
 CELL = 0.25  # mm, the grid for placing and routing
 _CELLS = round(2 * HALF_BOARD / CELL)
 
@@ -121,29 +122,33 @@ class _Grid:
     def window(x: float, y: float, width: float, height: float) -> tuple[slice, slice]:
         """The cells a rectangle touches."""
         edges = [
-            (int(np.floor((c - e / 2 + HALF_BOARD) / CELL + 1e-6)), int(np.ceil((c + e / 2 + HALF_BOARD) / CELL - 1e-6)))
+            (
+                int(np.floor((c - e / 2 + HALF_BOARD) / CELL + 1e-6)),
+                int(np.ceil((c + e / 2 + HALF_BOARD) / CELL - 1e-6)),
+            )
             for c, e in ((y, height), (x, width))
         ]
         return slice(max(edges[0][0], 0), edges[0][1]), slice(max(edges[1][0], 0), edges[1][1])
 
 
 def lay_out(rng: np.random.Generator) -> Layout:
-    """A board design: all components placed, as many connections routed as there is room for."""
-    for _ in range(12):
+    """A board design: the fullest of a few placements, as many connections routed as there is room for."""
+    designs = []
+    for _ in range(10):
         grid, layout = _Grid(), Layout()
-        if _place(layout, grid, rng):
-            break
+        _place(layout, grid, rng)
+        designs.append((layout, grid))
+    layout, grid = max(designs, key=lambda design: len(design[0].placed))
     _print_names(layout, grid)
     _route(layout, rng)
     return layout
 
 
-def _place(layout: Layout, grid: _Grid, rng: np.random.Generator) -> bool:
-    """Place the large components one by one, then the rows of chips; False where something did not fit."""
+def _place(layout: Layout, grid: _Grid, rng: np.random.Generator) -> None:
+    """Place the large components one by one, then the rows of chips; what does not fit is left out."""
     for corner in (-1, 1):  # mounting holes
         grid.take(corner * (HALF_BOARD - 2.0), -corner * (HALF_BOARD - 2.0), 3.6, 3.6)
     counts: dict[str, int] = {}
-    complete = True
     blocks = [[component] for component in _large()] + _small()
     blocks.sort(key=lambda block: -sum(c.extent[0] * c.extent[1] for c in block if len(block) == 1))
     for block in blocks:
@@ -152,12 +157,11 @@ def _place(layout: Layout, grid: _Grid, rng: np.random.Generator) -> bool:
         along = sum(c.extent[1] for c in block) + gap * (len(block) - 1)
         across = max(c.extent[0] for c in block)
         size = (across, along) if quarter % 2 == 0 else (along, across)
-        room = (size[0] + 0.5, size[1] + 0.5)
+        room = (size[0] + MARGIN, size[1] + MARGIN)
         spots = grid.free(*room)
         if len(block) > 1:
             spots = spots[(np.abs(spots) + np.array(room) / 2 < HALF_CHIPS).all(1)]
         if not len(spots):
-            complete = False
             continue
         # Of a few random spots the tightest, so that the room left stays in one piece.
         some = spots[rng.integers(len(spots), size=16)]
@@ -171,19 +175,18 @@ def _place(layout: Layout, grid: _Grid, rng: np.random.Generator) -> bool:
             name = f"{component.prefix}{counts[component.prefix]}"
             layout.placed.append(Placed(component, float(x + turned[0]), float(y + turned[1]), quarter, name))
             offset += component.extent[1] / 2 + gap
-    return complete
 
 
 def _print_names(layout: Layout, grid: _Grid) -> None:
     """Print each designator on the nearest free side of its component, and the board's name where there is room."""
     for placed in layout.placed:
         width, height = placed.spread(placed.component.extent)
-        tall = 0.7
+        tall = 0.8
         wide = 0.62 * tall * len(placed.designator) + 0.2
         for dx, dy in ((0, -1), (0, 1), (-1, 0), (1, 0)):
-            x = placed.x + dx * (width + wide) / 2
-            y = placed.y + dy * (height + tall + 0.2) / 2
-            window = grid.window(x, y, wide - 0.2, tall - 0.1)
+            x = placed.x + dx * (width + MARGIN + wide) / 2
+            y = placed.y + dy * (height + MARGIN + tall) / 2
+            window = grid.window(x, y, wide - 0.3, tall - 0.2)
             if not grid.taken[window].any():
                 grid.taken[window] = True
                 layout.words.append((placed.designator, x, y, tall))

@@ -57,7 +57,7 @@ class Component:
         """The component drawn at `scale` pixels per mm."""
         brush = Brush(*self.extent, scale)
         self.draw(brush)
-        return brush.finish()
+        return brush.surface
 
 
 def _solder(brush: Brush, pads: tuple[Pad, ...], height: float, share: float = 0.86) -> None:
@@ -148,7 +148,9 @@ def tantalum(package: str, length: float, width: float, digits: str) -> Componen
         _solder(brush, pads, 0.35)
         brush.add(brush.box(0, 0, length * 1.04, width * 0.62, 0.02), TIN, 0.5, metal=1.0, rough=0.25, bevel=0.1)
         brush.add(brush.box(0, 0, length * 0.96, width, 0.05), srgb("d79a35"), 1.7, rough=0.35, bevel=0.18)
-        brush.stamp(np.clip(0.5 - brush.box(-0.36 * length, 0, 0.13 * length, width) * brush.scale, 0, 1), srgb("6b3a17"))
+        brush.stamp(
+            np.clip(0.5 - brush.box(-0.36 * length, 0, 0.13 * length, width) * brush.scale, 0, 1), srgb("6b3a17")
+        )
         brush.stamp(brush.text(digits, 0.08 * length, 0, width * 0.30), srgb("5a3210"))
 
     return Component("tantalum", "C", package, (length * 1.5, width * 1.3), (length, width), pads, draw, digits, True)
@@ -184,10 +186,8 @@ def transistor(code: str) -> Component:
 
 def _moulded(brush: Brush, width: float, height: float, thick: float, lines: tuple[str, ...], mark: Colour) -> None:
     """An IC's body: matt epoxy with a bevel, a dimple at pin 1 and laser-marked lines."""
-    grain = 1 + cloud(np.random.default_rng(len(lines[0])), brush.surface.paint.shape[:2], [(1.5, 0.06)])
-    brush.add(
-        brush.box(0, 0, width, height, 0.08), np.asarray(EPOXY) * grain[..., None], thick, rough=0.34, bevel=0.30
-    )
+    grain = 1 + cloud(np.random.default_rng(len(lines[0])), brush.shape, [(1.5, 0.06)])
+    brush.add(brush.box(0, 0, width, height, 0.08), np.asarray(EPOXY) * grain[..., None], thick, rough=0.34, bevel=0.30)
     dimple = brush.circle(-width / 2 + 0.85, height / 2 - 0.85, 0.36)
     brush.stamp(np.clip(-dimple / 0.12, 0, 1), srgb("1c1d20"), rough=0.16, emboss=-0.10)
     size = 0.72 if width > 5.5 else 0.58
@@ -242,21 +242,24 @@ def electrolytic(diameter: float, digits: str) -> Component:
     def draw(brush: Brush) -> None:
         _solder(brush, pads, 0.2)
         notch = (brush.x - brush.y) / np.float32(np.sqrt(2)) - np.float32(0.60 * base)
-        plinth = np.maximum(brush.box(0, 0, base, base, 0.15), np.maximum(notch, (brush.x + brush.y) / 1.414 - 0.60 * base))
+        plinth = np.maximum(
+            brush.box(0, 0, base, base, 0.15), np.maximum(notch, (brush.x + brush.y) / 1.414 - 0.60 * base)
+        )
         brush.add(plinth, srgb("2a2a2c"), 0.7, rough=0.4, bevel=0.12)
         can = brush.circle(0, 0, diameter / 2)
         lip = np.clip(-can / 0.45, 0, 1)
         top = 3.4 + 0.35 * np.sin(np.pi * np.clip(lip, 0, 1)) - 0.05 * lip
         brush.add(can, srgb("d5d7d8"), top, metal=1.0, rough=0.20)
         disc = np.clip(0.5 - brush.circle(0, 0, diameter / 2 - 0.5) * brush.scale, 0, 1)
-        brushed = 0.82 + cloud(np.random.default_rng(5), brush.surface.paint.shape[:2], [(1.2, 0.03), (6, 0.02)])
-        brush.surface.relief[..., 1] -= 0.55 * disc * brush.surface.relief[..., 1]
-        brush.stamp(disc, np.asarray(srgb("c3c5c6")) * brushed[..., None], rough=0.34)  # type: ignore[arg-type]
+        brushed = 0.82 + cloud(np.random.default_rng(5), brush.shape, [(1.2, 0.03), (6, 0.02)])
+        brush.stamp(disc, np.asarray(srgb("c3c5c6")) * brushed[..., None], rough=0.34, metal=0.45)
         brush.stamp(disc * (brush.x < -diameter * 0.20), srgb("1d1e21"), rough=0.4)
         for i, line in enumerate(digits.split()):
             brush.stamp(brush.text(line, diameter * 0.13, (i - 0.5) * 0.95, 0.66), srgb("25262a"))
 
-    return Component("electrolytic", "C", f"CAN-{diameter:g}", (base + 1.1, base + 0.4), (base, base), pads, draw, digits, True)
+    return Component(
+        "electrolytic", "C", f"CAN-{diameter:g}", (base + 1.1, base + 0.4), (base, base), pads, draw, digits, True
+    )
 
 
 def crystal(code: str) -> Component:
@@ -281,7 +284,7 @@ def inductor(size: float, digits: str) -> Component:
 
     def draw(brush: Brush) -> None:
         _solder(brush, pads, 0.25)
-        grain = 1 + cloud(np.random.default_rng(9), brush.surface.paint.shape[:2], [(1.3, 0.10), (5, 0.05)])
+        grain = 1 + cloud(np.random.default_rng(9), brush.shape, [(1.3, 0.10), (5, 0.05)])
         ferrite = np.asarray(srgb("5c5d60")) * grain[..., None]
         brush.add(brush.box(0, 0, size, size, size * 0.16), ferrite, 2.6, rough=0.45, bevel=0.3)
         brush.add(brush.circle(0, 0, size * 0.43), srgb("1b1b1d"), 2.1, rough=0.5)
@@ -326,7 +329,9 @@ def socket(pins: int) -> Component:
         for pad in pads:
             brush.add(brush.box(pad.x, pad.y, 0.6, 0.6, 0.1), TIN, 2.6, metal=1.0, rough=0.18, bevel=0.2)
 
-    return Component("connector", "J", f"JST-{pins}", (length + 0.4, width + 0.4), (length, width), pads, draw, polarised=True)
+    return Component(
+        "connector", "J", f"JST-{pins}", (length + 0.4, width + 0.4), (length, width), pads, draw, polarised=True
+    )
 
 
 def switch() -> Component:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.rendering.surface import Array, Surface
+from oddpatch.data.rendering.surface import COLOUR, HEIGHT, METAL, ROUGH, Array, Surface, resized, shifted
 
 #: Canvas pixels per image pixel along each axis.
 SUPERSAMPLE = 2
@@ -39,7 +39,7 @@ class Light:
         return cls(
             azimuth=float(228 + rng.uniform(-9, 9)),
             elevation=float(54 + rng.uniform(-4, 4)),
-            key=float(1.0 * np.exp(rng.normal(0, 0.10))),
+            key=float(1.2 * np.exp(rng.normal(0, 0.10))),
             dome=float(0.62 * np.exp(rng.normal(0, 0.08))),
             colour=np.array([1 + warmth, 1 + green, 1 - warmth], np.float32),
             gradient=(float(rng.normal(0, 0.09)), float(rng.normal(0, 0.09))),
@@ -112,11 +112,10 @@ def _shadow(height: Array, scale: float, light: Light, fov: float) -> Array:
     rise = np.tan(np.deg2rad(light.elevation))
     step = SHADOW_REACH * fov / _SHADOW_STEPS  # mm
     blocked = np.zeros_like(height)
-    shape = height.shape[::-1]
     for k in range(1, _SHADOW_STEPS + 1):
         # A softbox is wide: the nearer the edge that blocks it, the sharper the shadow.
-        move = np.float32([[1, 0, -k * step * scale * np.cos(turn)], [0, 1, -k * step * scale * np.sin(turn)]])
-        towards = cv2.warpAffine(height, move, shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        away = -k * step * scale
+        towards = shifted(height, away * np.cos(turn), away * np.sin(turn), height.shape, cv2.BORDER_REPLICATE)
         over = towards - height - np.float32(k * step * rise)
         softness = np.float32(0.25 * step * (k + 1))
         np.maximum(blocked, np.clip(over / softness + 0.3, 0, 1), out=blocked)
@@ -133,10 +132,6 @@ def _occlusion(height: Array, scale: float, fov: float) -> Array:
     return total
 
 
-def _at_half(function_input: Array) -> Array:
-    return cv2.resize(function_input, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-
-
 def shade(surface: Surface, blockers: Array, light: Light) -> Array:
     """Linear radiance (H, W, 3) of an opaque surface seen from straight above.
 
@@ -147,34 +142,35 @@ def shade(surface: Surface, blockers: Array, light: Light) -> Array:
     """
     shape = blockers.shape
     fov = shape[1] / surface.scale
-    coarse = _at_half(blockers)  # shadows are soft: half the resolution is enough
-    seen = np.dstack([_shadow(coarse, surface.scale / 2, light, fov), _occlusion(coarse, surface.scale / 2, fov)])
-    shadow, sky = cv2.split(cv2.resize(seen, shape[::-1], interpolation=cv2.INTER_LINEAR))
+    half = (shape[1] // 2, shape[0] // 2)  # shadows are soft: half the resolution is enough
+    coarse = resized(blockers, half[::-1], cv2.INTER_AREA)
+    shadow = resized(_shadow(coarse, surface.scale / 2, light, fov), shape)
+    sky = np.float32(light.dome) * resized(_occlusion(coarse, surface.scale / 2, fov), shape)
+    key = np.float32(light.key) * shadow
 
-    height, metal, rough = cv2.split(surface.relief)
-    slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=-surface.scale / 8)
-    slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=-surface.scale / 8)
-    slope_x, slope_y = np.clip(slope_x, -2.5, 2.5), np.clip(slope_y, -2.5, 2.5)
-    flat = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)  # the normal's z
+    height, metal, rough = (surface.planes[k] for k in (HEIGHT, METAL, ROUGH))
+    slope_x, slope_y = (
+        np.clip(cv2.Sobel(height, cv2.CV_32F, dx, 1 - dx, scale=-surface.scale / 8), -2.5, 2.5) for dx in (1, 0)
+    )
+    flat = 1 / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)  # the normal's z
 
     turn, lift = np.deg2rad(light.azimuth), np.deg2rad(light.elevation)
-    lx, ly, lz = (float(v) for v in (np.cos(lift) * np.cos(turn), np.cos(lift) * np.sin(turn), np.sin(lift)))
-    v, u = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij")
-    falloff = (1 + light.gradient[0] * u + light.gradient[1] * v) * (1 - light.vignette * 0.5 * (u**2 + v**2))
-
-    facing = np.maximum((slope_x * lx + slope_y * ly + lz) * flat, 0)
-    key = light.key * shadow
-    diffuse = key * facing + light.dome * sky * (0.5 + 0.5 * flat)
+    lx, ly, lz = (np.float32(v) for v in (np.cos(lift) * np.cos(turn), np.cos(lift) * np.sin(turn), np.sin(lift)))
+    u = np.linspace(-1, 1, shape[1], dtype=np.float32)[None, :]
+    v = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]
+    towards = slope_x * lx + slope_y * ly
+    diffuse = key * np.maximum((towards + lz) * flat, 0) + sky * (0.5 + 0.5 * flat)
 
     # The softbox stands near, so the slope that mirrors it into the lens changes across the part.
-    mirror_x, mirror_y = lx / (1 + lz) - 0.16 * u, ly / (1 + lz) - 0.16 * v
-    off = (slope_x - mirror_x) ** 2 + (slope_y - mirror_y) ** 2
-    spread = rough**2 + 0.012  # the softbox's own width
-    glint = key * np.exp(-off / spread) * (0.10 / spread)
+    off_x, off_y = slope_x - (lx / (1 + lz) - 0.16 * u), slope_y - (ly / (1 + lz) - 0.16 * v)
+    spread = rough * rough + np.float32(0.012)  # the softbox's own width
+    glint = key * np.exp(-(off_x * off_x + off_y * off_y) / spread) * (np.float32(0.10) / spread)
     # Metal mirrors the dome: bright towards the softbox, dark straight above, where the camera is.
-    towards = slope_x * lx + slope_y * ly
-    dome = light.dome * sky * (0.55 + np.clip(0.55 * towards, -0.42, 0.7) + 0.25 * (1 - flat))
+    dome = sky * (0.80 - 0.25 * flat + np.clip(0.55 * towards, -0.42, 0.7))
 
-    body = surface.paint[..., :3] * ((1 - metal) * diffuse + metal * (dome + glint + 0.22 * diffuse))[..., None]
-    coat = (1 - metal) * (0.05 * glint + 0.012 * dome)
-    return (body + coat[..., None]) * falloff[..., None] * light.colour
+    falloff = (1 + light.gradient[0] * u + light.gradient[1] * v) * (1 - light.vignette * 0.5 * (u * u + v * v))
+    falloff = falloff.astype(np.float32)
+    body = (diffuse + metal * (dome + glint - 0.78 * diffuse)) * falloff
+    coat = (1 - metal) * (0.05 * glint + 0.012 * dome) * falloff
+    planes = [(plane * body + coat) * gain for plane, gain in zip(surface.planes[COLOUR], light.colour, strict=True)]
+    return np.stack(planes, axis=-1)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.rendering.optics import SUPERSAMPLE, Camera, Light, shade
-from oddpatch.data.rendering.surface import OVERSAMPLE, Pose, Surface, paste
+from oddpatch.data.rendering.surface import HEIGHT, OVERSAMPLE, Pose, Surface, claim, paste
 
 #: Defects stay in this central share of the image, which a centre crop to 224 of 256 keeps.
 INSPECTED = 0.8
@@ -142,26 +142,28 @@ class Scene(ABC):
 
         An instance covers its solder joints, not its shadow. Marks count up from the last slot.
         """
-        canvas = self._assemble(specimen)
-        blockers = canvas.relief[..., 0].copy()
-        self._add_marks(canvas, specimen)
-        return camera.expose(shade(canvas, blockers, light), self.size), camera.project(canvas.owner, self.size)
+        owner = self._owners(specimen)
+        canvas = self.ground(specimen)
+        for item in specimen.items:
+            paste(canvas, self.sprites[item.slot], item.pose, item.tint)
+        blockers = canvas.planes[HEIGHT].copy()
+        bare = (owner == 0) | (owner > len(self.slots))
+        for mark in specimen.marks:
+            paste(canvas, mark.sprite, mark.pose, (), bare if mark.bare_only else None)
+        return camera.expose(shade(canvas, blockers, light), self.size), camera.project(owner, self.size)
 
     def owners(self, specimen: Specimen, camera: Camera) -> NDArray[np.uint8]:
         """The instance each pixel shows, as `render` gives it, without the light."""
-        canvas = self._assemble(specimen)
-        self._add_marks(canvas, specimen)
-        return camera.project(canvas.owner, self.size)
+        return camera.project(self._owners(specimen), self.size)
 
-    def _assemble(self, specimen: Specimen) -> Surface:
-        canvas = self.ground(specimen)
+    def _owners(self, specimen: Specimen) -> NDArray[np.uint8]:
+        """The instance each canvas pixel shows."""
+        owner = np.zeros((self.size * SUPERSAMPLE,) * 2, np.uint8)
         for item in specimen.items:
-            paste(canvas, self.sprites[item.slot], item.pose, np.float32(item.tint), item.instance)
-        return canvas
-
-    def _add_marks(self, canvas: Surface, specimen: Specimen) -> None:
+            claim(owner, self.sprites[item.slot], item.pose, self.scale, item.instance)
         for instance, mark in enumerate(specimen.marks, start=len(self.slots) + 1):
-            paste(canvas, mark.sprite, mark.pose, np.ones(3, np.float32), instance, mark.bare_only)
+            claim(owner, mark.sprite, mark.pose, self.scale, instance, mark.bare_only)
+        return owner
 
     # Defects every scene has.
     def remove(self, specimen: Specimen, rng: np.random.Generator) -> tuple[Specimen, frozenset[int]]:

@@ -12,11 +12,25 @@ from oddpatch.data.rendering.board import HALF_BOARD, HALF_USED, Layout, Placed,
 from oddpatch.data.rendering.components import GOLD, TIN, Pad
 from oddpatch.data.rendering.optics import SUPERSAMPLE
 from oddpatch.data.rendering.scene import INSPECTED, Mark, Slot, Specimen, Spoil, Tolerance
-from oddpatch.data.rendering.surface import OVERSAMPLE, Array, Brush, Pose, Surface, cloud, srgb
+from oddpatch.data.rendering.surface import (
+    COLOUR,
+    HEIGHT,
+    OVERSAMPLE,
+    ROUGH,
+    Array,
+    Brush,
+    Pose,
+    Surface,
+    cloud,
+    shifted,
+    srgb,
+)
 
-_MASK_ON_LAMINATE = srgb("0f4a2c")
-_MASK_ON_COPPER = srgb("1f6e3f")
+_MASK_ON_LAMINATE = srgb("173f2b")
+_MASK_ON_COPPER = srgb("245f40")
 _SILK = srgb("e6e8e0")
+#: What a scratch lays open: scuffed mask, laminate, copper.
+_SCORED = ("76a085", "b8b894", "c69055")
 _PLATE = srgb("3b3d40")
 
 
@@ -33,7 +47,8 @@ class Scene(scene.Scene):
         super().__init__(size, seed)
         rng = np.random.default_rng([seed, 0xB0A2D])
         self._board = _Artwork(self.layout, rng, size * SUPERSAMPLE, self.scale)
-        bare = self._assemble(Specimen(self.specimen(rng).items, np.zeros(8))).owner == 0
+        self._pairs = _neighbours(self.layout)
+        bare = self._owners(self.specimen(rng)) == 0
         inside = np.abs(np.linspace(-1, 1, bare.shape[0])) < INSPECTED
         self._bare = bare & inside[:, None] & inside[None]
 
@@ -58,19 +73,12 @@ class Scene(scene.Scene):
 
     def bridge(self, specimen: Specimen, rng: np.random.Generator) -> tuple[Specimen, frozenset[int]]:
         """Join two neighbouring pads of a component with solder."""
-        limit = INSPECTED / 2 * self.fov - 0.5
-        pairs = [
-            (pair, placed)
-            for placed in self.layout.placed
-            for pair in _neighbours(placed)
-            if max(abs(v) for pad in pair for v in (pad.x, pad.y)) < limit
-        ]
-        (first, second), placed = pairs[rng.integers(len(pairs))]
+        first, second, centre = self._pairs[rng.integers(len(self._pairs))]
         dx, dy = second.x - first.x, second.y - first.y
         length = float(np.hypot(dx, dy))
         middle = np.array([first.x + second.x, first.y + second.y]) / 2
         outward = np.array([-dy, dx]) / length
-        outward *= np.sign(outward @ (middle - (placed.x, placed.y))) or 1
+        outward *= np.sign(outward @ (middle - centre)) or 1
         # Along the leads, from the heel to the toe of the joint.
         middle = middle + outward * rng.uniform(-0.1, 0.4) * max(first.width, first.height)
         brush = Brush(length + 1.6, length + 1.6, self.scale * OVERSAMPLE)
@@ -80,21 +88,23 @@ class Scene(scene.Scene):
         depth = np.sqrt(np.clip(-shape / (0.55 * neck), 0, 1))
         brush.add(shape, TIN, 0.22 + 0.20 * depth, metal=1.0, rough=0.16)
         pose = Pose(float(middle[0]), float(middle[1]), float(np.rad2deg(np.arctan2(dy, dx))))
-        return self._marked(specimen, Mark("solder_bridge", brush.finish(), pose, bare_only=False))
+        return self._marked(specimen, Mark("solder_bridge", brush.surface, pose, bare_only=False))
 
     def scratch(self, specimen: Specimen, rng: np.random.Generator) -> tuple[Specimen, frozenset[int]]:
         """Score the solder mask: a thin, slightly bent line of varying depth, down to the copper in places."""
         ways = [self._scratch_path(rng) for _ in range(40)]
         path = max(ways, key=self._bareness)
         brush = Brush(self.fov, self.fov, self.scale)
-        widths = rng.uniform(0.10, 0.24) * np.sin(np.linspace(0.35, np.pi - 0.25, len(path))) * rng.uniform(
-            0.75, 1.25, len(path)
+        widths = (
+            rng.uniform(0.08, 0.20)
+            * np.sin(np.linspace(0.35, np.pi - 0.25, len(path)))
+            * rng.uniform(0.75, 1.25, len(path))
         )
         shape = brush.line([(float(x), float(y)) for x, y in path], [float(w) for w in widths])
-        tone = np.asarray(srgb("b8b894")) if rng.random() < 0.6 else np.asarray(srgb("c69055"))
+        tone = srgb(_SCORED[rng.integers(len(_SCORED))])
         depth = np.clip(-shape / 0.06, 0, 1)
-        brush.add(shape - 0.02, tone.astype(np.float32), -0.03 * depth, rough=0.35, metal=0.25)
-        return self._marked(specimen, Mark("scratch", brush.finish(), Pose(0, 0), bare_only=True))
+        brush.add(shape - 0.02, tone, -0.03 * depth, rough=0.35, metal=0.25)
+        return self._marked(specimen, Mark("scratch", brush.surface, Pose(0, 0), bare_only=True))
 
     def _scratch_path(self, rng: np.random.Generator) -> Array:
         """(n, 2) points in mm."""
@@ -121,14 +131,18 @@ def _slot(placed: Placed) -> Slot:
     return Slot(component.label, component.look, component.package, pose, component.body, component.polarised)
 
 
-def _neighbours(placed: Placed) -> list[tuple[Pad, Pad]]:
-    """Pads of one component that stand side by side, near enough for solder to join them."""
-    pads = placed.pads()
+def _neighbours(layout: Layout) -> list[tuple[Pad, Pad, tuple[float, float]]]:
+    """Inspected pads that solder could join, with the centre of their component: leads of one, or of chips in a row."""
+    limit = INSPECTED / 2 * Scene.fov - 0.5
+    pads = [(placed, pad) for placed in layout.placed for pad in placed.pads() if max(abs(pad.x), abs(pad.y)) < limit]
     return [
-        (a, b)
-        for i, a in enumerate(pads)
-        for b in pads[i + 1 :]
-        if np.hypot(a.x - b.x, a.y - b.y) < 1.4 and (a.width, a.height) == (b.width, b.height) and not a.round
+        (a, b, (placed.x, placed.y))
+        for i, (placed, a) in enumerate(pads)
+        for other, b in pads[i + 1 :]
+        if np.hypot(a.x - b.x, a.y - b.y) < (1.4 if other is placed else 1.7)
+        and (a.width, a.height) == (b.width, b.height)
+        and not a.round
+        and (other is not placed or len(placed.component.pads) > 2)
     ]
 
 
@@ -178,9 +192,14 @@ class _Artwork:
             grow = 0.35 if min(width, height) > 1 else 0.28
             x0, x1 = placed.x - width / 2 - grow, placed.x + width / 2 + grow
             y0, y1 = placed.y - height / 2 - grow, placed.y + height / 2 + grow
-            corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
-            thick = 0.13
-            self.print.line(corners, thick)
+            if len(placed.component.pads) > 2 or placed.component.polarised:
+                self.print.line([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)], 0.12)
+            elif placed.quarter % 2 == 0:  # chips have a line on each side only
+                self.print.line([(x0 + 0.5, y0), (x1 - 0.5, y0)], 0.12)
+                self.print.line([(x0 + 0.5, y1), (x1 - 0.5, y1)], 0.12)
+            else:
+                self.print.line([(x0, y0 + 0.5), (x0, y1 - 0.5)], 0.12)
+                self.print.line([(x1, y0 + 0.5), (x1, y1 - 0.5)], 0.12)
             if placed.component.polarised:
                 first = placed.pads()[0]
                 towards = np.sign([first.x - placed.x, first.y - placed.y])
@@ -200,35 +219,36 @@ class _Artwork:
         plate = 1 + cloud(rng, shape, [(2, 0.05), (40, 0.05)])
         mottle = 1 + cloud(rng, shape, [(60, 0.03), (8, 0.015)])
         bare = opening * (1 - hole)
-        colour = []
+        layers = []
         for c in range(3):
             mask = mix(_MASK_ON_LAMINATE[c], _MASK_ON_COPPER[c], copper) * mottle
             layer = mix(_PLATE[c] * plate, mask, board)
             layer = mix(layer, 0.7 * TIN[c] + 0.3 * GOLD[c], bare)
-            colour.append(mix(layer, 0.012, hole))
+            layers.append(mix(layer, 0.012, hole))
         smooth = cv2.GaussianBlur(copper, (0, 0), 0.05 * self.scale)
         height = mix(-1.6, 0.05 * smooth, board) + 0.03 * opening - 0.8 * hole * board
         rough = mix(mix(mix(0.6, 0.24, board), 0.26, bare), 0.7, hole)
-        paint = np.dstack([*colour, np.ones(shape, np.float32)])
-        relief = np.dstack([height.astype(np.float32), bare * 0.95, rough])
-        self.surface = Surface(paint, relief, self.scale, np.zeros(shape, np.uint8))
-        self.board, self.ink = board[..., None], self.print.cover() * (1 - opening) * board
+        planes = np.stack([*layers, height, bare * 0.95, rough, np.ones_like(board)])
+        self.surface = Surface(planes.astype(np.float32), self.scale)
+        self.board, self.ink = board, self.print.cover() * (1 - opening) * board * np.float32(0.92)
         # Orange peel of the mask and of the solder; a specimen takes its own window of it.
         self.peel = cloud(rng, (shape[0] * 2, shape[1] * 2), [(0.35 * self.scale, 0.0035), (1.6 * self.scale, 0.012)])
 
     def specimen(self, material: Array) -> Surface:
         """The bare board with a specimen's own tint, register of the print (0.06 mm) and texture."""
         canvas = self.surface.copy()
-        tint = np.exp(0.05 * material[0] + np.array([0.05, 0.02, 0.05]) * material[1:4]).astype(np.float32)
-        canvas.paint[..., :3] *= 1 + self.board * (tint - 1)
+        tint = np.exp(0.05 * material[0] + np.array([0.05, 0.02, 0.05]) * material[1:4]) - 1
         dx, dy = 0.06 * self.scale * np.clip(material[4:6], -2, 2)
-        shift = np.float32([[1, 0, dx], [0, 1, dy]])
-        ink = cv2.warpAffine(self.ink, shift, self.ink.shape[::-1], flags=cv2.INTER_LINEAR)[..., None] * 0.92
-        canvas.paint[..., :3] += (np.float32(_SILK) - canvas.paint[..., :3]) * ink
-        canvas.relief[..., :1] += 0.015 * ink
-        canvas.relief[..., 2:] += (0.6 - canvas.relief[..., 2:]) * ink
+        ink = shifted(self.ink, dx, dy, self.ink.shape)
+        bare = 1 - ink
+        for plane, gain, silk in zip(canvas.planes[COLOUR], tint, _SILK, strict=True):
+            plane *= (1 + np.float32(gain) * self.board) * bare
+            plane += np.float32(silk) * ink
+        rough = canvas.planes[ROUGH]
+        rough *= bare
+        rough += np.float32(0.6) * ink
         y, x = (int((0.5 + 0.2 * np.clip(m, -2, 2)) * self.pixels) for m in material[6:8])
-        canvas.relief[..., 0] += self.peel[y : y + self.pixels, x : x + self.pixels]
+        canvas.planes[HEIGHT] += self.peel[y : y + self.pixels, x : x + self.pixels] + np.float32(0.015) * ink
         return canvas
 
 
@@ -273,17 +293,25 @@ class _Stencil:
     def words(self, text: str, x: float, y: float, tall: float) -> None:
         brush = Brush(tall * len(text), 2 * tall, self.scale)
         ink = np.rint(brush.text(text, 0, 0, tall) * 255).astype(np.uint8)
-        shift = np.float32([[1, 0, x * self.scale + self.middle - ink.shape[1] / 2],
-                            [0, 1, y * self.scale + self.middle - ink.shape[0] / 2]])
+        shift = np.float32(
+            [
+                [1, 0, x * self.scale + self.middle - ink.shape[1] / 2],
+                [0, 1, y * self.scale + self.middle - ink.shape[0] / 2],
+            ]
+        )
         warped = cv2.warpAffine(ink, shift, self.image.shape[::-1])
         np.maximum(self.image, warped, out=self.image)
 
     def clear(self, x: float, y: float, radius: float) -> bool:
         """Whether nothing is drawn within `radius`."""
-        low, high = (np.clip(np.array([y, x]) * self.scale + self.middle + d * radius * self.scale, 0, None).astype(int)
-                     for d in (-1, 1))
+        low, high = (
+            np.clip(np.array([y, x]) * self.scale + self.middle + d * radius * self.scale, 0, None).astype(int)
+            for d in (-1, 1)
+        )
         return not self.image[low[0] : high[0] + 1, low[1] : high[1] + 1].any()
 
     def cover(self) -> Array:
         """(H, W) in 0..1 at canvas resolution."""
-        return cv2.resize(self.image, None, fx=1 / self.FINE, fy=1 / self.FINE, interpolation=cv2.INTER_AREA) / np.float32(255)
+        return cv2.resize(
+            self.image, None, fx=1 / self.FINE, fy=1 / self.FINE, interpolation=cv2.INTER_AREA
+        ) / np.float32(255)

@@ -1,8 +1,9 @@
 """What the light falls on: reflectance and relief, drawn analytically in millimetres and pasted without aliasing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -22,27 +23,27 @@ def srgb(code: str) -> Colour:
     return red, green, blue
 
 
-@dataclass
+#: Planes of a surface: linear red, green, blue; height in mm; metalness; roughness, the spread of its facets' slopes;
+#: and how much of the pixel it covers. Planes, not pixels, lie together in memory: the arithmetic is by plane.
+COLOUR, HEIGHT, METAL, ROUGH, COVER = slice(0, 3), 3, 4, 5, 6
+_PLANES = 7
+
+
+@dataclass(frozen=True)
 class Surface:
-    """A height field with a material at each point. Everything but `coverage` is premultiplied by it.
+    """A height field with a material at each point: (7, H, W), all planes premultiplied by the last, the coverage."""
 
-    colour and coverage lie in `paint` (H, W, 4): linear R, G, B, coverage; `relief` is (H, W, 3): height in mm,
-    metalness, roughness (the spread of its facets' slopes). `owner` (H, W) uint8 is the instance seen, 0 for none.
-    """
-
-    paint: Array
-    relief: Array
+    planes: Array
     scale: float  # pixels per mm
-    owner: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
 
     def copy(self) -> "Surface":
         """An independent copy, to paste on."""
-        return Surface(self.paint.copy(), self.relief.copy(), self.scale, self.owner.copy())
+        return Surface(self.planes.copy(), self.scale)
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a sprite lies: centre in mm from the middle of the field of view, clockwise angle in degrees, base in mm."""
+    """Where a sprite lies: centre in mm from the middle of the view, clockwise angle in degrees, base height in mm."""
 
     x: float
     y: float
@@ -50,34 +51,73 @@ class Pose:
     base: float = 0.0
 
 
-def paste(canvas: Surface, sprite: Surface, pose: Pose, tint: Array, instance: int, bare_only: bool = False) -> None:
-    """Lay `sprite` over `canvas`; `bare_only` keeps it off what belongs to other instances."""
-    height, width = sprite.paint.shape[:2]
-    ratio, turn = canvas.scale / sprite.scale, np.deg2rad(pose.angle)
-    linear = ratio * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    size = np.array(canvas.owner.shape[::-1])
-    centre = np.array([pose.x, pose.y]) * canvas.scale + (size - 1) / 2
-    reach = np.abs(linear) @ np.array([width, height]) / 2 + 2
-    low = np.clip(np.floor(centre - reach), 0, size).astype(int)
-    high = np.clip(np.ceil(centre + reach), 0, size).astype(int)
-    if (high <= low).any():
+class _Placement:
+    """How a sprite's pixels fall on a square canvas."""
+
+    def __init__(self, sprite: Surface, pose: Pose, side: int, scale: float) -> None:
+        height, width = sprite.planes.shape[1:]
+        turn = np.deg2rad(pose.angle)
+        linear = scale / sprite.scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        centre = np.array([pose.x, pose.y]) * scale + (side - 1) / 2
+        reach = np.abs(linear) @ np.array([width, height]) / 2 + 2
+        low = np.clip(np.floor(centre - reach), 0, side).astype(int)
+        high = np.clip(np.ceil(centre + reach), 0, side).astype(int)
+        offset = centre - linear @ np.array([(width - 1) / 2, (height - 1) / 2]) - low
+        self.matrix = np.column_stack([linear, offset])
+        self.extent = (int(high[0] - low[0]), int(high[1] - low[1]))
+        self.window = np.s_[low[1] : high[1], low[0] : high[0]]
+        self.visible = min(self.extent) > 0
+
+    def warp(self, plane: Array) -> Array:
+        return _floats(cv2.warpAffine(plane, self.matrix, self.extent, flags=cv2.INTER_LINEAR))
+
+
+def paste(
+    canvas: Surface, sprite: Surface, pose: Pose, tint: Sequence[float], only: NDArray[np.bool_] | None = None
+) -> None:
+    """Lay `sprite` over `canvas`, its colour times `tint` (none or three factors); where `only` (H, W) is given, there."""
+    placement = _Placement(sprite, pose, canvas.planes.shape[1], canvas.scale)
+    if not placement.visible:
         return
-    offset = centre - linear @ np.array([(width - 1) / 2, (height - 1) / 2]) - low
-    matrix, extent = np.column_stack([linear, offset]), tuple(int(v) for v in high - low)
-    paint = cv2.warpAffine(sprite.paint, matrix, extent, flags=cv2.INTER_LINEAR)  # (h, w, 4)
-    relief = cv2.warpAffine(sprite.relief, matrix, extent, flags=cv2.INTER_LINEAR)  # (h, w, 3)
-    window = np.s_[low[1] : high[1], low[0] : high[0]]
-    owner = canvas.owner[window]
-    if bare_only:
-        bare = (owner == 0)[..., None]
-        paint, relief = paint * bare, relief * bare
-    cover = paint[..., 3:]
-    paint[..., :3] *= tint
-    relief[..., :1] += pose.base * cover
-    keep = 1 - cover
-    canvas.paint[window] = canvas.paint[window] * keep + paint
-    canvas.relief[window] = canvas.relief[window] * keep + relief
-    owner[cover[..., 0] > 0.5] = instance
+    allowed = np.float32(1) if only is None else only[placement.window].astype(np.float32)
+    cover = placement.warp(sprite.planes[COVER])
+    keep = 1 - cover * allowed
+    for k in range(COVER):
+        plane = placement.warp(sprite.planes[k])
+        if k < len(tint):
+            plane *= np.float32(tint[k])
+        elif k == HEIGHT and pose.base:
+            plane += np.float32(pose.base) * cover
+        below = canvas.planes[k][placement.window]
+        below *= keep
+        below += plane if only is None else plane * allowed
+
+
+def claim(
+    owner: NDArray[np.uint8], sprite: Surface, pose: Pose, scale: float, instance: int, bare_only: bool = False
+) -> None:
+    """Give the pixels of `owner` (H, W) that `sprite` covers by more than half to `instance`."""
+    placement = _Placement(sprite, pose, owner.shape[0], scale)
+    if placement.visible:
+        seen = owner[placement.window]
+        covered = placement.warp(sprite.planes[COVER]) > 0.5
+        seen[covered & (seen == 0) if bare_only else covered] = instance
+
+
+def shifted(plane: Array, dx: float, dy: float, shape: tuple[int, ...], border: int = cv2.BORDER_CONSTANT) -> Array:
+    """A plane moved by a fraction of pixels, (H, W) = `shape`."""
+    matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float64)
+    return _floats(cv2.warpAffine(plane, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=border))
+
+
+def resized(plane: Array, shape: tuple[int, ...], how: int = cv2.INTER_LINEAR) -> Array:
+    """A plane at another resolution, (H, W) = `shape`."""
+    return _floats(cv2.resize(plane, shape[::-1], interpolation=how))
+
+
+def _floats(image: Any) -> Array:
+    """OpenCV's stubs know arrays of any number only."""
+    return cast(Array, image)
 
 
 class Brush:
@@ -95,7 +135,8 @@ class Brush:
             for axis, order in ((np.arange(shape[0]), (-1, 1)), (np.arange(shape[1]), (1, -1)))
         )
         self.scale = scale
-        self.surface = Surface(np.zeros((*shape, 4), np.float32), np.zeros((*shape, 3), np.float32), scale)
+        self.shape = shape
+        self.surface = Surface(np.zeros((_PLANES, *shape), np.float32), scale)
 
     def add(
         self,
@@ -113,28 +154,27 @@ class Brush:
         if bevel:
             inward = np.clip(1 + distance / bevel, 0, 1)
             height = height * (0.35 + 0.65 * np.sqrt(1 - inward**2))
-        self._blend(self.surface.paint[..., :3], np.asarray(colour, np.float32), cover)
-        self.surface.paint[..., 3] += (1 - self.surface.paint[..., 3]) * cover
-        for channel, value in enumerate((height, metal, rough)):
-            old = self.surface.relief[..., channel]
-            old += (np.asarray(value, np.float32) - old) * cover
+        # Each plane blends from zero, which is the premultiplied form that `paste` needs.
+        for plane, value in zip(self.surface.planes, (*_split(colour), height, metal, rough, 1.0), strict=True):
+            plane += (np.asarray(value, np.float32) - plane) * cover
 
-    def stamp(self, cover: Array, colour: Colour, *, rough: float | None = None, emboss: float = 0.0) -> None:
-        """Print on what is there: colour, and if asked roughness and height, change where `cover` (H, W) says."""
-        held = self.surface.paint[..., 3]
-        self._blend(self.surface.paint[..., :3], held[..., None] * np.asarray(colour, np.float32), cover)
-        self.surface.relief[..., 0] += emboss * held * cover
-        if rough is not None:
-            self.surface.relief[..., 2] += (rough * held - self.surface.relief[..., 2]) * cover
-
-    @staticmethod
-    def _blend(old: Array, new: Array, cover: Array) -> None:
-        old += (new - old) * cover[..., None]
-
-    def finish(self) -> Surface:
-        """The drawing, premultiplied by its coverage, as `paste` needs it."""
-        # `add` blends each channel against zero, which already is the premultiplied form.
-        return self.surface
+    def stamp(
+        self,
+        cover: Array,
+        colour: Colour | Array,
+        *,
+        rough: float | None = None,
+        metal: float | None = None,
+        emboss: float = 0.0,
+    ) -> None:
+        """Print on what is there: colour, and if asked the rest, change where `cover` (H, W) in 0..1 says."""
+        held = self.surface.planes[COVER]
+        for plane, value in zip(self.surface.planes[COLOUR], _split(colour), strict=True):
+            plane += (value * held - plane) * cover
+        self.surface.planes[HEIGHT] += emboss * held * cover
+        for k, value in ((ROUGH, rough), (METAL, metal)):
+            if value is not None:
+                self.surface.planes[k] += (value * held - self.surface.planes[k]) * cover
 
     # Signed distances, (H, W) in mm.
     def circle(self, x: float, y: float, radius: float) -> Array:
@@ -174,7 +214,7 @@ class Brush:
     def text(self, words: str, x: float, y: float, height: float, angle: int = 0) -> Array:
         """Coverage (H, W) of a line of text centred at (x, y), capitals `height` mm tall, turned by quarter turns."""
         glyphs = np.rot90(_glyphs(words, max(4, round(height * self.scale))), -(angle // 90))
-        shape = self.surface.paint.shape[:2]
+        shape = self.shape
         matrix = np.float32(
             [
                 [1, 0, x * self.scale + (shape[1] - glyphs.shape[1]) / 2],
@@ -182,6 +222,12 @@ class Brush:
             ]
         )
         return cv2.warpAffine(np.ascontiguousarray(glyphs), matrix, shape[::-1], flags=cv2.INTER_LINEAR)
+
+
+def _split(colour: Colour | Array) -> tuple[Any, Any, Any]:
+    """Red, green, blue of one colour or of an (H, W, 3) image."""
+    red, green, blue = colour if isinstance(colour, tuple) else np.moveaxis(colour, -1, 0)
+    return red, green, blue
 
 
 @lru_cache(maxsize=256)

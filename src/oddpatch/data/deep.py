@@ -1,0 +1,100 @@
+"""Reading image files that hold more than 8 bits a channel, where Pillow would lose depth or gives up."""
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from oddpatch.errors import DataError
+
+Array = NDArray[Any]
+
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_EXIF_ORIENTATION = 274
+
+
+def read_deep(data: bytes) -> Array | None:
+    """Decode a file that Pillow would not read at full depth.
+
+    Args:
+        data: the bytes of a 16-bit colour PNG or PPM, or of a TIFF of floats or more than 8 bits.
+
+    Returns:
+        (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, upright; None for any other file.
+    """
+    if data.startswith(_TIFF_MAGIC):
+        return _deep_tiff(data)
+    if data.startswith(_PNG_MAGIC) and len(data) > 25 and data[24] == 16 and data[25] != 0:  # 16 bits, not grey
+        return _deep_png(data)
+    if data.startswith(b"P6"):
+        return _deep_ppm(data)
+    return None
+
+
+def _turn(array: Array, orientation: int) -> Array:
+    """Turn an array (H, W, ...) by an EXIF orientation, 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return array
+
+
+def _deep_png(data: bytes) -> Array:
+    image = Image.open(io.BytesIO(data), formats=("PNG",))
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    # Some releases of OpenCV return the readable part of a broken PNG; checking the checksums costs no decoding.
+    Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+    return _turn(read_with_opencv(data), orientation)
+
+
+def _deep_ppm(data: bytes) -> Array | None:
+    args = Image.open(io.BytesIO(data), formats=("PPM",)).tile[0].args
+    full_scale = args[1] if isinstance(args, tuple) else 255
+    if full_scale <= 255:
+        return None
+    return np.round(read_with_opencv(data) * (65535 / full_scale)).astype(np.uint16)
+
+
+def _deep_tiff(data: bytes) -> Array | None:
+    """First page of a TIFF deeper than 8 bits, upright; None if Pillow reads it without loss."""
+    import tifffile  # slow to import, and only deep TIFFs need it
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        if page.bitspersample <= 8:
+            return None
+        if page.bitspersample not in (16, 32, 64):
+            raise DataError(f"{page.bitspersample} bits a sample are not supported: save it with 8, 16 or 32")
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or float("inf"))  # as Pillow's own
+        if page.imagewidth * page.imagelength > limit:
+            raise Image.DecompressionBombError(f"{page.imagewidth * page.imagelength} pixels exceed {limit}.")
+        try:
+            array = page.asarray()
+        except ValueError as error:
+            # tifffile decodes few compressions by itself. OpenCV mixes up the channels of planar files.
+            if "imagecodecs" not in str(error) or page.planarconfig == 2:
+                raise
+            array = read_with_opencv(data)
+        else:
+            array = np.moveaxis(array, 0, -1) if page.planarconfig == 2 and array.ndim == 3 else array
+            orientation = page.tags.get(_EXIF_ORIENTATION)
+            array = _turn(array, orientation.value if orientation else 1)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
+            array = np.iinfo(array.dtype).max - array
+    return array
+
+
+def read_with_opencv(data: bytes) -> Array:
+    """Decode with OpenCV at full depth: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA."""
+    import cv2  # slow to import, and only rare files need it
+
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None:
+        raise DataError("truncated, damaged or of an unknown kind: replace or remove it")
+    return array[..., [2, 1, 0, 3][: array.shape[2]]] if array.ndim == 3 else array

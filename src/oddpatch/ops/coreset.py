@@ -1,0 +1,276 @@
+"""Coresets: few points that stand for many. Greedy k-center selection, as PatchCore does it, and cheaper kin.
+
+PatchCore: Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022, algorithm 1.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from oddpatch.errors import ConfigError
+from oddpatch.ops.neighbours import (
+    Columns,
+    NearestIndex,
+    chunks,
+    full_precision,
+    lengths,
+    pairs_below,
+    require_finite,
+    squared_distances,
+)
+from oddpatch.ops.projection import fit_sketch
+
+#: Told how far a selection has come: (points picked, points to pick, what is being done).
+ProgressFn = Callable[[int, int, str], None]
+
+#: Squared distance of a point that is picked already: less than that of any duplicate of it.
+PICKED = -1.0
+#: Fewest points that are picked from between two looks at all points.
+SMALLEST_BLOCK = 64
+
+
+@torch.no_grad()
+def k_center_greedy(
+    points: Tensor,
+    count: int,
+    *,
+    generator: torch.Generator | None = None,
+    start: int | None = None,
+    block: int = 1024,
+    progress: ProgressFn | None = None,
+) -> Tensor:
+    """Pick `count` points, each the farthest from those picked before it (Gonzalez, 1985).
+
+    The picks are exactly those of the plain algorithm, which measures every point against one pick at a time; of
+    equally far ones the lowest index is taken. Here the farthest points are taken as a block, and picked from for as
+    long as the farthest of it is at least as far as any outside; then all points meet the block's picks in one matrix
+    product. That product is over a `DistanceSketch` and only nominates the pairs that are measured exactly.
+
+    Memory beyond the points: a float32 copy in few dimensions, O(N), and chunks of a size that does not grow with N.
+
+    Args:
+        points: (N, D) of any float type, on any device.
+        count: how many to pick, 1..N.
+        generator: draws the first pick, which stays in the set; or give its index as `start`.
+        block: most points that are picked from between two looks at all points.
+        progress: told after each block.
+
+    Returns:
+        (count,) int64 indices in the order of picking, no two the same, on the device of the points.
+
+    Raises:
+        DataError: NaN or infinity in the points.
+    """
+    _require_count(count, len(points))
+    if start is None:
+        if generator is None:
+            raise ConfigError("k_center_greedy needs a generator that draws the first pick, or its index as start")
+        start = int(torch.randint(len(points), (1,), generator=generator, device=generator.device))
+    if not 0 <= start < len(points):
+        raise ConfigError(f"start={start} is no index of {len(points)} points: choose 0..{len(points) - 1}")
+    require_finite(points, "patches to select from")
+    distances = _distances_to(points, start)
+    distances[start] = PICKED
+    return _Selection(points, distances, [start], count, block).run(progress)
+
+
+@torch.no_grad()
+def approximate_greedy(
+    points: Tensor,
+    count: int,
+    generator: torch.Generator,
+    num_starts: int = 10,
+    *,
+    block: int = 1024,
+    progress: ProgressFn | None = None,
+) -> Tensor:
+    """Greedy selection whose distances begin as the mean distance to a few random points.
+
+    This is how the PatchCore authors' `ApproximateGreedyCoresetSampler` begins: a point's distance to the set is first
+    its mean (not smallest) distance to `num_starts` random points, which are not in the set themselves; from then on
+    each pick lowers it as in `k_center_greedy`. They run it on a 128-dimensional random linear map of the embedding:
+    give `random_projection(points, 128, generator)` for that. Unlike theirs, it never picks a point twice.
+
+    Arguments, result and errors as for `k_center_greedy`.
+    """
+    _require_count(count, len(points))
+    if num_starts < 1:
+        raise ConfigError(f"num_starts={num_starts}: choose at least 1")
+    require_finite(points, "patches to select from")
+    starts = random_subset(len(points), min(num_starts, len(points)), generator).tolist()
+    mean = torch.zeros(len(points), dtype=torch.float64, device=points.device)
+    for start in starts:
+        mean += _distances_to(points, start).sqrt_() / len(starts)
+    return _Selection(points, mean.square_(), [], count, block).run(progress)
+
+
+def random_subset(total: int, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) distinct indices of 0..total-1, each subset equally likely, in random order."""
+    _require_count(count, total)
+    return torch.randperm(total, generator=generator, device=generator.device)[:count]
+
+
+def covering_radius(points: Tensor, selected: Tensor, max_bytes: int | None = None) -> float:
+    """Largest distance of any of `points` (N, D) to the nearest of `selected` (M, D): what k-center keeps small."""
+    index = NearestIndex(selected, num_queries=len(points))
+    return index.search(points, max_bytes=max_bytes)[0].max().item()
+
+
+class StreamingCoreset:
+    """k-center selection from a stream of points, of which at most `max_rows` are held at any time (merge and reduce).
+
+    Whenever the buffer is full, k-center greedy keeps half of it. What is kept depends on the sequence of rows only,
+    not on how they were batched: feed them in the order of the dataset for a result that does not depend on the loader
+    either. Another order gives another coreset, as valid. As long as nothing was dropped, `select` is exact; after that
+    the covering radius is larger than that of an exact selection: by a few per cent with room for 4 times the coreset.
+
+    Args:
+        max_rows: most points held; after the first reduction at most half as many can be selected.
+        generator: draws the first pick of each selection.
+    """
+
+    def __init__(self, max_rows: int, generator: torch.Generator) -> None:
+        if max_rows < 2:
+            raise ConfigError(f"max_rows={max_rows}: choose at least 2, better 4 times the size of the coreset")
+        self.max_rows = max_rows
+        self.generator = generator
+        self.num_seen = 0
+        self.num_held = 0
+        self._points: Tensor | None = None
+        self._labels: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, points: Tensor, labels: Tensor) -> None:
+        """Take in points (n, D) and the integers (n, C) that belong to them, such as image index and position."""
+        if len(points) != len(labels) or points.ndim != 2 or labels.ndim != 2:
+            raise ConfigError(f"points {tuple(points.shape)}, labels {tuple(labels.shape)}: give (n, D) and (n, C)")
+        if self._points is None or self._labels is None:
+            self._points = points.new_empty(self.max_rows, points.shape[1])
+            self._labels = labels.new_empty(self.max_rows, labels.shape[1])
+        taken = 0
+        while taken < len(points):
+            if self.num_held == self.max_rows:
+                self._reduce()
+            room = slice(self.num_held, min(self.max_rows, self.num_held + len(points) - taken))
+            rows = slice(taken, taken + room.stop - room.start)
+            self._points[room], self._labels[room] = points[rows], labels[rows]
+            self.num_held, taken = room.stop, rows.stop
+        self.num_seen += len(points)
+
+    def select(self, count: int, progress: ProgressFn | None = None) -> tuple[Tensor, Tensor]:
+        """The coreset of what was added: points (count, D) and their labels (count, C), in the order of picking."""
+        points, labels = self._held()
+        if count > self.num_held or (self.num_held < self.num_seen and count > self.max_rows // 2):
+            raise ConfigError(
+                f"cannot select {count} points from the {self.num_held} held of {self.num_seen}: "
+                f"choose at most {self.max_rows // 2}, or raise max_rows={self.max_rows}"
+            )
+        picks = k_center_greedy(points, count, generator=self.generator, progress=progress)
+        return points[picks], labels[picks]
+
+    def _reduce(self) -> None:
+        points, labels = self._held()
+        kept = k_center_greedy(points, self.max_rows // 2, generator=self.generator).sort().values  # in order of arrival
+        points[: len(kept)], labels[: len(kept)] = points[kept], labels[kept]
+        self.num_held = len(kept)
+
+    def _held(self) -> tuple[Tensor, Tensor]:
+        if self._points is None or self._labels is None:
+            raise ConfigError("nothing to select from: add points first")
+        return self._points[: self.num_held], self._labels[: self.num_held]
+
+
+class _Selection:
+    """A greedy selection under way: the squared distance of every point to the picks so far, and those picks."""
+
+    def __init__(self, points: Tensor, distances: Tensor, picks: list[int], count: int, block: int) -> None:
+        if block < 1:
+            raise ConfigError(f"block={block}: choose at least 1")
+        self.points, self.distances, self.picks, self.count = points, distances, picks, count
+        self.largest_block = block
+        self.block = min(block, SMALLEST_BLOCK)  # early picks change most distances: few are made per block
+        with full_precision():
+            self.sketch = fit_sketch(points, count)
+            self.sketched = Columns(self.sketch, points) if self.sketch.basis is not None else None
+
+    def run(self, progress: ProgressFn | None) -> Tensor:
+        with full_precision():
+            while len(self.picks) < self.count:
+                picked = self._pick_block()
+                self.picks += picked.tolist()
+                if len(self.picks) < self.count:
+                    self._lower_distances(picked)
+                if progress:
+                    progress(len(self.picks), self.count, "coreset")
+        return torch.tensor(self.picks, device=self.points.device)
+
+    def _pick_block(self) -> Tensor:
+        """Indices of the next picks: those the farthest points give before one outside of them might be farther."""
+        members, reach, reach_index = _farthest(self.distances, self.block)
+        distances = self.distances[members]
+        columns = Columns(self.sketch, self.points[members])
+        bounds, slack = columns.bounds(columns.points[: len(members)], columns.norms[: len(members)])
+        row, column = pairs_below(bounds, (distances + slack).float())
+        between = torch.full((len(members), len(members)), math.inf, dtype=torch.float64, device=members.device)
+        between[column, row] = squared_distances(self.points, members[row], self.points, members[column])
+
+        left, rows, indices = distances.cpu().numpy(), between.cpu().numpy(), members.cpu().numpy()
+        chosen: list[int] = []
+        while len(self.picks) + len(chosen) < self.count:
+            best = int(left.argmax())  # the first of equals, and members are in rising order
+            if left[best] < reach or (left[best] == reach and indices[best] > reach_index):
+                break
+            chosen.append(best)
+            left.clip(max=rows[best], out=left)
+            left[best] = PICKED
+        self._adapt(len(chosen))
+        return members[chosen]
+
+    def _sketch(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Sketches and their lengths of some of the points; a sketch that is no smaller than they is not kept."""
+        if self.sketched is None:
+            sketched = self.sketch(self.points[rows])
+            return sketched, lengths(sketched)
+        return self.sketched.points[rows], self.sketched.norms[rows]
+
+    def _adapt(self, chosen: int) -> None:
+        if chosen > self.block // 2:
+            self.block = min(2 * self.block, self.largest_block)
+        elif chosen < self.block // 8:
+            self.block = max(self.block // 2, min(SMALLEST_BLOCK, self.largest_block))
+
+    def _lower_distances(self, picked: Tensor) -> None:
+        """Bring the distance of every point up to date with new picks (M,)."""
+        new = self.points[picked]  # (M, D)
+        columns = Columns(self.sketch, new)
+        for rows in chunks(len(self.points), 4 * len(columns.bias), self.points.device):
+            bounds, slack = columns.bounds(*self._sketch(rows))
+            row, column = pairs_below(bounds, (self.distances[rows] + slack).float())
+            exact = squared_distances(self.points, row + rows.start, new, column)
+            self.distances[rows].scatter_reduce_(0, row, exact, "amin")
+        self.distances[picked] = PICKED
+
+
+def _farthest(distances: Tensor, size: int) -> tuple[Tensor, float, int]:
+    """The `size` farthest points in rising order, and the distance and index of the farthest of the others."""
+    if size >= len(distances):
+        return torch.arange(len(distances), device=distances.device), -math.inf, len(distances)
+    last = distances.topk(size).values[-1]
+    farther = torch.nonzero(distances > last)[:, 0]
+    equal = torch.nonzero(distances == last)[:, 0]  # of these the lowest indices come first
+    members = torch.cat([farther, equal[: size - len(farther)]]).sort().values
+    reach, index = distances.index_fill(0, members, -math.inf).max(0)
+    return members, reach.item(), int(index)
+
+
+def _distances_to(points: Tensor, index: int) -> Tensor:
+    """Squared distances (N,) of all points to one of them."""
+    everything = torch.arange(len(points), device=points.device)
+    return squared_distances(points, everything, points, torch.full_like(everything, index))
+
+
+def _require_count(count: int, total: int) -> None:
+    if not 1 <= count <= total:
+        raise ConfigError(f"cannot select {count} of {total} points: choose 1..{total}")

@@ -1,0 +1,250 @@
+"""The data module: what it finds, in which order, on how many devices, and rendering in place of missing data."""
+
+import logging
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from PIL import Image
+from torch import distributed
+
+from oddpatch.data import datamodule as module
+from oddpatch.data.datamodule import MVTecDataModule, ShardedSampler
+from oddpatch.errors import ConfigError, DataError
+
+MEAN, STD = [0.5] * 3, [0.5] * 3
+BOTTLE_ROOT = Path(__file__).parents[2] / "../shared/data/mvtec"
+
+
+def write_category(folder, train=5, good=2, bad=3, seed=0):
+    rng = np.random.default_rng(seed)
+    for split, count in (("train/good", train), ("test/good", good), ("test/hole", bad)):
+        (folder / split).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(rng.integers(0, 256, (30, 30, 3)).astype(np.uint8)).save(folder / split / f"{number}.png")
+    (folder / "ground_truth/hole").mkdir(parents=True)
+    for number in range(bad):
+        mask = np.zeros((30, 30), np.uint8)
+        mask[10:20, 10:20] = 255
+        Image.fromarray(mask).save(folder / "ground_truth/hole" / f"{number}_mask.png")
+    return folder
+
+
+def make(root, **settings):
+    return MVTecDataModule(root, "part", MEAN, STD, **({"resize": 24, "crop": 20, "num_workers": 0} | settings))
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_category(tmp_path / "part")
+    return tmp_path
+
+
+def test_loaders_keep_order_and_drop_nothing(root):
+    data = make(root, batch_size=2)
+    data.prepare_data()
+    data.setup("fit")
+    assert (len(data.train_samples), len(data.test_samples), data.warnings) == (5, 5, [])
+    for loader, samples in ((data.train_dataloader(), data.train_samples), (data.test_dataloader(), data.test_samples)):
+        batches = list(loader)
+        assert [len(batch.index) for batch in batches] == [2, 2, 1]
+        assert torch.cat([batch.index for batch in batches]).tolist() == list(range(5))
+        assert [path for batch in batches for path in batch.path] == [str(sample.path) for sample in samples]
+    assert batches[0].image.shape[1:] == (3, 20, 20)
+    assert data.preprocess.image_size == (20, 20)
+
+
+def test_warnings_are_logged_once(root, caplog):
+    (root / "part/ground_truth/hole/0_mask.png").unlink()
+    data = make(root)
+    with caplog.at_level(logging.WARNING):
+        data.setup("fit")
+        data.setup("test")
+    assert [record.message for record in caplog.records] == data.warnings
+    assert len(data.warnings) == 1
+
+
+class Counting(LightningModule):
+    """Counts images, as any module over this data must."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def configure_optimizers(self):
+        return None
+
+    def training_step(self, batch, _):
+        self.seen += batch.path
+
+    test_step = training_step
+
+
+def test_under_a_trainer_skipped_files_are_said(root, caplog):
+    (root / "part/train/good/1.png").write_bytes(b"")
+    Image.new("L", (30, 30)).save(root / "part/ground_truth/hole/2_mask.png")
+    data, counting = make(root, on_error="skip", batch_size=1), Counting()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(counting, data)
+        trainer.test(counting, data)
+    assert len(counting.seen) == 4 + 5
+    messages = [record.message for record in caplog.records if record.name == module.__name__]
+    assert messages[0] == "1 of 5 images were skipped:"
+    assert messages[1].startswith(str(root / "part/train/good/1.png"))
+    assert messages[2].startswith(f"{root / 'part/ground_truth/hole/2_mask.png'}: empty mask")
+    assert len(messages) == 3
+    assert data.skipped() == messages[1:2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"num_workers": "many"}, "num_workers='many'"),
+        ({"on_error": "hide"}, "on_error"),
+        ({"mask_threshold": 2}, "mask_threshold"),
+        ({"crop": None}, "would not stack"),
+    ],
+)
+def test_settings_that_cannot_work_fail_before_reading(tmp_path, wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        make(tmp_path / "absent", **wrong)
+
+
+def test_workers_auto(monkeypatch, tmp_path):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert make(tmp_path, num_workers="auto").num_workers == 8
+    assert make(tmp_path, num_workers=3).num_workers == 3
+
+
+# Several devices
+
+
+@pytest.mark.parametrize(("length", "world"), [(10, 3), (2, 4), (0, 2), (7, 1)])
+def test_sharded_sampler_gives_every_item_once(monkeypatch, length, world):
+    sampler = ShardedSampler(length)
+    assert list(sampler) == list(range(length)), "without a process group"
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: world)
+    seen = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        assert len(sampler) == len(list(sampler))
+        assert all(index % world == rank for index in sampler)
+        seen += list(sampler)
+    assert sorted(seen) == list(range(length))
+
+
+# Rendering in place of missing data
+
+
+@pytest.fixture
+def renderer(monkeypatch):
+    """Stands in for `oddpatch.data.rendering`, which has its own tests."""
+    calls = []
+
+    def render_dataset(root, scene, *, seed=0, progress=None):
+        calls.append((scene, seed))
+        assert not root.exists()
+        progress(1, 1)
+        return write_category(root, seed=seed)
+
+    fake = types.ModuleType("oddpatch.data.rendering")
+    fake.render_dataset = render_dataset
+    monkeypatch.setitem(sys.modules, "oddpatch.data.rendering", fake)
+    return calls
+
+
+def test_absent_category_is_rendered_and_said_so(tmp_path, renderer, caplog):
+    data = make(tmp_path / "data", render="board", render_seed=7)
+    with caplog.at_level(logging.INFO):
+        data.prepare_data()
+    data.setup()
+    assert renderer == [("board", 7)]
+    assert len(data.train_samples) == 5
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["part"], "no scratch left behind"
+    (line,) = [record.message for record in caplog.records]
+    assert str(tmp_path / "data/part") in line
+    assert "data.root" in line
+    data.prepare_data()
+    assert len(renderer) == 1
+
+
+def test_true_means_the_scene_of_that_name(tmp_path, renderer):
+    make(tmp_path, render=True).prepare_data()
+    assert renderer == [("part", 0)]
+
+
+@pytest.mark.parametrize("render", [None, False])
+def test_absent_category_is_refused_without_render(tmp_path, renderer, render):
+    write_category(tmp_path / "other")
+    data = make(tmp_path, render=render)
+    data.prepare_data()
+    with pytest.raises(DataError, match="no such category; there are other"):
+        data.setup()
+    assert renderer == []
+
+
+def test_existing_category_is_never_rendered_over(root, renderer):
+    make(root, render=True).prepare_data()
+    assert renderer == []
+
+
+def test_interrupted_rendering_leaves_nothing(tmp_path, renderer, monkeypatch):
+    def interrupted(root, scene, *, seed, progress):
+        write_category(root)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["oddpatch.data.rendering"], "render_dataset", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, render=True).prepare_data()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_of_two_jobs_wins(tmp_path, renderer, monkeypatch):
+    def slow(root, scene, *, seed, progress):
+        write_category(tmp_path / "part", train=9)  # another job finishes meanwhile
+        return write_category(root)
+
+    monkeypatch.setattr(sys.modules["oddpatch.data.rendering"], "render_dataset", slow)
+    data = make(tmp_path, render=True)
+    data.prepare_data()
+    data.setup()
+    assert len(data.train_samples) == 9
+
+
+def test_importing_data_needs_neither_hydra_nor_lightning():
+    code = (
+        "import sys, oddpatch.data.dataset, oddpatch.data.layout, oddpatch.data.decoding, oddpatch.data.transforms;"
+        "print([name for name in ('hydra', 'lightning', 'cv2', 'tifffile') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.real
+def test_real_bottle_with_workers():
+    if not BOTTLE_ROOT.is_dir():
+        pytest.skip("the real images are not here")
+    data = MVTecDataModule(BOTTLE_ROOT, "bottle", MEAN, STD, num_workers=2)
+    data.setup()
+    data._test = data._dataset(data.test_samples[:24])
+    batch = next(iter(data.test_dataloader()))
+    assert tuple(batch.image.shape) == (24, 3, 224, 224)
+    assert set(batch.mask[batch.label == 1].flatten(1).amax(1).tolist()) == {1}
+    assert data.test_dataloader().dataset.warnings() == []

@@ -1,0 +1,500 @@
+"""Every kind of file against what was written into it."""
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from oddpatch.data.decoding import image_suffixes, is_image_name, read_image, read_mask, to_rgb_float
+from oddpatch.errors import DataError
+
+H, W = 12, 17
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def colour(rng, dtype="uint8", channels=3):
+    return rng.integers(0, np.iinfo(dtype).max + 1, (H, W, channels)).astype(dtype)
+
+
+def expect(array, scale):
+    """(3, H, W) float64 from (H, W) or (H, W, 3), in plain numpy."""
+    array = np.asarray(array, np.float64) / scale
+    return np.stack([array] * 3) if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def assert_image(path, expected):
+    image = read_image(path)
+    assert image.dtype == torch.float32
+    np.testing.assert_allclose(image.numpy(), expected, atol=1e-7)
+
+
+def one_line(error, path):
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".tif", ".TIFF", ".ppm", ".webp", ".tga"])
+def test_colour_in_lossless_formats_and_any_letter_case(tmp_path, rng, suffix):
+    path = tmp_path / f"a{suffix}"
+    pixels = colour(rng)
+    Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    assert_image(path, expect(pixels, 255))
+
+
+def test_jpeg_is_what_opencv_decodes(tmp_path):
+    path = tmp_path / "a.JPG"
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (64, 64, 3))
+    Image.fromarray(np.ascontiguousarray(ramp)).save(path, quality=95)
+    reference = cv2.imread(str(path))[..., ::-1]
+    np.testing.assert_allclose(read_image(path).numpy(), expect(reference, 255), atol=3 / 255)
+
+
+def test_grey_is_repeated(tmp_path, rng):
+    pixels = colour(rng)[..., 0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert_image(tmp_path / "a.png", expect(pixels, 255))
+
+
+def test_one_bit(tmp_path, rng):
+    pixels = rng.random((H, W)) > 0.5
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "1"
+    assert_image(tmp_path / "a.png", expect(pixels, 1))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_dropped_and_colours_kept(tmp_path, rng, mode):
+    pixels = colour(rng, channels=len(mode))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == mode
+    assert_image(tmp_path / "a.png", expect(pixels[..., :3] if mode == "RGBA" else pixels[..., 0], 255))
+
+
+@pytest.mark.parametrize("transparency", [None, 1])
+def test_palette_becomes_its_colours(tmp_path, rng, transparency):
+    palette = rng.integers(0, 256, (5, 3)).astype(np.uint8)
+    index = rng.integers(0, 5, (H, W)).astype(np.uint8)
+    image = Image.frombytes("P", (W, H), index.tobytes())
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / "a.png", **({} if transparency is None else {"transparency": transparency}))
+    assert_image(tmp_path / "a.png", expect(palette[index], 255))
+
+
+def test_cmyk(tmp_path):
+    pixels = np.zeros((H, W, 4), np.uint8)
+    pixels[..., 0] = 255  # cyan ink only: no red
+    pixels[:, 5:, 3] = 255  # black
+    Image.frombytes("CMYK", (W, H), pixels.tobytes()).save(tmp_path / "a.tif")
+    expected = np.full((H, W, 3), (0, 255, 255))
+    expected[:, 5:] = 0
+    assert_image(tmp_path / "a.tif", expect(expected, 255))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("depth", [8, 16])
+def test_exif_orientation_is_applied_at_any_depth(tmp_path, rng, orientation, depth):
+    pixels = colour(rng, f"uint{depth}")
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / "a.png"
+    if depth == 8:
+        Image.fromarray(pixels).save(path, exif=exif)
+    else:
+        encoded = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
+        chunk = exif.tobytes().removeprefix(b"Exif\0\0")
+        path.write_bytes(_with_png_chunk(encoded, b"eXIf", chunk))
+    upright = {
+        1: pixels,
+        2: np.fliplr(pixels),
+        3: np.rot90(pixels, 2),
+        4: np.flipud(pixels),
+        5: np.swapaxes(pixels, 0, 1),
+        6: np.rot90(pixels, -1),
+        7: np.rot90(np.swapaxes(pixels, 0, 1), 2),
+        8: np.rot90(pixels, 1),
+    }[orientation]
+    assert_image(path, expect(upright, 2**depth - 1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_tiff_orientation_agrees_with_png(tmp_path, rng, orientation, dtype):
+    pixels = colour(rng, dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray((pixels >> 8 if dtype == "uint16" else pixels).astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif"), read_image(tmp_path / "a.png"), atol=1 / 255)
+
+
+def _with_png_chunk(png, kind, data):
+    import struct
+    import zlib
+
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png[:33] + chunk + png[33:]  # after the signature and IHDR
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bit_png_keeps_all_its_bits(tmp_path, rng, channels):
+    pixels = colour(rng, "uint16", channels)
+    order = [2, 1, 0, 3][:channels] if channels > 1 else [0]
+    cv2.imwrite(str(tmp_path / "a.png"), pixels[..., order])
+    assert_image(tmp_path / "a.png", expect(pixels[..., 0] if channels == 1 else pixels[..., :3], 65535))
+
+
+def test_dark_16_bit_image_is_not_stretched(tmp_path):
+    Image.fromarray(np.full((H, W), 300, np.uint16)).save(tmp_path / "a.png")
+    assert_image(tmp_path / "a.png", np.full((3, H, W), 300 / 65535))
+
+
+@pytest.mark.parametrize("maxval", [4095, 65535])
+@pytest.mark.parametrize("magic", [b"P5", b"P6"])
+def test_deep_pnm_is_scaled_by_its_maximum(tmp_path, rng, maxval, magic):
+    pixels = rng.integers(0, maxval + 1, (H, W, 3) if magic == b"P6" else (H, W))
+    (tmp_path / "a.ppm").write_bytes(magic + b"\n%d %d\n%d\n" % (W, H, maxval) + pixels.astype(">u2").tobytes())
+    np.testing.assert_allclose(read_image(tmp_path / "a.ppm").numpy(), expect(pixels, maxval), atol=1 / 65535)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiff_of_any_depth_and_compression(tmp_path, rng, dtype, channels, compression):
+    floating = dtype.startswith("float")
+    pixels = rng.random((H, W, channels)).astype(dtype) if floating else colour(rng, dtype, channels)
+    path = tmp_path / "a.tiff"
+    if compression == "lzw":
+        bgr = pixels[..., ::-1] if channels == 3 else pixels
+        cv2.imwrite(str(path), bgr, [cv2.IMWRITE_TIFF_COMPRESSION, 5])
+    else:
+        stored, kind = (pixels, "rgb") if channels == 3 else (pixels[..., 0], "minisblack")
+        tifffile.imwrite(path, stored, photometric=kind, compression=compression)
+    scale = 1 if floating else np.iinfo(dtype).max
+    assert_image(path, expect(pixels if channels == 3 else pixels[..., 0], scale))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_planar_and_big_endian_tiff(tmp_path, rng, dtype):
+    pixels = colour(rng, dtype)
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate", byteorder=">"
+    )
+    assert_image(tmp_path / "a.tif", expect(pixels, np.iinfo(dtype).max))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_white_is_zero_tiff(tmp_path, rng, dtype):
+    pixels = colour(rng, dtype)[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    full = np.iinfo(dtype).max
+    assert_image(tmp_path / "a.tif", expect(full - pixels.astype(int), full))
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint32"])
+def test_wider_integers_are_16_bit_values(tmp_path, rng, dtype):
+    pixels = rng.integers(0, 30000, (H, W)).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    assert_image(tmp_path / "a.tif", expect(pixels, 65535))
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int16", -1), ("int32", 65536), ("uint32", 2**31)])
+def test_integers_beyond_16_bits_are_refused_not_clipped(tmp_path, dtype, value):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.full((H, W), value, dtype))
+    with pytest.raises(DataError, match="do not fit 16 bits") as error:
+        read_image(path)
+    one_line(error, path)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, 200.0, np.nan, np.inf])
+def test_float_outside_unit_range_is_refused(tmp_path, value):
+    path = tmp_path / "a.tif"
+    pixels = np.full((H, W), 0.5, np.float32)
+    pixels[3, 4] = value
+    tifffile.imwrite(path, pixels)
+    with pytest.raises(DataError, match=r"not all in \[0, 1\]") as error:
+        read_image(path)
+    one_line(error, path)
+    with pytest.raises(DataError, match=r"not all in \[0, 1\]"):
+        to_rgb_float(pixels)
+
+
+def test_first_page_and_first_frame(tmp_path, rng):
+    first, second = colour(rng, "uint16")[..., 0], colour(rng, "uint16")[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([first, second]), photometric="minisblack")
+    assert_image(tmp_path / "a.tif", expect(first, 65535))
+
+
+def test_radiance_file_that_only_opencv_reads(tmp_path, rng):
+    pixels = rng.random((H, W, 3)).astype(np.float32) * 0.9
+    cv2.imwrite(str(tmp_path / "a.hdr"), pixels[..., ::-1])
+    np.testing.assert_allclose(read_image(tmp_path / "a.hdr"), expect(pixels, 1), atol=0.01)
+
+
+def test_file_and_arrays_of_one_image_agree(tmp_path, rng):
+    pixels = colour(rng)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    from_file = read_image(path)
+    unit = pixels / 255.0
+    reversed_view = np.ascontiguousarray(pixels[..., ::-1])[..., ::-1]
+    with_alpha = np.dstack([pixels, pixels[..., 0]])
+    for same in (Image.open(path), pixels, reversed_view, unit, unit.astype(np.float32), with_alpha):
+        np.testing.assert_allclose(to_rgb_float(same), from_file, atol=1e-7)
+    wide = pixels.astype(np.uint16) * 257
+    for same in (wide, wide.astype(">u2")):
+        np.testing.assert_allclose(to_rgb_float(same), from_file, atol=1e-7)
+
+
+def test_array_in_memory_is_not_changed(rng):
+    pixels = rng.random((H, W, 3)).astype(np.float32)
+    before = pixels.copy()
+    to_rgb_float(pixels).add_(0)
+    np.testing.assert_array_equal(pixels, before)
+
+
+def test_pil_image_with_orientation_is_not_changed(tmp_path, rng):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(colour(rng)).save(tmp_path / "a.png", exif=exif)
+    image = Image.open(tmp_path / "a.png")
+    assert tuple(to_rgb_float(image).shape) == (3, W, H)
+    assert image.size == (W, H)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, H, W), np.uint8), np.zeros((H, W, 5)), np.zeros(4), np.zeros((0, 4))])
+def test_arrays_of_other_shapes(bad):
+    with pytest.raises(DataError, match=r"camera 1: .*shape"):
+        to_rgb_float(bad, name="camera 1")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint32"])
+def test_arrays_without_known_full_scale(dtype):
+    with pytest.raises(DataError, match="no known full scale"):
+        to_rgb_float(np.ones((H, W), dtype))
+
+
+# Bad files
+
+
+def encoded(kind, rng):
+    pixels = rng.integers(0, 256, (60, 80, 3)).astype(np.uint8)
+    stream = io.BytesIO()
+    if kind == "png16":
+        return cv2.imencode(".png", rng.integers(0, 65536, (60, 80, 3)).astype(np.uint16))[1].tobytes()
+    if kind.startswith("tiff-"):
+        compression = None if kind == "tiff-float" else "zlib"
+        tifffile.imwrite(stream, rng.random((60, 80, 3)).astype(np.float32), photometric="rgb", compression=compression)
+    elif kind == "ppm16":
+        return b"P6\n80 60\n65535\n" + rng.integers(0, 65536, (60, 80, 3)).astype(">u2").tobytes()
+    else:
+        Image.fromarray(pixels).save(stream, kind, **({"compression": "tiff_lzw"} if kind == "tiff" else {}))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff", "webp", "png16", "tiff-float", "tiff-zlib", "ppm16"])
+def test_truncated_files_never_give_a_partial_image(tmp_path, rng, kind, keep):
+    data = encoded(kind, rng)
+    path = tmp_path / f"a.{kind.rstrip('16').split('-')[0]}"
+    path.write_bytes(data)
+    read_image(path)
+    path.write_bytes(data[: int(len(data) * keep)])
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError) as error:
+            read(path)
+        one_line(error, path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"II*\0", b"P6\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_files_that_are_not_images(tmp_path, content):
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        read_image(path)
+    message = one_line(error, path)
+    assert "0x" not in message
+    assert ("empty" in message) == (content == b"")
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(DataError):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff-float"])
+def test_decompression_bomb(tmp_path, rng, monkeypatch, kind):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(kind, rng))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match="MAX_IMAGE_PIXELS") as error:
+        read_image(path)
+    one_line(error, path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), kind=st.sampled_from(["png", "jpeg", "tiff", "png16", "tiff-zlib", "bmp"]))
+def test_damaged_bytes_give_an_image_or_a_data_error(tmp_path, data, kind):
+    content = bytearray(encoded(kind, np.random.default_rng(1)))
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.integers(0, min(len(content), 400) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    problems = []
+    try:
+        image = read_image(path)
+    except DataError as error:
+        problems.append(str(error))
+    else:
+        assert image.shape[0] == 3
+        assert 0 <= image.min() <= image.max() <= 1
+    assert not any("\n" in problem for problem in problems)
+
+
+def test_suffixes():
+    assert {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".jp2", ".hdr"} <= image_suffixes()
+    assert not {".eps", ".pdf", ".h5", ".txt", ".db"} & image_suffixes()
+    assert is_image_name("step0.camera.PNG")
+    assert not is_image_name("._a.png")
+    assert not is_image_name("png")
+
+
+# Masks
+
+
+@pytest.fixture
+def truth(rng):
+    truth = rng.random((H, W)) > 0.7
+    truth[0, 0], truth[0, 1] = False, True
+    return truth
+
+
+def save_mask(path, mode, truth):
+    """The same mask in many ways of writing it."""
+    stored = {
+        "grey 255": truth * np.uint8(255),
+        "grey 1": truth * np.uint8(1),
+        "16 bit": truth * np.uint16(65535),
+        "16 bit, 1": truth * np.uint16(1),
+        "bool": truth,
+        "red": np.dstack([truth * np.uint8(200), truth * np.uint8(0), truth * np.uint8(0)]),
+        "opaque": np.dstack([truth * np.uint8(255)] * 3 + [np.full_like(truth, 255, np.uint8)]),
+        "transparent": np.dstack([truth * np.uint8(255)] * 3 + [np.zeros_like(truth, np.uint8)]),
+        "alpha only": np.dstack([np.zeros_like(truth, np.uint8)] * 3 + [truth * np.uint8(255)]),
+        "alpha, white": np.dstack([np.full_like(truth, 255, np.uint8)] * 3 + [truth * np.uint8(255)]),
+        "grey + alpha": np.dstack([truth * np.uint8(255), np.full_like(truth, 255, np.uint8)]),
+    }[mode]
+    Image.fromarray(stored).save(path)
+
+
+MASK_MODES = [
+    "grey 255",
+    "grey 1",
+    "16 bit",
+    "16 bit, 1",
+    "bool",
+    "red",
+    "opaque",
+    "transparent",
+    "alpha only",
+    "alpha, white",
+    "grey + alpha",
+]
+
+
+@pytest.mark.parametrize("mode", MASK_MODES)
+def test_masks_of_every_mode(tmp_path, truth, mode):
+    save_mask(tmp_path / "m.png", mode, truth)
+    mask = read_mask(tmp_path / "m.png")
+    assert mask.dtype == torch.uint8
+    np.testing.assert_array_equal(mask.numpy(), truth)
+
+
+@pytest.mark.parametrize(
+    "palette",
+    [
+        pytest.param([(0, 0, 0), (255, 0, 0)], id="black and red"),
+        pytest.param([(0, 0, 0), (0, 0, 0)], id="no colours"),
+        pytest.param([(31, 119, 180), (255, 127, 14)], id="coloured background"),
+    ],
+)
+def test_palette_masks_by_class_index(tmp_path, truth, palette):
+    image = Image.frombytes("P", (W, H), truth.astype(np.uint8).tobytes())
+    image.putpalette([value for entry in palette for value in entry])
+    image.save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").numpy(), truth)
+
+
+def test_optimised_palette_whose_index_0_is_the_defect(tmp_path, truth):
+    Image.fromarray(np.dstack([truth * np.uint8(255)] * 3)).quantize(2).save(tmp_path / "m.png")
+    saved = Image.open(tmp_path / "m.png")
+    assert np.asarray(saved)[0, 1] == 0, "this test needs Pillow to give the defect index 0"
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").numpy(), truth)
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.0, [0, 1, 1, 1]), (0.5, [0, 0, 1, 1]), (0.6, [0, 0, 0, 1])])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "palette"])
+def test_threshold_is_a_fraction_of_full_scale(tmp_path, threshold, expected, kind):
+    values = np.array([[0, 0.1, 0.55, 1.0]])
+    path = tmp_path / "m.tif"
+    if kind == "palette":
+        path = tmp_path / "m.png"
+        image = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8)).convert("P")
+        image.putpalette(np.repeat(np.round(values[0] * 255).astype(int), 3).tolist())
+        image.save(path)
+    else:
+        scaled = values if kind == "float32" else np.round(values * np.iinfo(kind).max)
+        tifffile.imwrite(path, scaled.astype(kind))
+    assert read_mask(path, threshold).tolist() == [expected]
+
+
+def test_instance_ids_beyond_16_bits_are_defect(tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", np.array([[0, 70000]], np.int32))
+    assert read_mask(tmp_path / "m.tif").tolist() == [[0, 1]]
+
+
+def test_float_masks_of_any_scale_need_no_threshold(tmp_path):
+    path = tmp_path / "m.tif"
+    tifffile.imwrite(path, np.array([[0, 255]], np.float32))
+    assert read_mask(path).tolist() == [[0, 1]]
+    with pytest.raises(DataError, match="set it to 0"):
+        read_mask(path, 0.5)
+    tifffile.imwrite(path, np.array([[0, np.nan]], np.float32))
+    with pytest.raises(DataError, match="not finite"):
+        read_mask(path)
+
+
+def test_mask_follows_the_same_orientation_as_its_image(tmp_path, truth):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(truth * np.uint8(255)).save(tmp_path / "m.png", exif=exif)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png").numpy(), np.rot90(truth, -1))
+
+
+@pytest.mark.real
+def test_real_unity_files():
+    folder = Path(__file__).parents[2] / "../shared/data/unity_legacy/annotations"
+    if not folder.is_dir():
+        pytest.skip("the real images are not here")
+    path = next(folder.glob("sementic*.png"))
+    np.testing.assert_array_equal(read_mask(path).numpy(), cv2.imread(str(path), cv2.IMREAD_UNCHANGED) > 0)
+    for path in folder.glob("instance*.png"):
+        with pytest.raises(DataError, match="0 bytes"):
+            read_mask(path)

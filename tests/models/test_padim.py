@@ -1,0 +1,135 @@
+"""PaDiM against a plain numpy reference, and its errors."""
+
+import numpy as np
+import pytest
+import torch
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.padim import PaDiM
+from scipy.ndimage import gaussian_filter
+from torch.nn import functional as F
+
+CHANNELS, STRIDES = [4, 6], [4, 8]
+SIZE = (32, 48)
+
+
+def features(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    maps = [(c, SIZE[0] // s, SIZE[1] // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    return [torch.randn(count, *shape, generator=generator) * 2 + 5 for shape in maps]
+
+
+def fitted(count=30, batch=8, **settings):
+    detector = PaDiM(CHANNELS, STRIDES, **{"num_features": 7, "smoothing": 2.0, **settings})
+    index = torch.arange(count)
+    parts = zip(*(f.split(batch) for f in features(count)), strict=True)
+    for part, i in zip(parts, index.split(batch), strict=True):
+        detector.update(list(part), i)
+    detector.fit()
+    return detector
+
+
+def reference(detector, train, test, epsilon, sigma, mode="nearest"):
+    """Scores and maps by np.cov, np.linalg.inv and scipy, one position at a time."""
+    size = train[0].shape[-2:]
+
+    def embed(maps):
+        options = {} if mode == "nearest" else {"align_corners": False}
+        up = [maps[0], F.interpolate(maps[1], size=size, mode=mode, **options)]
+        joined = torch.cat(up, 1)
+        if detector.projection is not None:
+            joined = torch.einsum("bchw,cd->bdhw", joined, detector.projection)
+        else:
+            joined = joined[:, detector.channel_index]
+        return joined.double().numpy()
+
+    fit_on, score = embed(train), embed(test)
+    distances = np.zeros((len(score), *size))
+    for y in range(size[0]):
+        for x in range(size[1]):
+            here = fit_on[:, :, y, x]
+            covariance = np.cov(here, rowvar=False) + epsilon * np.eye(here.shape[1])
+            shift = score[:, :, y, x] - here.mean(0)
+            distances[:, y, x] = np.sqrt(np.einsum("ni,ij,nj->n", shift, np.linalg.inv(covariance), shift))
+    up = F.interpolate(torch.from_numpy(distances)[:, None], size=SIZE, mode="bilinear", align_corners=False)[:, 0]
+    return np.stack([gaussian_filter(m, sigma) if sigma else m for m in up.numpy()])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"epsilon": 0.3, "smoothing": 0.0},
+        {"alignment": "bilinear"},
+        {"reduction": "semi_orthogonal"},
+        {"num_features": None},
+    ],
+)
+def test_equals_a_plain_numpy_reference(settings):
+    detector = fitted(**settings)
+    test = features(3, seed=1)
+    expected = reference(
+        detector, features(30), test, settings.get("epsilon", 0.01), settings.get("smoothing", 2.0),
+        settings.get("alignment", "nearest"),
+    )  # fmt: skip
+    prediction = detector(test, SIZE)
+    np.testing.assert_allclose(prediction.anomaly_map[:, 0].numpy(), expected, rtol=2e-4)
+    np.testing.assert_allclose(prediction.score.numpy(), expected.max((1, 2)), rtol=2e-4)
+
+
+def test_score_from_raw_is_the_maximum_before_smoothing():
+    raw, smoothed = fitted(score_from="raw"), fitted()
+    test = features(3, seed=1)
+    expected = reference(raw, features(30), test, 0.01, 0).max((1, 2))
+    np.testing.assert_allclose(raw(test, SIZE).score.numpy(), expected, rtol=2e-4)
+    assert (smoothed(test, SIZE).score < raw(test, SIZE).score).all()
+
+
+@pytest.mark.parametrize("batch", [1, 7, 30])
+def test_batch_size_does_not_change_the_fit(batch):
+    one, other = fitted(batch=8), fitted(batch=batch)
+    torch.testing.assert_close(one.mean, other.mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.whitening, other.whitening, rtol=1e-4, atol=1e-4)
+
+
+def test_the_drawn_channels_are_seeded_and_saved():
+    first, second, third = (PaDiM(CHANNELS, STRIDES, num_features=5, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first.channel_index, second.channel_index)
+    assert not torch.equal(first.channel_index, third.channel_index)
+    assert "channel_index" in first.state_dict()
+
+
+def test_memory_does_not_grow_with_the_number_of_images():
+    detector = PaDiM(CHANNELS, STRIDES, num_features=7)
+    held = []
+    for i in range(6):
+        detector.update(features(4, seed=i), torch.arange(4))
+        held.append(sum(t.numel() * t.element_size() for t in detector._moments[1:]))
+    assert len(set(held)) == 1
+
+
+def test_too_many_features_names_the_limit():
+    with pytest.raises(ConfigError, match=r"num_features=600 but this backbone gives 10: choose 1..10"):
+        PaDiM(CHANNELS, STRIDES, num_features=600)
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, "given 0"), (1, "given 1")])
+def test_too_few_images(count, told):
+    detector = PaDiM(CHANNELS, STRIDES, num_features=5)
+    if count:
+        detector.update(features(count), torch.arange(count))
+    with pytest.raises(DataError, match=f"at least 2 good images.*{told}"):
+        detector.fit()
+
+
+def test_images_of_another_size_are_refused():
+    detector = fitted()
+    larger = [F.interpolate(f, scale_factor=2) for f in features(1)]
+    with pytest.raises(DataError, match="grid of 16x24 patches, PaDiM was fitted on 8x12"):
+        detector(larger, (64, 96))
+
+
+def test_required_memory_covers_what_is_held():
+    detector = PaDiM(CHANNELS, STRIDES, num_features=7)
+    needed, remedy = detector.required_memory([(4, 8, 12), (6, 4, 6)], 30)
+    assert needed >= 8 * 12 * 7 * 7 * 4
+    assert "num_features" in remedy

@@ -1,0 +1,158 @@
+"""Coreset selection against the plain greedy algorithm, one pick at a time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from torch import Tensor
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.ops import coreset
+from oddpatch.ops.coreset import (
+    approximate_greedy,
+    covering_radius,
+    k_center_greedy,
+    random_subset,
+)
+from oddpatch.ops.projection import fit_sketch
+
+
+def k_center_greedy_plain(points: Tensor, count: int, start: int) -> list[int]:
+    """Measure all points against each pick in turn, in float64."""
+    rows = points.double().numpy()
+    distances = np.square(rows - rows[start]).sum(1)
+    picks = [start]
+    distances[start] = -1
+    while len(picks) < count:
+        picks.append(int(distances.argmax()))
+        distances = np.minimum(distances, np.square(rows - rows[picks[-1]]).sum(1))
+        distances[picks] = -1
+    return picks
+
+
+def clustered(num_points: int, dim: int, *, rank: int = 12, clusters: int = 30, seed: int = 0) -> Tensor:
+    """Points like patch embeddings: dense and thin clusters, and few directions with most of the variance."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.linspace(0, -6, dim).exp()
+    centres = torch.randn(clusters, dim, generator=generator) * scales * 8
+    member = torch.randint(clusters, (num_points,), generator=generator) ** 2 // clusters
+    spread = torch.rand(clusters, 1, generator=generator) + 0.2
+    return centres[member] + torch.randn(num_points, dim, generator=generator) * scales * spread[member]
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 300, 5000])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_picks_equal_plain_greedy(block: int, seed: int) -> None:
+    points = clustered(3000, 40, seed=seed)
+    assert k_center_greedy(points, 700, start=5, block=block).tolist() == k_center_greedy_plain(points, 700, 5)
+
+
+def test_picks_equal_plain_greedy_over_a_sketch() -> None:
+    points = clustered(6000, 256)
+    assert fit_sketch(points, 2000).basis is not None
+    assert k_center_greedy(points, 2000, start=0).tolist() == k_center_greedy_plain(points, 2000, 0)
+
+
+def test_picks_equal_plain_greedy_where_all_directions_matter() -> None:
+    points = torch.randn(3000, 150, generator=torch.Generator().manual_seed(0))
+    assert k_center_greedy(points, 1000, start=0).tolist() == k_center_greedy_plain(points, 1000, 0)
+
+
+@pytest.mark.parametrize("block", [1, 20, 1000])
+def test_ties_go_to_the_lowest_index(block: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randint(0, 4, (1500, 5), generator=generator).float()  # ties and duplicates everywhere
+    assert k_center_greedy(grid, 1500, start=3, block=block).tolist() == k_center_greedy_plain(grid, 1500, 3)
+
+
+@pytest.mark.parametrize("dim", [30, 256])
+def test_offset_far_beyond_the_spread_changes_nothing(dim: int) -> None:
+    points = clustered(2000, dim) + 4096.0
+    near_origin = points - 4096.0  # exact: the sum above has rounded already
+    picks = k_center_greedy(points, 600, start=0)
+    assert picks.tolist() == k_center_greedy(near_origin, 600, start=0).tolist()
+    assert picks.tolist() == k_center_greedy_plain(near_origin, 600, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types(dtype: torch.dtype) -> None:
+    points = clustered(800, 24).to(dtype)
+    assert k_center_greedy(points, 300, start=0).tolist() == k_center_greedy_plain(points, 300, 0)
+
+
+def test_low_matrix_precision_and_autocast_change_nothing() -> None:
+    points = clustered(2000, 256)
+    expected = k_center_greedy(points, 300, start=0)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert k_center_greedy(points, 300, start=0).equal(expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_first_pick_is_drawn_and_kept() -> None:
+    points = clustered(500, 8)
+    picks = k_center_greedy(points, 20, generator=torch.Generator().manual_seed(3))
+    assert picks.equal(k_center_greedy(points, 20, generator=torch.Generator().manual_seed(3)))
+    assert picks.tolist() == k_center_greedy_plain(points, 20, int(picks[0]))
+    starts = {int(k_center_greedy(points, 1, generator=torch.Generator().manual_seed(seed))) for seed in range(8)}
+    assert len(starts) > 4
+
+
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int, str]] = []
+    k_center_greedy(clustered(500, 8), 200, start=0, progress=lambda *step: told.append(step))
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert told[-1] == (200, 200, "coreset")
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_impossible_count(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"cannot select {count} of 10"):
+        k_center_greedy(torch.randn(10, 3), count, start=0)
+
+
+def test_unusable_arguments() -> None:
+    points = torch.randn(10, 3)
+    with pytest.raises(ConfigError, match="start=10"):
+        k_center_greedy(points, 2, start=10)
+    with pytest.raises(ConfigError, match="generator"):
+        k_center_greedy(points, 2)
+    points[7, 1] = math.nan
+    with pytest.raises(DataError, match="row 7"):
+        k_center_greedy(points, 2, start=0)
+
+
+def test_approximate_greedy_starts_from_mean_distances() -> None:
+    points = clustered(800, 10)
+    picks = approximate_greedy(points, 60, torch.Generator().manual_seed(1), num_starts=4)
+    starts = random_subset(800, 4, torch.Generator().manual_seed(1))
+    rows = points.double().numpy()
+    distances = cdist(rows, rows[starts.numpy()]).mean(1)
+    for pick in picks.tolist():
+        distances[list(picks[: picks.tolist().index(pick)])] = -1
+        assert pick == distances.argmax()
+        distances = np.minimum(distances, cdist(rows, rows[[pick]])[:, 0])
+
+
+def test_random_subset_is_distinct_and_reproducible() -> None:
+    subset = random_subset(100, 30, torch.Generator().manual_seed(0))
+    assert len(set(subset.tolist())) == 30
+    assert subset.min() >= 0
+    assert subset.max() < 100
+    assert subset.equal(random_subset(100, 30, torch.Generator().manual_seed(0)))
+    assert not subset.equal(random_subset(100, 30, torch.Generator().manual_seed(1)))
+
+
+def test_covering_radius() -> None:
+    points = clustered(900, 12)
+    selected = points[k_center_greedy(points, 50, start=0)]
+    expected = cdist(points.double(), selected.double()).min(1).max()
+    assert covering_radius(points, selected) == pytest.approx(expected, rel=1e-6)
+    assert covering_radius(points, selected, max_bytes=1000) == covering_radius(points, selected)
+    assert covering_radius(points, points) == 0
+    assert coreset.PICKED < 0
