@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> float | None:
     from oddpatch.pipeline import rebuild
 
     run = rebuild(cfg)
-    run.trainer.test(run.module, run.data, verbose=False)
+    run.test()
     run.summary()
     return run.module.results.get(cfg.objective)
 

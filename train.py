@@ -18,9 +18,9 @@ def main(cfg: DictConfig) -> float | None:
     from oddpatch.pipeline import build
 
     run = build(cfg)
-    run.trainer.fit(run.module, run.data)
+    run.fit()
     run.save()
-    run.trainer.test(run.module, run.data, verbose=False)
+    run.test()
     run.summary()
     return run.module.results.get(cfg.objective)
 

@@ -92,6 +92,12 @@ class AnomalyModule(L.LightningModule):
 
     # -- scoring and measuring --------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Note why nothing will be measured where there is nothing to test on: Lightning then runs no test hook."""
+        if stage == "test" and not self.trainer.datamodule.test_samples:  # type: ignore[attr-defined]
+            names = (*self.image_metrics.names, *self.pixel_metrics.names)
+            self.absent = dict.fromkeys(names, "the dataset has no test images")
+
     def on_test_start(self) -> None:
         """Forget the results of an earlier test."""
         self.results, self.absent, self.scored = {}, {}, []
@@ -113,6 +119,9 @@ class AnomalyModule(L.LightningModule):
                 self.results.update(metric.compute())
                 self.absent.update(metric.reasons)
                 metric.reset()
+            if not self.model.detector.localizes:
+                method = type(self.model.detector).__name__
+                self.absent.update(dict.fromkeys(self.pixel_metrics.names, f"{method} scores whole images only"))
             samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]
             scores, _, indices = self.image_metrics.rows
             self.scored = [

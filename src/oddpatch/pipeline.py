@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint
 from oddpatch.data.transforms import Preprocess
-from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
 from oddpatch.models.base import AnomalyModel
 from oddpatch.module import AnomalyModule
 from oddpatch.quiet import hush_lightning
@@ -39,10 +40,28 @@ class Run(NamedTuple):
             self.trainer.save_checkpoint(path)
         return path
 
+    def fit(self) -> None:
+        """Take in the good images and fit the detector."""
+        self.trainer.fit(self.module, self.data)
+
+    def test(self) -> None:
+        """Score the test images, measure, and write the results."""
+        self.trainer.test(self.module, self.data, verbose=False)
+
     def summary(self) -> None:
         """Print what was measured and where the files are."""
         if self.trainer.is_global_zero:
             print_summary(self.module, self.folder)
+
+
+def make(part: Any, **kwargs: Any) -> Any:
+    """The object that a part of a config describes; an error the user can mend comes as it was raised."""
+    try:
+        return instantiate(part, **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, OddpatchError):
+            raise error.__cause__ from None
+        raise
 
 
 def build(cfg: DictConfig) -> Run:
@@ -53,11 +72,11 @@ def build(cfg: DictConfig) -> Run:
     """
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    backbone = instantiate(cfg.backbone)
-    data = instantiate(cfg.data, mean=backbone.mean, std=backbone.std)
+    backbone = make(cfg.backbone)
+    data = make(cfg.data, mean=backbone.mean, std=backbone.std)
     data.prepare_data()
     data.setup("fit")
-    detector = instantiate(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    detector = make(cfg.model, channels=backbone.channels, strides=backbone.strides)
     model = AnomalyModel(data.preprocess, backbone, detector)
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
@@ -78,7 +97,7 @@ def rebuild(cfg: DictConfig) -> Run:
     model, about = restore(Path(cfg.run))
     _refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
     settings = {**about["config"]["data"], **(OmegaConf.to_container(cfg.data, resolve=True) or {})}
-    data = instantiate(settings, mean=model.preprocess.mean, std=model.preprocess.std)
+    data = make(settings, mean=model.preprocess.mean, std=model.preprocess.std)
     if data.preprocess.settings() != model.preprocess.settings():
         raise ConfigError(
             f"data gives {data.preprocess.settings()}, the run was fitted with {model.preprocess.settings()}: "
@@ -91,9 +110,9 @@ def rebuild(cfg: DictConfig) -> Run:
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The Trainer with the callbacks and loggers that `cfg` lists."""
     hush_lightning()
-    callbacks = [instantiate(part) for part in (cfg.get("callbacks") or {}).values() if part]
-    loggers = [instantiate(part) for part in (cfg.get("logger") or {}).values() if part]
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+    callbacks = [make(part) for part in (cfg.get("callbacks") or {}).values() if part]
+    loggers = [make(part) for part in (cfg.get("logger") or {}).values() if part]
+    return make(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
 
 
 def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
@@ -109,9 +128,9 @@ def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
     for key in ("model", "backbone"):
         _refuse_foreign_targets(config[key], path)
     # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
-    backbone = instantiate({**config["backbone"], "weights": "random"})
+    backbone = make({**config["backbone"], "weights": "random"})
     backbone.weights_origin = about["weights"]
-    detector = instantiate(config["model"], channels=backbone.channels, strides=backbone.strides)
+    detector = make(config["model"], channels=backbone.channels, strides=backbone.strides)
     model = AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector)
     state = {key.removeprefix("model."): v for key, v in content["state_dict"].items() if key.startswith("model.")}
     try:

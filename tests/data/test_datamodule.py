@@ -126,9 +126,10 @@ def test_settings_that_cannot_work_fail_before_reading(tmp_path, wrong, message)
         make(tmp_path / "absent", **wrong)
 
 
-def test_workers_auto(monkeypatch, tmp_path):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert make(tmp_path, num_workers="auto").num_workers == 8
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 2), (64, 8)])
+def test_workers_auto(monkeypatch, tmp_path, cores, workers):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert make(tmp_path, num_workers="auto").num_workers == workers
     assert make(tmp_path, num_workers=3).num_workers == 3
 
 

@@ -12,6 +12,7 @@ from oddpatch.metrics import (
     UndefinedMetricError,
     au_pro,
     find_regions,
+    pixel,
     pixel_metrics,
     pro_curve,
     rank_pixels,
@@ -156,6 +157,22 @@ def test_takes_tensors_with_a_channel_and_any_float_type(dtype):
 def test_takes_tensors_of_a_gpu():
     maps, masks = torch.arange(32.0).reshape(2, 4, 4), torch.eye(4, dtype=torch.uint8).expand(2, 4, 4)
     assert pixel_metrics(maps.cuda(), masks.cuda()) == pixel_metrics(maps, masks)
+
+
+@pytest.mark.parametrize("threads", [2, 4, 99])
+def test_sorting_in_several_parts_changes_nothing(monkeypatch, threads):
+    generator = np.random.default_rng(6)
+    masks = (generator.random((2, 30, 31)) < 0.1).astype(np.uint8)
+    maps = generator.integers(0, 50, masks.shape).astype(np.float32)
+    expected = pixel_metrics(maps, masks, LIMITS)
+    monkeypatch.setattr(pixel, "_SMALLEST_PART", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert pixel_metrics(maps, masks, LIMITS) == expected
+    for position in np.argwhere(masks == 0)[::100]:
+        broken = maps.copy()
+        broken[tuple(position)] = np.nan
+        with pytest.raises(NonFiniteScoreError):
+            pixel_metrics(broken, masks)
 
 
 def test_inputs_are_left_as_they_were():

@@ -6,12 +6,19 @@ import sys
 
 import pytest
 import torch
+
 from oddpatch.errors import NotFittedError
+from oddpatch.models.gaussian import GaussianAD
 from oddpatch.models.padim import PaDiM
+from oddpatch.models.patchcore import PatchCore
+from oddpatch.models.spade import SPADE
 
 CHANNELS, STRIDES, SIZE = [6, 8, 10], [4, 8, 16], (64, 64)
 DETECTORS = {
+    "gaussian": lambda: GaussianAD(CHANNELS, STRIDES),
     "padim": lambda: PaDiM(CHANNELS, STRIDES, num_features=12, smoothing=1.0),
+    "patchcore": lambda: PatchCore(CHANNELS, STRIDES, coreset_ratio=0.5, smoothing=1.0, finest_stride=4),
+    "spade": lambda: SPADE(CHANNELS, STRIDES, k=5, smoothing=1.0),
 }
 
 

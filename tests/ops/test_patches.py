@@ -3,7 +3,7 @@
 import pytest
 import torch
 from oddpatch.errors import ConfigError
-from oddpatch.ops.patches import align, join
+from oddpatch.ops.patches import align, join, join_patches, pool_patches
 from torch.nn import functional as F
 
 
@@ -33,3 +33,35 @@ def test_unfold_refuses_grids_that_do_not_divide():
     with pytest.raises(ConfigError, match=r"alignment='unfold'.*7x7 is no multiple of 4x4"):
         align(torch.zeros(1, 1, 4, 4), (7, 7), "unfold")
 
+
+
+def authors_pooling(features, patch_size, stride, dim):
+    """Patchify, bring to the finest grid, pool each patch, pool over layers: the authors' order of doing it."""
+    layers = []
+    for feature in features:
+        unfolded = F.unfold(feature, patch_size, stride=stride, padding=patch_size // 2)
+        height, width = ((side - 1) // stride + 1 for side in feature.shape[-2:])
+        grid = unfolded.unflatten(2, (height, width))  # (B, C*p*p, h, w)
+        if layers:
+            grid = F.interpolate(grid, layers[0].shape[1:3], mode="bilinear", align_corners=False)
+        pooled = F.adaptive_avg_pool1d(grid.permute(0, 2, 3, 1).flatten(0, 2)[:, None], dim)
+        layers.append(pooled.view(len(feature), *grid.shape[-2:], dim))
+    stacked = torch.stack(layers, dim=3)
+    return F.adaptive_avg_pool1d(stacked.flatten(3).flatten(0, 2)[:, None], dim).view(*stacked.shape[:3], dim)
+
+
+@pytest.mark.parametrize(("dim", "stride", "patch_size"), [(8, 1, 3), (11, 2, 3), (70, 1, 5)])
+def test_pooling_equals_the_authors_order_of_operations(dim, stride, patch_size):
+    maps = features((2, 5, 9, 8), (2, 7, 5, 4), (2, 3, 3, 2))
+    expected = authors_pooling(maps, patch_size, stride, dim)
+    torch.testing.assert_close(pool_patches(maps, patch_size, stride, dim, "bilinear"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_joining_equals_average_pooling_written_out():
+    fine, coarse = features((2, 3, 6, 6), (2, 4, 3, 3))
+    joined = join_patches([fine, coarse], 3, 1, "nearest")
+    padded = F.pad(fine, (1, 1, 1, 1))
+    expected = sum(padded[..., dy : dy + 6, dx : dx + 6] for dy in range(3) for dx in range(3)) / 9
+    torch.testing.assert_close(joined[..., :3], expected.permute(0, 2, 3, 1))
+    assert joined.shape == (2, 6, 6, 7)
+    assert join_patches([fine, coarse], 3, 2, "nearest").shape == (2, 3, 3, 7)

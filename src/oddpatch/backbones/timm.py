@@ -21,7 +21,7 @@ class TimmBackbone(Backbone):
     Args:
         name: timm model name, with the tag of its weights where there are several ("resnet18.tv_in1k").
         layers: stage numbers (of a CNN: 0 is stride 2, 1 stride 4, 2 stride 8, ...; of a Swin: 0 is stride 4) or
-            block numbers (of a vision transformer, from 0); "all" takes every one.
+            block numbers (of a vision transformer, from 0); "all" or "stages" takes every one.
         weights: "pretrained", "random", or the path of a state dict.
         package: pip package that carries the weights, with the parameter order of this network.
         files: further names under which the same weights are cached in `$TORCH_HOME/hub/checkpoints`.
@@ -53,7 +53,7 @@ class TimmBackbone(Backbone):
         valid: dict[int | str, str] = {
             i: f"{stage['num_chs']} channels, stride {stage['reduction']}" for i, stage in enumerate(info)
         }
-        chosen = sorted(valid) if layers == "all" else list(layers)  # type: ignore[type-var]
+        chosen = sorted(valid) if layers in ("all", "stages") else list(layers)  # type: ignore[type-var]
         check_layers(chosen, valid, name)
         self.layers: list[int] = sorted(chosen)  # type: ignore[type-var, assignment]
         self.weights_origin = self._load(network, weights, package, tuple(files))

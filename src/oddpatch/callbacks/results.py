@@ -23,6 +23,15 @@ class Results(L.Callback):
         self.folder = Path(folder)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write what was measured."""
+        self._write(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Without test images no test hook runs: what there is to say is written here."""
+        if stage == "test" and not trainer.datamodule.test_samples:  # type: ignore[attr-defined]
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write both files, each under a temporary name first."""
         if not trainer.is_global_zero:
             return

@@ -57,7 +57,7 @@ class MVTecDataModule(LightningDataModule):
         crop: see `Preprocess`.
         interpolation: see `Preprocess`.
         batch_size: images a batch, on each device.
-        num_workers: decoding processes; "auto" for one a core, at most 8.
+        num_workers: decoding processes; "auto" for one a core, at most 8, and none on a single core.
         mask_threshold: see `oddpatch.data.decoding.read_mask`.
         on_error: what to do with an unusable file, see `MVTecDataset`.
         render: scene to render if the category's folder is absent; true for the one named like the category; false or
@@ -192,7 +192,9 @@ def render(folder: Path, scene: str, seed: int) -> None:
 def _workers(num_workers: int | str) -> int:
     if num_workers == "auto":
         affinity = getattr(os, "sched_getaffinity", None)  # Linux only; knows of cores this process may not use
-        return min(len(affinity(0)) if affinity else os.cpu_count() or 1, 8)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        # A worker prepares images on one thread, which costs fewer CPU seconds than several threads on one image.
+        return min(cores, 8) if cores > 1 else 0
     if not isinstance(num_workers, int) or num_workers < 0:
         raise ConfigError(f"num_workers={num_workers!r} must be auto, 0 or more")
     return num_workers

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from oddpatch.errors import DataError
@@ -23,9 +24,13 @@ from oddpatch.metrics.arrays import (
     to_stack,
 )
 from oddpatch.metrics.curves import Points, rate_curve, recall_precision_curve
-from oddpatch.metrics.ranking import Ranking
+from oddpatch.metrics.ranking import Ranking, in_threads
 from oddpatch.metrics.regions import find_regions
 from oddpatch.types import IGNORE
+
+# Every part is searched for every defect score, so that many parts cost more than their threads gain.
+_MOST_PARTS = 4
+_SMALLEST_PART = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -96,16 +101,19 @@ def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
     maps, masks = to_floats(to_stack(maps, "maps")), to_stack(masks, "masks")
     if maps.shape != masks.shape:
         raise DataError(f"maps {maps.shape} and masks {masks.shape} differ: resize the maps to the masks")
-    normal = maps[_select_normal(masks)]  # a copy, in which to sort
-    normal.sort()
+    # Sorted in place (this is a copy), in as many parts as torch may use threads; a part is not worth it if small.
+    normal = maps[_select_normal(masks)]
+    num_parts = max(1, min(torch.get_num_threads(), _MOST_PARTS, normal.size // _SMALLEST_PART))
+    parts = np.array_split(normal, num_parts)
+    in_threads(np.ndarray.sort, parts)
     is_defect = masks == 1
     defect = maps[is_defect]
     order = np.argsort(defect)
     defect = defect[order]
-    _require_finite(normal, defect, maps, masks)
+    _require_finite([*parts, defect], maps, masks)
     regions = find_regions(is_defect)
     share = (1.0 / (regions.size * regions.size.size))[regions.region]  # (P,) each region weighs the same
-    ranking = Ranking.of_sorted(normal, defect)
+    ranking = Ranking.of_sorted(parts, defect)
     starts = defect.size - ranking.true_positives
     return PixelRanking(ranking, np.add.reduceat(share[order], starts))
 
@@ -140,9 +148,9 @@ def _select_normal(masks: NDArray[np.generic]) -> NDArray[np.bool_]:
     return normal
 
 
-def _require_finite(normal: Floats, defect: Floats, maps: Floats, masks: NDArray[np.generic]) -> None:
+def _require_finite(sorted_parts: Sequence[Floats], maps: Floats, masks: NDArray[np.generic]) -> None:
     # Sorting puts NaN and infinities at the ends, so that looking there spares a pass over all pixels.
-    if np.isfinite([normal[0], normal[-1], defect[0], defect[-1]]).all():
+    if np.isfinite([end for part in sorted_parts for end in part[[0, -1]]]).all():
         return
     bad = ~np.isfinite(maps) & (masks != IGNORE)
     images = np.flatnonzero(bad.any(axis=(1, 2)))

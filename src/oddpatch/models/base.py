@@ -32,6 +32,8 @@ class Detector(nn.Module, ABC):
     """
 
     fitted_buffers: tuple[str, ...] = ()
+    #: False for methods that score whole images only: their predictions have no anomaly map.
+    localizes: bool = True
     fitted: Tensor
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], finest_stride: int = 1) -> None:

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.ops.projection import DistanceSketch, fit_sketch
+from oddpatch.ops.projection import DIRECT_COST, DistanceSketch, fit_sketch
 
 Metric = Literal["euclidean", "cosine"]
 
 #: Columns that share one minimum when pairs are nominated: a row is looked at closely only where that is small enough.
 GROUP = 64
-#: Share of a query's groups above which measuring its nominated pairs costs more than a full matrix product.
-CROWDED = 0.4
 
 
 def nearest(
@@ -96,12 +94,14 @@ class NearestIndex:
         candidates = _smallest(bounds, minima, k)  # (q, k)
         row = torch.arange(len(queries), device=queries.device).repeat_interleave(k)
         at_most = squared_distances(queries, row, self.bank, candidates.flatten()).view(-1, k).amax(1)  # (q,)
-        limit = (at_most + slack).float()
-        crowded = (minima <= limit[:, None]).float().mean(1) > CROWDED  # (q,)
-        if columns.sketch.basis is None:
-            crowded = torch.zeros_like(crowded)
-        row, column = pairs_below(bounds, limit.masked_fill(crowded, -math.inf), minima)
-        squared, indices = _first_of_each(row, column, squared_distances(queries, row, self.bank, column), ~crowded, k)
+        row, column = pairs_below(bounds, (at_most + slack).float(), minima)
+        counts = torch.bincount(row, minlength=len(queries))
+        # Where the sketch leaves too much open, a product over all dimensions costs less than measuring the pairs.
+        most = len(self.bank) if columns.sketch.basis is None else max(4 * k, len(self.bank) // DIRECT_COST)
+        crowded = counts > most  # (q,)
+        if crowded.any():
+            row, column = row[~crowded[row]], column[~crowded[row]]
+        squared, indices = _first_of_each(row, column, squared_distances(queries, row, self.bank, column), len(queries), k)
         if crowded.any():
             self.fine = self.fine or Columns(DistanceSketch(self.sketch.mean, None), self.bank)
             squared[crowded], indices[crowded] = self._search(self.fine, queries[crowded], k)
@@ -161,7 +161,7 @@ def pairs_below(bounds: Tensor, limit: Tensor, minima: Tensor | None = None) -> 
 def squared_distances(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
     """`|a[rows] - b[columns]|²` (P,) in float64, from the differences, which do not cancel."""
     result = torch.empty(len(rows), dtype=torch.float64, device=a.device)
-    for pairs in chunks(len(rows), 16 * a.shape[1], a.device):
+    for pairs in chunks(len(rows), 8 * a.shape[1], a.device, None if a.is_cuda else 1 << 20):  # stays in the cache
         difference = a.index_select(0, rows[pairs]).double().sub_(b.index_select(0, columns[pairs]))
         torch.sum(difference.square_(), 1, out=result[pairs])
     return result
@@ -177,17 +177,17 @@ def _smallest(bounds: Tensor, minima: Tensor, k: int) -> Tensor:
     return groups * GROUP + members.argmin(2)
 
 
-def _first_of_each(row: Tensor, column: Tensor, squared: Tensor, has: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of each row's pairs, which come in row-major order: (q, k) both, where the row `has` any."""
+def _first_of_each(row: Tensor, column: Tensor, squared: Tensor, num_rows: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest of each row's pairs, which come in row-major order, as (num_rows, k); rows without any are unset."""
     order = squared.argsort(stable=True)  # stable: of equally near ones the lowest column stays first
     order = order[row[order].argsort(stable=True)]
-    counts = torch.bincount(row, minlength=len(has))
+    counts = torch.bincount(row, minlength=num_rows)
+    has = counts > 0
     first = (counts.cumsum(0) - counts)[has]
     chosen = order[first[:, None] + torch.arange(k, device=row.device)]  # (rows that have any, k)
-    nearest_squared = squared.new_empty(len(has), k)
-    nearest_index = column.new_empty(len(has), k)
-    nearest_squared[has], nearest_index[has] = squared[chosen], column[chosen]
-    return nearest_squared, nearest_index
+    nearest_squared, nearest_column = squared.new_empty(num_rows, k), column.new_empty(num_rows, k)
+    nearest_squared[has], nearest_column[has] = squared[chosen], column[chosen]
+    return nearest_squared, nearest_column
 
 
 def unit_vectors(points: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def require_finite(points: Tensor, what: str) -> None:
 
 def chunks(total: int, row_bytes: int, device: torch.device, max_bytes: int | None = None) -> Iterator[slice]:
     """Slices of `total` rows that need at most `max_bytes` each; by default what a cache, or a GPU, is fast with."""
-    max_bytes = max_bytes or (1 << 28 if device.type == "cuda" else 1 << 23)
+    max_bytes = max_bytes or (1 << 26 if device.type == "cuda" else 1 << 23)
     size = max(1, max_bytes // row_bytes)
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 

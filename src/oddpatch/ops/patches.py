@@ -1,6 +1,7 @@
 """From feature maps of several layers to one embedding per patch."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,3 +47,73 @@ def join(features: Sequence[Tensor], mode: str = "nearest") -> Tensor:
     size = (features[0].shape[-2], features[0].shape[-1])
     return torch.cat([align(feature, size, mode) for feature in features], dim=1)
 
+
+
+def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode: str) -> Tensor:
+    """Locally aware patches, each layer averaged over its neighbourhood and joined with the others.
+
+    Args:
+        features: [(B, C_l, h_l, w_l)], finest first.
+        patch_size: odd side of the neighbourhood; positions beyond the border count as zero, as in the published code.
+        stride: only every stride-th position of the finest map becomes a patch.
+        mode: see `align`.
+
+    Returns:
+        (B, h, w, sum C_l), contiguous.
+    """
+    pooled = [F.avg_pool2d(f, patch_size, stride=1, padding=patch_size // 2) for f in features]
+    pooled[0] = pooled[0][..., ::stride, ::stride]
+    size = (pooled[0].shape[-2], pooled[0].shape[-1])
+    return torch.cat([align(p, size, mode).permute(0, 2, 3, 1) for p in pooled], dim=3)
+
+
+def pool_patches(features: Sequence[Tensor], patch_size: int, stride: int, dim: int, mode: str) -> Tensor:
+    """Locally aware patches as in the PatchCore authors' code.
+
+    The C_l * patch_size^2 values of each neighbourhood are averaged in runs to `dim` values, brought to the finest
+    grid, and the `dim` values of all layers are averaged in runs to `dim` again.
+
+    Args:
+        features: [(B, C_l, h_l, w_l)], finest first.
+        patch_size: odd side of the neighbourhood; beyond the border are zeros.
+        stride: of the neighbourhoods, in each layer's own positions.
+        dim: of the embedding.
+        mode: see `align`; the authors use "bilinear".
+
+    Returns:
+        (B, h, w, dim), contiguous.
+    """
+    size = tuple((side - 1) // stride + 1 for side in features[0].shape[-2:])
+    embedding = features[0].new_zeros(len(features[0]), *size, dim)  # (B, h, w, dim)
+    kernels = _pooling_kernels(tuple(feature.shape[1] for feature in features), patch_size, dim)
+    for feature, (first, kernel) in zip(features, kernels, strict=True):
+        part = F.conv2d(feature, kernel.to(feature), stride=stride, padding=patch_size // 2)  # (B, n, h_l, w_l)
+        aligned = align(part, (size[0], size[1]), mode).permute(0, 2, 3, 1)
+        embedding[..., first : first + kernel.shape[0]] += aligned
+    return embedding
+
+
+@lru_cache(maxsize=8)
+def _pooling_kernels(channels: tuple[int, ...], patch_size: int, dim: int) -> list[tuple[int, Tensor]]:
+    """For each layer, the first dimension of the embedding it enters, and the convolution (n, C_l, p, p) that enters.
+
+    Unfolding, averaging runs of values, and averaging runs of these over all layers are linear, so together they are
+    one convolution per layer; each layer enters but a few dimensions.
+    """
+    over_layers = _run_averages(len(channels) * dim, dim).unflatten(1, (len(channels), dim))  # (dim, L, dim)
+    kernels = []
+    for layer, count in enumerate(channels):
+        enters = over_layers[:, layer].any(dim=1).nonzero()[:, 0]
+        first, last = int(enters[0]), int(enters[-1]) + 1
+        kernel = over_layers[first:last, layer] @ _run_averages(count * patch_size**2, dim)  # (n, C_l*p*p)
+        kernels.append((first, kernel.float().unflatten(1, (count, patch_size, patch_size))))
+    return kernels
+
+
+def _run_averages(length: int, bins: int) -> Tensor:
+    """The (bins, length) matrix of `adaptive_avg_pool1d`: each bin is the mean of a run of values."""
+    number = torch.arange(bins)
+    start, stop = number * length // bins, -(-(number + 1) * length // bins)
+    place = torch.arange(length)
+    inside = (place >= start[:, None]) & (place < stop[:, None])
+    return inside / (stop - start)[:, None].double()

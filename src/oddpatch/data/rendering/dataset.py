@@ -4,7 +4,6 @@ import importlib
 import multiprocessing
 import os
 import pkgutil
-import shutil
 import signal
 import tempfile
 import zlib
@@ -13,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -117,7 +117,7 @@ def render_dataset(
         ConfigError: a setting that cannot work.
         DataError: `root` is in the way.
     """
-    root = Path(root)
+    root = Path(root).absolute()
     _check(root, scene, {"train": train, "test_good": test_good, "test_per_defect": test_per_defect}, size, workers)
     design = _design(scene, size, seed)
     jobs = [Job("train", "good", i) for i in range(train)] + [Job("test", "good", i) for i in range(test_good)]
@@ -135,7 +135,7 @@ def render_dataset(
             unity_solo.write_definitions(folder, design.labels(), groups.count((split, defect_type)), seed)
         if root.exists():
             root.rmdir()
-        shutil.move(draft, root)
+        draft.rename(root)  # same file system: at once or not at all
     return root
 
 
@@ -164,7 +164,8 @@ def _run(jobs: list[Job], design: tuple[str, int, int], draft: Path, workers: in
         cv2.setNumThreads(1)
         try:
             for job in jobs:
-                yield _write(design, draft, job)
+                _write(design, draft, job)
+                yield
         finally:
             cv2.setNumThreads(threads)
         return
@@ -194,8 +195,8 @@ def _write(design: tuple[str, int, int], draft: Path, job: Job) -> None:
     unity_solo.write_sequence(folder, job.index, image, rendered.owner, rendered.instances, scene.labels(), scene.fov)
 
 
-def _encode(image: NDArray[np.uint8]) -> bytes:
-    return cv2.imencode(".png", image)[1].tobytes()
+def _encode(image: Any) -> bytes:
+    return bytes(cv2.imencode(".png", image)[1])
 
 
 def _save(path: Path, content: bytes) -> None:

@@ -5,12 +5,13 @@ Beckmann distribution of facet slopes (Beckmann and Spizzichino, 1963); shadows 
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.rendering.surface import COLOUR, HEIGHT, METAL, ROUGH, Array, Surface, resized, shifted
+from oddpatch.data.rendering.surface import COLOUR, HEIGHT, METAL, ROUGH, Array, Surface, floats, resized, shifted
 
 #: Canvas pixels per image pixel along each axis.
 SUPERSAMPLE = 2
@@ -39,7 +40,7 @@ class Light:
         return cls(
             azimuth=float(228 + rng.uniform(-9, 9)),
             elevation=float(54 + rng.uniform(-4, 4)),
-            key=float(1.2 * np.exp(rng.normal(0, 0.10))),
+            key=float(1.2 * np.exp(rng.normal(0, 0.08))),
             dome=float(0.62 * np.exp(rng.normal(0, 0.08))),
             colour=np.array([1 + warmth, 1 + green, 1 - warmth], np.float32),
             gradient=(float(rng.normal(0, 0.09)), float(rng.normal(0, 0.09))),
@@ -60,10 +61,10 @@ class Camera:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Camera":
         """The play of a fixture: up to about 1 % in position, 1 degree, and a hint of tilt."""
-        turn = np.deg2rad(np.clip(rng.normal(0, 0.5), -1.2, 1.2))
+        turn = np.deg2rad(np.clip(rng.normal(0, 0.4), -1.0, 1.0))
         zoom = 1 + np.clip(rng.normal(0, 0.005), -0.012, 0.012)
-        shift = np.clip(rng.normal(0, 0.004, 2), -0.010, 0.010)
-        tilt = np.clip(rng.normal(0, 0.010, 2), -0.025, 0.025)
+        shift = np.clip(rng.normal(0, 0.003, 2), -0.008, 0.008)
+        tilt = np.clip(rng.normal(0, 0.008, 2), -0.020, 0.020)
         cos, sin = zoom * np.cos(turn), zoom * np.sin(turn)
         return cls(
             homography=np.array([[cos, -sin, shift[0]], [sin, cos, shift[1]], [*tilt, 1.0]]),
@@ -82,20 +83,19 @@ class Camera:
     def project(self, owner: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         """The instance at the centre of each of (size, size) image pixels."""
         matrix = self.matrix(owner.shape[0], size)
-        return cv2.warpPerspective(owner, matrix, (size, size), flags=cv2.INTER_NEAREST)
+        seen = cv2.warpPerspective(owner, matrix, (size, size), flags=cv2.INTER_NEAREST)
+        return cast(NDArray[np.uint8], seen)
 
     def expose(self, radiance: Array, size: int) -> NDArray[np.uint8]:
         """The photograph (size, size, 3), uint8 sRGB, of linear `radiance` (H, W, 3)."""
         fine = size * SUPERSAMPLE
-        seen = cv2.warpPerspective(
-            radiance, self.matrix(radiance.shape[0], fine), (fine, fine), flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        )  # fmt: skip
-        seen = cv2.resize(seen, (size, size), interpolation=cv2.INTER_AREA)
-        seen = cv2.GaussianBlur(seen, (5, 5), max(self.blur * size / 320, 0.1))
+        matrix, border = self.matrix(radiance.shape[0], fine), cv2.BORDER_REPLICATE
+        moved = cv2.warpPerspective(radiance, matrix, (fine, fine), flags=cv2.INTER_LINEAR, borderMode=border)
+        sharp = cv2.resize(moved, (size, size), interpolation=cv2.INTER_AREA)
+        seen = floats(cv2.GaussianBlur(sharp, (5, 5), max(self.blur * size / 320, 0.1)))
         noise = np.random.default_rng(self.noise_seed).standard_normal(seen.shape, dtype=np.float32)
-        seen += noise * np.sqrt(self.read_noise**2 + self.shot_noise * np.maximum(seen, 0))
-        return develop(seen)
+        deviation = np.sqrt(np.float32(self.read_noise**2) + np.float32(self.shot_noise) * np.maximum(seen, 0))
+        return develop(seen + noise * deviation)
 
 
 def develop(linear: Array) -> NDArray[np.uint8]:
@@ -119,7 +119,7 @@ def _shadow(height: Array, scale: float, light: Light, fov: float) -> Array:
         over = towards - height - np.float32(k * step * rise)
         softness = np.float32(0.25 * step * (k + 1))
         np.maximum(blocked, np.clip(over / softness + 0.3, 0, 1), out=blocked)
-    return 1 - cv2.GaussianBlur(blocked, (3, 3), 0.8)
+    return 1 - floats(cv2.GaussianBlur(blocked, (3, 3), 0.8))
 
 
 def _occlusion(height: Array, scale: float, fov: float) -> Array:

@@ -12,6 +12,8 @@ from oddpatch.data.rendering.surface import HEIGHT, OVERSAMPLE, Pose, Surface, c
 
 #: Defects stay in this central share of the image, which a centre crop to 224 of 256 keeps.
 INSPECTED = 0.8
+#: A mark may be thinner than a pixel: it owns each that it covers by more than this share.
+_TOUCHED = 0.1
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,9 @@ class Scene(ABC):
 
     fov: float  # mm that the image is wide and high
     tolerance: Tolerance
-    #: Misplaced: shift as a share of the object's shorter side, and its limits in mm; turn in degrees.
+    #: Misplaced: shift as a share of the object's shorter side, and its limits in mm, also for what a turn sweeps.
     shift_share: tuple[float, float]
     shift_limits: tuple[float, float]
-    turn_limits: tuple[float, float]
 
     def __init__(self, size: int, seed: int) -> None:
         self.size = size
@@ -162,7 +163,7 @@ class Scene(ABC):
         for item in specimen.items:
             claim(owner, self.sprites[item.slot], item.pose, self.scale, item.instance)
         for instance, mark in enumerate(specimen.marks, start=len(self.slots) + 1):
-            claim(owner, mark.sprite, mark.pose, self.scale, instance, mark.bare_only)
+            claim(owner, mark.sprite, mark.pose, self.scale, instance, _TOUCHED, mark.bare_only)
         return owner
 
     # Defects every scene has.
@@ -192,8 +193,11 @@ class Scene(ABC):
         return {item.slot: self._moved(item, x=item.pose.x + float(step[0]), y=item.pose.y + float(step[1]))}
 
     def _turn(self, specimen: Specimen, rng: np.random.Generator) -> dict[int, Item]:
-        item = specimen.items[int(rng.choice(self.inspected))]
-        angle = float(rng.uniform(*self.turn_limits) * rng.choice([-1, 1]))
+        slots = [i for i in self.inspected if self.slots[i].polarised or self.slots[i].size[0] != self.slots[i].size[1]]
+        item = specimen.items[int(rng.choice(slots))]
+        # Far enough for its ends to move as much as a shift would move it.
+        sweep = rng.uniform(*self.shift_limits) / (max(self.slots[item.slot].size) / 2)
+        angle = float(min(np.rad2deg(sweep), 90) * rng.choice([-1, 1]))
         if self.slots[item.slot].polarised and rng.random() < 0.4:
             angle = 180.0
         return {item.slot: self._moved(item, angle=item.pose.angle + angle)}

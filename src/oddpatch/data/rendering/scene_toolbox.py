@@ -23,13 +23,13 @@ class Scene(scene.Scene):
     tolerance = Tolerance(shift=0.9, turn=0.5, tint=0.05)
     shift_share = (0.25, 0.6)
     shift_limits = (7.0, 16.0)
-    turn_limits = (5.0, 16.0)
 
     def __init__(self, size: int, seed: int) -> None:
         super().__init__(size, seed)
         self._foam = self._empty_tray(np.random.default_rng([seed, 0xF0A3]), size * SUPERSAMPLE)
 
     def design(self, rng: np.random.Generator, scale: float) -> tuple[list[Slot], list[Surface]]:
+        """Arrange the tools, and draw each."""
         flip = int(rng.integers(2))  # the tray upside down is another design
         slots, sprites = [], []
         for tool, (x, y, angle) in _arrangement(rng):
@@ -40,6 +40,7 @@ class Scene(scene.Scene):
         return slots, sprites
 
     def ground(self, specimen: Specimen) -> Surface:
+        """The tray with empty cut-outs."""
         canvas = self._foam.copy()
         tint = np.exp(0.05 * specimen.material[0] + 0.02 * specimen.material[1:4]).astype(np.float32)
         canvas.planes[COLOUR] *= tint[:, None, None]
@@ -102,7 +103,7 @@ def _arrangement(rng: np.random.Generator) -> list[tuple[Tool, tuple[float, floa
     places += [(tools.screwdriver(200, grip), (x, 60, -90)) for grip, x in zip(grips, (-148, -109, -70), strict=True)]
     places += [(tool, (x, y, -90)) for tool, (x, y) in zip(_deal(rng, nippers), ((-16, 62), (136, 12)), strict=True)]
     places += [(tool, (x, y, -90)) for tool, (x, y) in zip(spanners, ((41, 62), (86, 32)), strict=True)]
-    sockets = _deal(rng, [tools.socket(d) for d in (22.0, 26.0, 30.0)])
+    sockets = _deal(rng, [tools.socket(d) for d in (20.0, 26.0, 33.0)])
     places += [(tool, (x, 142, 0)) for tool, x in zip(sockets, (78, 113, 149), strict=True)]
     return places
 

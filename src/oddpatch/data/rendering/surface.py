@@ -69,13 +69,13 @@ class _Placement:
         self.visible = min(self.extent) > 0
 
     def warp(self, plane: Array) -> Array:
-        return _floats(cv2.warpAffine(plane, self.matrix, self.extent, flags=cv2.INTER_LINEAR))
+        return floats(cv2.warpAffine(plane, self.matrix, self.extent, flags=cv2.INTER_LINEAR))
 
 
 def paste(
     canvas: Surface, sprite: Surface, pose: Pose, tint: Sequence[float], only: NDArray[np.bool_] | None = None
 ) -> None:
-    """Lay `sprite` over `canvas`, its colour times `tint` (none or three factors); where `only` (H, W) is given, there."""
+    """Lay `sprite` over `canvas`, where `only` (H, W) allows it; `tint`: none or three factors of its colour."""
     placement = _Placement(sprite, pose, canvas.planes.shape[1], canvas.scale)
     if not placement.visible:
         return
@@ -94,28 +94,34 @@ def paste(
 
 
 def claim(
-    owner: NDArray[np.uint8], sprite: Surface, pose: Pose, scale: float, instance: int, bare_only: bool = False
+    owner: NDArray[np.uint8],
+    sprite: Surface,
+    pose: Pose,
+    scale: float,
+    instance: int,
+    share: float = 0.5,
+    bare_only: bool = False,
 ) -> None:
-    """Give the pixels of `owner` (H, W) that `sprite` covers by more than half to `instance`."""
+    """Give the pixels of `owner` (H, W), of which `sprite` covers more than `share`, to `instance`."""
     placement = _Placement(sprite, pose, owner.shape[0], scale)
     if placement.visible:
         seen = owner[placement.window]
-        covered = placement.warp(sprite.planes[COVER]) > 0.5
+        covered = placement.warp(sprite.planes[COVER]) > share
         seen[covered & (seen == 0) if bare_only else covered] = instance
 
 
 def shifted(plane: Array, dx: float, dy: float, shape: tuple[int, ...], border: int = cv2.BORDER_CONSTANT) -> Array:
     """A plane moved by a fraction of pixels, (H, W) = `shape`."""
     matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float64)
-    return _floats(cv2.warpAffine(plane, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=border))
+    return floats(cv2.warpAffine(plane, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=border))
 
 
 def resized(plane: Array, shape: tuple[int, ...], how: int = cv2.INTER_LINEAR) -> Array:
     """A plane at another resolution, (H, W) = `shape`."""
-    return _floats(cv2.resize(plane, shape[::-1], interpolation=how))
+    return floats(cv2.resize(plane, shape[::-1], interpolation=how))
 
 
-def _floats(image: Any) -> Array:
+def floats(image: Any) -> Array:
     """OpenCV's stubs know arrays of any number only."""
     return cast(Array, image)
 
@@ -214,14 +220,9 @@ class Brush:
     def text(self, words: str, x: float, y: float, height: float, angle: int = 0) -> Array:
         """Coverage (H, W) of a line of text centred at (x, y), capitals `height` mm tall, turned by quarter turns."""
         glyphs = np.rot90(_glyphs(words, max(4, round(height * self.scale))), -(angle // 90))
-        shape = self.shape
-        matrix = np.float32(
-            [
-                [1, 0, x * self.scale + (shape[1] - glyphs.shape[1]) / 2],
-                [0, 1, y * self.scale + (shape[0] - glyphs.shape[0]) / 2],
-            ]
-        )
-        return cv2.warpAffine(np.ascontiguousarray(glyphs), matrix, shape[::-1], flags=cv2.INTER_LINEAR)
+        dx = x * self.scale + (self.shape[1] - glyphs.shape[1]) / 2
+        dy = y * self.scale + (self.shape[0] - glyphs.shape[0]) / 2
+        return shifted(np.ascontiguousarray(glyphs), dx, dy, self.shape)
 
 
 def _split(colour: Colour | Array) -> tuple[Any, Any, Any]:
@@ -238,7 +239,7 @@ def _glyphs(words: str, pixels: int) -> Array:
     left, top, right, bottom = (int(v) for v in font.getbbox(words))
     image = Image.new("L", (right - left + 4, bottom - top + 4))
     ImageDraw.Draw(image).text((2 - left, 2 - top), words, fill=255, font=font)
-    return np.asarray(image, np.float32) / 255
+    return np.asarray(image, np.float32) / np.float32(255)
 
 
 def cloud(rng: np.random.Generator, shape: tuple[int, int], grains: Sequence[tuple[float, float]]) -> Array:

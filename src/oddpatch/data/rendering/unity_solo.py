@@ -25,7 +25,7 @@ _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 def palette(count: int, start: float = 0.0) -> NDArray[np.uint8]:
     """(count + 1, 4) RGBA: opaque black for nothing, then `count` different colours."""
-    colours = [(0, 0, 0, 255)]
+    colours: list[tuple[int, ...]] = [(0, 0, 0, 255)]
     for i in range(count):
         # Steps of the golden ratio keep neighbours apart; value and saturation part those that come round near.
         rgb = colorsys.hsv_to_rgb((start + i * 0.618034) % 1.0, 1.0 - 0.25 * (i // 16 % 3), 1.0 - 0.12 * (i // 48 % 5))
@@ -54,7 +54,7 @@ def write_sequence(
         fov: width of the view in mm.
     """
     counts = np.bincount(owner.ravel(), minlength=max(instances, default=0) + 1)
-    seen = [
+    seen: list[dict[str, Any]] = [
         {"instanceId": i, "labelId": labels.index(label) + 1, "labelName": label}
         for i, label in sorted(instances.items())
         if counts[i]

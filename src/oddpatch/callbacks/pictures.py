@@ -1,0 +1,183 @@
+"""Pictures of a test: the worst mistakes, typical images, and the curves behind the metrics."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from oddpatch.callbacks.loggers import Pictured, log_pictures
+from oddpatch.errors import ConfigError
+from oddpatch.metrics.ranking import Ranking, rank
+from oddpatch.report.canvas import Sheet
+from oddpatch.report.curves import draw_curves
+from oddpatch.report.examples import Candidates, Example
+from oddpatch.report.figures import Look, draw_example, draw_overview
+from oddpatch.types import Batch, Prediction
+
+#: Bytes of a picture's name, so that the longest stem still makes a file name.
+MAX_NAME = 160
+#: Files that an earlier test into the same folder may have left; no others are ever removed.
+_OWN_FILES = re.compile(r"(miss|false_alarm|typical)_\d+_.*\.png|(overview|roc|precision_recall|pro)\.png")
+
+
+class Pictures(L.Callback):
+    """Writes `figures/`: a picture of each chosen image, `overview.png` of all, and `roc.png` and its like.
+
+    While the test runs, a bounded number of images is kept (see `oddpatch.report.examples`), and of all others two
+    numbers each, for the scale. On several devices rank zero brings together what each has kept, so that the choice
+    is the same as on one. Loggers that take images get them too.
+
+    Args:
+        folder: the run's folder; the pictures go into `figures` in it.
+        worst: how many anomalous images of the lowest scores, and as many good ones of the highest.
+        typical: how many images near the median score of their type.
+
+    Raises:
+        ConfigError: a number is negative.
+    """
+
+    def __init__(self, folder: str, worst: int = 4, typical: int = 4) -> None:
+        for name, value in {"worst": worst, "typical": typical}.items():
+            if value < 0:
+                raise ConfigError(f"callbacks.pictures.{name}={value} must be 0 or more")
+        self.folder = Path(folder) / "figures"
+        self.worst, self.typical = worst, typical
+        self._candidates = Candidates(worst, typical)
+        self._levels: list[Tensor] = []
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Forget the images of an earlier test."""
+        self._candidates, self._levels = Candidates(self.worst, self.typical), []
+
+    def on_test_batch_end(  # type: ignore[override]
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Prediction,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep those of a batch that may be shown in the end."""
+        with pl_module.timed("figures"):
+            if outputs.anomaly_map is not None:
+                self._levels.append(_levels(outputs.anomaly_map, batch.label))
+            samples = trainer.datamodule.test_samples  # type: ignore[attr-defined]
+            rows = zip(outputs.score.tolist(), batch.label.tolist(), batch.index.tolist(), strict=True)
+            for position, (score, label, index) in enumerate(rows):
+                defect_type = samples[index].defect_type
+                if self._candidates.pools(score, label, defect_type, index):
+                    image = pl_module.model.preprocess.to_image(batch.image[position])  # (3, H, W)
+                    anomaly_map = None if outputs.anomaly_map is None else outputs.anomaly_map[position, 0]
+                    example = Example(
+                        image=(image * 255).round().byte().permute(1, 2, 0).cpu().numpy(),
+                        mask=batch.mask[position, 0].cpu().numpy().copy(),
+                        anomaly_map=None if anomaly_map is None else anomaly_map.float().cpu().numpy().copy(),
+                        score=score,
+                        label=label,
+                        defect_type=defect_type,
+                        index=index,
+                        path=batch.path[position],
+                    )
+                    self._candidates.add(example)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write the pictures, and hand them to the loggers."""
+        with pl_module.timed("figures"):
+            levels = self._gather()
+            if trainer.is_global_zero and pl_module.scored:
+                title = f"{trainer.datamodule.category}, {type(pl_module.model.detector).__name__}"  # type: ignore[attr-defined]
+                log_pictures(trainer.loggers, self._write(pl_module, levels, title))
+            self.on_test_start(trainer, pl_module)  # let go of the images
+
+    def _gather(self) -> Tensor:
+        """Bring to rank zero what the others have kept; gives the levels (N, 3) of all images."""
+        levels = torch.cat(self._levels) if self._levels else torch.empty(0, 3)
+        if not (dist.is_available() and dist.is_initialized()):
+            return levels
+        held: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object((self._candidates, levels), held)
+        if held is None:
+            return levels
+        self._candidates = Candidates(self.worst, self.typical)
+        self._candidates.merge(candidates for candidates, _ in held)
+        return torch.cat([levels for _, levels in held])
+
+    def _write(self, module: Any, levels: Tensor, title: str) -> Pictured:
+        """Draw and save everything."""
+        scores: dict[str, list[float]] = {}
+        for image in module.scored:
+            scores.setdefault(image.defect_type, []).append(image.score)
+        chosen = self._candidates.choose(scores)
+        look = choose_look(levels, module)
+        self._remove_old()
+        curves = draw_curves(
+            _image_ranking(module), module.pixel_metrics.computed, module.pixel_metrics.fpr_limits, look.warning
+        )
+        figures = [self._save(name, sheet) for name, sheet in curves.items()]
+        if chosen:
+            figures.append(self._save("overview", draw_overview(chosen, look, title)))
+        pictures = []
+        for kind, examples in chosen.items():
+            for place, example in enumerate(examples, start=1):
+                name = f"{kind}_{place}_{example.defect_type}_{example.stem}".encode()[:MAX_NAME]
+                pictures.append(self._save(name.decode(errors="ignore"), draw_example(example, look, kind, place)))
+        return Pictured(chosen, look, pictures, figures)
+
+    def _save(self, name: str, sheet: Sheet) -> Path:
+        path = self.folder / f"{name}.png"
+        sheet.save(path)
+        return path
+
+    def _remove_old(self) -> None:
+        """Pictures of an earlier test in this folder would pass for this one's."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if _OWN_FILES.fullmatch(path.name):
+                    path.unlink()
+
+
+def choose_look(levels: Tensor, module: Any) -> Look:
+    """What all pictures of a test share.
+
+    The heat begins at what is usual on a good image, and is strongest at what half of the anomalous images reach.
+
+    Args:
+        levels: (N, 3) of all test images: label, median and highest value of the map.
+        module: the `AnomalyModule`, after its test.
+    """
+    good, odd = levels[levels[:, 0] == 0], levels[levels[:, 0] == 1]
+    low, high = 0.0, 1.0
+    if len(levels):
+        low = float((good if len(good) else levels)[:, 1].median())
+        # Without defects to compare with, the oddest good pixel is put half way up: it should not look like one.
+        high = float(odd[:, 2].median()) if len(odd) else low + 2 * (float(good[:, 2].max()) - low)
+    threshold, name = None, ""
+    if "pixel_f1_max_threshold" in module.results:
+        threshold, name = module.results["pixel_f1_max_threshold"], "the pixel F1-max threshold (oracle)"
+    elif len(good) and len(odd):
+        threshold, name = float(good[:, 2].max()), "the highest pixel of the good images (oracle)"
+    random = module.model.backbone.weights_origin == "random"
+    return Look(
+        low=low,
+        high=max(high, low + 1e-6 * max(abs(low), 1.0)),
+        threshold=threshold,
+        threshold_name=name,
+        image_threshold=module.results.get("image_f1_max_threshold"),
+        warning="random weights: not a result" if random else "",
+    )
+
+
+def _image_ranking(module: Any) -> Ranking | None:
+    scores, labels, _ = module.image_metrics.rows
+    return rank(scores, labels) if 0 < labels.sum() < len(labels) else None
+
+
+def _levels(maps: Tensor, label: Tensor) -> Tensor:
+    """(B, 3): of each map (B, 1, H, W) its image's label, its median and its highest value."""
+    flat = maps.flatten(1).float()  # (B, H * W)
+    return torch.stack([label.float(), flat.median(dim=1).values, flat.amax(dim=1)], dim=1).cpu()

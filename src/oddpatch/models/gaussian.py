@@ -1,0 +1,126 @@
+"""Gaussian-AD: one Gaussian per stage of the network on globally pooled features (Rippel et al., arXiv 2005.14140)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, sample_covariance
+from oddpatch.types import Prediction
+
+SHRINKAGES = ("ledoit_wolf", "epsilon")
+
+
+class GaussianAD(Detector):
+    """The score is the sum over stages of the Mahalanobis distance of the stage's average feature.
+
+    It scores whole images only. What is taken in are pooled vectors: one number per image and channel.
+
+    Args:
+        channels: channels of each feature map the backbone gives; give it all stages of a network.
+        strides: strides of each.
+        shrinkage: covariance estimate: "ledoit_wolf" (the authors' code) or "epsilon", the sample covariance with
+            `epsilon` on its diagonal.
+        epsilon: see `shrinkage`; not used by "ledoit_wolf".
+        npca: keep only the components that hold this last share of each stage's variance (paper: 0.01); None keeps all.
+        finest_stride: feature maps of smaller stride are left out.
+    """
+
+    localizes = False
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        shrinkage: str = "ledoit_wolf",
+        epsilon: float = 0.01,
+        npca: float | None = None,
+        finest_stride: int = 1,
+    ) -> None:
+        super().__init__(channels, strides, finest_stride)
+        if shrinkage not in SHRINKAGES:
+            raise ConfigError(f"shrinkage={shrinkage!r}: choose one of {', '.join(SHRINKAGES)}")
+        if epsilon < 0:
+            raise ConfigError(f"epsilon={epsilon}: it is added to variances and must not be negative")
+        if npca is not None and not 0 < npca < 1:
+            raise ConfigError(f"npca={npca} is a share of the variance: choose between 0 and 1 (paper: 0.01), or null")
+        self.shrinkage = shrinkage
+        self.epsilon = epsilon
+        self.npca = npca
+        stages = range(len(self.channels))
+        self.fitted_buffers = tuple(f"{name}_{stage}" for stage in stages for name in ("mean", "whitening"))
+        for name in self.fitted_buffers:  # mean_i (C_i,), whitening_i (D_i, C_i) with D_i = C_i unless npca leaves less
+            self.register_buffer(name, torch.empty(0))
+        self._pooled: list[Tensor] = []  # (B, sum C_i) of each batch
+        self._index: list[Tensor] = []
+
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """Global averages (B, sum C_i) of feature maps [(B, C_i, h_i, w_i)]."""
+        return torch.cat([feature.mean(dim=(2, 3)) for feature in self.select(features)], dim=1)
+
+    @torch.no_grad()
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Take in the averages of one batch."""
+        self._pooled.append(self.embed(features).cpu())
+        self._index.append(index.cpu())
+
+    @torch.no_grad()
+    def fit(self, progress: ProgressFn = no_progress) -> None:
+        """Estimate and factorise the covariance of every stage, in float64.
+
+        Raises:
+            DataError: fewer than two images were taken in.
+            ConfigError: a covariance is not positive definite.
+        """
+        count = sum(len(part) for part in self._index)
+        if count < 2:
+            raise DataError(
+                f"GaussianAD needs at least 2 good images for a covariance, it was given {count}: add images"
+            )
+        order = torch.cat(self._index).argsort()  # so that the order of arrival does not change the rounding
+        stages = torch.cat(self._pooled)[order].split(self.channels, dim=1)
+        for stage, samples in enumerate(stages):
+            mean, whitening = self._fit_stage(samples, stage)
+            setattr(self, f"mean_{stage}", mean.float().to(self.fitted.device))
+            setattr(self, f"whitening_{stage}", whitening.float().to(self.fitted.device))
+            progress(stage + 1, len(stages), "fitting stages")
+        self._pooled, self._index = [], []
+        self.fitted.fill_(True)
+
+    def _fit_stage(self, samples: Tensor, stage: int) -> tuple[Tensor, Tensor]:
+        """Mean (C,) and whitening matrix (D, C) of samples (N, C): |W (x - mean)| is the Mahalanobis distance."""
+        samples = samples.double()
+        mean = samples.mean(0)
+        components = least_variance_components(samples, self.npca) if self.npca is not None else None  # (D, C)
+        reduced = samples if components is None else (samples - mean) @ components.mT  # (N, D)
+        if self.shrinkage == "ledoit_wolf":
+            covariance, _ = ledoit_wolf(reduced)
+        else:
+            covariance = sample_covariance(reduced, self.epsilon)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            raise ConfigError(
+                f"shrinkage={self.shrinkage} with {len(samples)} images: the covariance of stage {stage} is not "
+                "positive definite: set model.shrinkage=epsilon and raise model.epsilon, or give more images that differ"
+            )
+        directions = torch.eye(len(factor), dtype=factor.dtype) if components is None else components
+        return mean, torch.linalg.solve_triangular(factor, directions, upper=False)
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Sum of the stages' Mahalanobis distances (B,); there is no anomaly map."""
+        self.require_fitted()
+        score = features[0].new_zeros(len(features[0]))
+        for stage, samples in enumerate(self.embed(features).split(self.channels, dim=1)):
+            mean, whitening = getattr(self, f"mean_{stage}"), getattr(self, f"whitening_{stage}")
+            score += ((samples - mean) @ whitening.mT).norm(dim=1)
+        return Prediction(score, None)
+
+    def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
+        """The pooled vectors twice, the fitted stages, and the float64 work on the widest stage."""
+        widest = max(self.channels)
+        pooled = 2 * 4 * num_images * sum(self.channels)
+        fitted = 4 * sum(c * c for c in self.channels)
+        work = 8 * (4 * widest**2 + 3 * num_images * widest)
+        return pooled + fitted + work, "take fewer stages by backbone.layers"

@@ -1,0 +1,257 @@
+"""PatchCore: distance to the nearest of a coreset of good patches (Roth et al., arXiv 2106.08265)."""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.ops.coreset import StreamingCoreset, approximate_greedy, k_center_greedy, random_subset
+from oddpatch.ops.maps import anomaly_map
+from oddpatch.ops.neighbours import NearestIndex
+from oddpatch.ops.patches import join_patches, pool_patches
+from oddpatch.ops.projection import random_projection
+from oddpatch.types import Prediction
+
+log = logging.getLogger(__name__)
+
+SELECTORS = ("greedy", "approximate_greedy", "random", "none")
+
+
+class PatchCore(Detector):
+    """A memory bank of patch embeddings of good images, thinned to a coreset; the score is the nearest distance.
+
+    Args:
+        channels: channels of each feature map the backbone gives.
+        strides: strides of each.
+        coreset_ratio: share of all patches that are kept in the memory bank.
+        coreset_size: their number, instead of a share.
+        selector: "greedy" (k-center, the paper), "approximate_greedy" (the authors' code: distances begin as the mean
+            to ten random patches), "random", or "none" to keep every patch.
+        projection_dim: patches are selected in a random projection to so many dimensions, where that reduces them (the
+            authors' code: 128); None selects in the embedding itself.
+        embedding: "pooled" is the authors' code, which adaptively pools each layer's neighbourhoods to `embedding_dim`
+            values and those of all layers to `embedding_dim` again; "joined" averages each layer over `patch_size` and
+            joins the channels, as other published code does.
+        embedding_dim: of a "pooled" embedding (paper: 1024); None takes 1024, or the number of joined channels where
+            that is less: pooling to more values than there are channels only repeats them.
+        patch_size: side of the neighbourhood, in positions of each layer, that makes a patch locally aware.
+        stride: only every stride-th position, in both directions, becomes a patch.
+        alignment: how coarser maps are brought to the finest grid.
+        distance: "euclidean" or "cosine".
+        k: patch score is the mean distance to so many nearest entries of the bank (paper: 1).
+        num_neighbors: b of the paper's re-weighting of the image score (equation 7); 0 leaves it at the maximum of
+            the patch scores, as the authors' code does.
+        max_bank_memory: bytes that patches may take while they are taken in; more are reduced by k-center as they
+            stream in (merge and reduce), which makes the coreset an approximation. None holds them all.
+        smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
+        seed: of the generator that draws the starting points.
+        finest_stride: feature maps of smaller stride are left out (paper: 8).
+    """
+
+    fitted_buffers = ("memory_bank", "source")
+    memory_bank: Tensor  # (M, D)
+    source: Tensor  # (M, 2) index of the training image, and position in its grid, that each entry was taken from
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        coreset_ratio: float | None = 0.1,
+        coreset_size: int | None = None,
+        selector: str = "greedy",
+        projection_dim: int | None = None,
+        embedding: str = "pooled",
+        embedding_dim: int | None = None,
+        patch_size: int = 3,
+        stride: int = 1,
+        alignment: str = "bilinear",
+        distance: str = "euclidean",
+        k: int = 1,
+        num_neighbors: int = 0,
+        max_bank_memory: int | None = None,
+        smoothing: float = 4.0,
+        seed: int = 0,
+        finest_stride: int = 8,
+    ) -> None:
+        super().__init__(channels, strides, finest_stride)
+        for name, value, choices in (
+            ("selector", selector, SELECTORS),
+            ("embedding", embedding, ("joined", "pooled")),
+            ("distance", distance, ("euclidean", "cosine")),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        if coreset_size is None and (coreset_ratio is None or not 0 < coreset_ratio <= 1):
+            raise ConfigError(f"coreset_ratio={coreset_ratio}: choose above 0 and up to 1, or give coreset_size")
+        if patch_size < 1 or patch_size % 2 == 0:
+            raise ConfigError(f"patch_size={patch_size}: choose an odd number, so that a patch has a centre")
+        for name, least, number in (
+            ("coreset_size", 1, coreset_size), ("projection_dim", 1, projection_dim), ("stride", 1, stride),
+            ("embedding_dim", 1, embedding_dim), ("k", 1, k), ("num_neighbors", 0, num_neighbors),
+        ):  # fmt: skip
+            if number is not None and number < least:
+                raise ConfigError(f"{name}={number}: choose at least {least}")
+        self.coreset_ratio = coreset_ratio
+        self.coreset_size = coreset_size
+        self.selector = selector
+        self.projection_dim = projection_dim
+        self.embedding = embedding
+        self.embedding_dim = embedding_dim or min(1024, sum(self.channels))
+        self.patch_size = patch_size
+        self.stride = stride
+        self.alignment = alignment
+        self.distance = distance
+        self.k = k
+        self.num_neighbors = num_neighbors
+        self.max_bank_memory = max_bank_memory
+        self.smoothing = smoothing
+        self.generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("memory_bank", torch.empty(0))
+        self.register_buffer("source", torch.empty(0))
+        self._held: list[tuple[Tensor, Tensor]] = []  # embeddings (n, D) and sources (n, 2) of each batch
+        self._stream: StreamingCoreset | None = None
+        self._index: tuple[Tensor, NearestIndex] | None = None
+
+    @property
+    def dim(self) -> int:
+        """Dimensions D of an embedding."""
+        return self.embedding_dim if self.embedding == "pooled" else sum(self.channels)
+
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """Embeddings (B, h, w, D) of every patch, of feature maps [(B, C_l, h_l, w_l)]."""
+        features = self.select(features)
+        if self.embedding == "pooled":
+            return pool_patches(features, self.patch_size, self.stride, self.embedding_dim, self.alignment)
+        return join_patches(features, self.patch_size, self.stride, self.alignment)
+
+    @torch.no_grad()
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Take in the patches of one batch."""
+        embeddings = self.embed(features).flatten(1, 2)  # (B, P, D)
+        batch, positions, dim = embeddings.shape
+        images = index.to(embeddings.device).view(batch, 1).expand(batch, positions)
+        places = torch.arange(positions, device=embeddings.device).expand(batch, positions)
+        source = torch.stack([images, places], dim=2)  # (B, P, 2)
+        if self.max_bank_memory is None:
+            self._held.append((embeddings.flatten(0, 1), source.flatten(0, 1)))
+            return
+        if self._stream is None:
+            row_bytes = dim * embeddings.element_size() + 16
+            self._stream = StreamingCoreset(max(2, self.max_bank_memory // row_bytes), self.generator)
+        self._stream.add(embeddings.flatten(0, 1), source.flatten(0, 1))
+
+    @torch.no_grad()
+    def fit(self, progress: ProgressFn = no_progress) -> None:
+        """Select the coreset.
+
+        Raises:
+            DataError: nothing was taken in.
+            ConfigError: the coreset is to hold more patches than there are.
+        """
+        if self._stream is not None:
+            wanted = self._count(self._stream.num_seen)
+            held = self._stream.num_held if self._stream.num_held == self._stream.num_seen else self._stream.max_rows // 2
+            if wanted > held:
+                log.warning("max_bank_memory=%d leaves room for %d patches, not %d", self.max_bank_memory, held, wanted)
+            self.memory_bank, self.source = self._stream.select(min(wanted, held), progress)
+            self._stream = None
+        else:
+            if not self._held:
+                raise DataError("PatchCore needs at least one good image, it was given none: add images")
+            embeddings, source = (torch.cat(part) for part in zip(*self._held, strict=True))
+            self._held = []
+            # The order in which images came must not matter; a stable sort keeps the positions of each in order.
+            order = source[:, 0].argsort(stable=True)
+            if not torch.equal(order, torch.arange(len(order), device=order.device)):
+                embeddings, source = embeddings[order], source[order]
+            picks = self._select(embeddings, self._count(len(embeddings)), progress)
+            self.memory_bank, self.source = embeddings[picks], source[picks]
+        self.fitted.fill_(True)
+
+    def _count(self, total: int) -> int:
+        if self.selector == "none":
+            return total
+        if self.coreset_size is not None:
+            if self.coreset_size > total:
+                raise ConfigError(f"coreset_size={self.coreset_size} but there are {total} patches: choose 1..{total}")
+            return self.coreset_size
+        assert self.coreset_ratio is not None
+        return max(1, int(self.coreset_ratio * total))
+
+    def _select(self, embeddings: Tensor, count: int, progress: ProgressFn) -> Tensor:
+        """Indices (count,) of the rows of embeddings (N, D) that make the coreset."""
+        if self.selector == "none" or count == len(embeddings):
+            return torch.arange(len(embeddings), device=embeddings.device)
+        if self.selector == "random":
+            return random_subset(len(embeddings), count, self.generator).to(embeddings.device)
+        points = F.normalize(embeddings) if self.distance == "cosine" else embeddings
+        if self.projection_dim is not None:
+            points = random_projection(points, self.projection_dim, self.generator)
+        if self.selector == "approximate_greedy":
+            return approximate_greedy(points, count, self.generator, progress=progress)
+        return k_center_greedy(points, count, generator=self.generator, progress=progress)
+
+    @property
+    def index(self) -> NearestIndex:
+        """The memory bank made ready to be searched; made once, and again when another bank was fitted or loaded."""
+        if self._index is None or self._index[0] is not self.memory_bank:
+            self._index = (self.memory_bank, NearestIndex(self.memory_bank, self.distance))  # type: ignore[arg-type]
+        return self._index[1]
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Distance of every patch to the memory bank; the image score is the largest, re-weighted if so set."""
+        self.require_fitted()
+        embeddings = self.embed(features)  # (B, h, w, D)
+        batch, height, width, dim = embeddings.shape
+        queries = embeddings.view(-1, dim)  # (B*P, D)
+        distances, neighbours = self.index.search(queries, min(self.k, len(self.memory_bank)))  # (B*P, k) both
+        scores = distances.mean(dim=1).view(batch, height * width)  # (B, P)
+        image_score, hottest = scores.max(dim=1)  # (B,) both
+        if self.num_neighbors:
+            rows = torch.arange(batch, device=hottest.device) * (height * width) + hottest
+            image_score = image_score * self._weight(queries[rows], distances[rows, 0], neighbours[rows, 0])
+        patch_map = scores.view(batch, height, width)
+        return Prediction(image_score, anomaly_map(patch_map, image_size, self.smoothing))
+
+    def _weight(self, hottest: Tensor, distance: Tensor, neighbour: Tensor) -> Tensor:
+        """Weights (B,) of the image scores by local density.
+
+        PatchCore eq. 7: a match in a sparse region of the bank is weaker evidence of an anomaly. The neighbourhood is
+        that of the nearest *bank entry* m*, which is one of its b members.
+        """
+        count = min(self.num_neighbors, len(self.memory_bank))
+        _, around = self.index.search(self.memory_bank[neighbour], count)  # (B, b)
+        members = self.memory_bank[around]  # (B, b, D)
+        if self.distance == "cosine":
+            to_members = 1 - F.cosine_similarity(hottest[:, None], members, dim=2)
+        else:
+            to_members = (hottest[:, None] - members).norm(dim=2)  # (B, b)
+        # exp(d*) / sum exp(d), computed so that large distances do not overflow
+        return 1 - torch.exp(distance - torch.logsumexp(to_members, dim=1))
+
+    def nearest_normal(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """For each patch of a batch, its distance and where its nearest normal patch was seen.
+
+        Returns:
+            distances (B, h, w), and source (B, h, w, 2): training image and position in its grid.
+        """
+        self.require_fitted()
+        embeddings = self.embed(features)  # (B, h, w, D)
+        shape = embeddings.shape[:3]
+        distances, neighbours = self.index.search(embeddings.flatten(0, 2))  # (B*P, 1)
+        return distances.view(shape), self.source[neighbours[:, 0]].view(*shape, 2)
+
+    def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
+        """All patches, and once more the coreset and what selecting it takes; or what `max_bank_memory` allows."""
+        _, height, width = shapes[self.layers[0]]
+        rows = num_images * -(-height // self.stride) * -(-width // self.stride)
+        held = rows * (4 * self.dim + 16)
+        if self.max_bank_memory is not None:
+            held = min(held, self.max_bank_memory)
+            rows = held // (4 * self.dim + 16)
+        # torch.cat holds the patches twice for a moment; selection adds a sketch of at most half their dimensions.
+        return 2 * held + rows * 64, "set model.max_bank_memory, which reduces patches as they stream in"

@@ -1,0 +1,222 @@
+"""SPADE: nearest good images, then nearest patches within them (Cohen & Hoshen, arXiv 2005.02357)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.ops.correspondence import BLOCK, correspondence_distances
+from oddpatch.ops.gallery import Spool, row_bytes
+from oddpatch.ops.maps import anomaly_map
+from oddpatch.ops.neighbours import nearest
+from oddpatch.ops.patches import join
+from oddpatch.types import Prediction
+
+PYRAMIDS = ("sum", "join")
+GALLERY_DTYPES = ("float32", "float16")
+
+
+class SPADE(Detector):
+    """A gallery of good images; an image is scored against the `k` that are most like it as a whole.
+
+    The image score is the mean distance to these, between global averages of the deepest map. The anomaly map is the
+    distance of every patch to the nearest of all patches of these images. Nothing is averaged over the gallery: it is
+    kept whole, in a file that is mapped into memory on a CPU, in its memory on a GPU.
+
+    Args:
+        channels: channels of each feature map the backbone gives.
+        strides: strides of each.
+        k: images that are retrieved (paper: 50).
+        kappa: nearest patches whose distance is averaged (paper: 1).
+        pool_layers: positions, among the maps used, of those whose global averages retrieve and score images.
+        map_layers: positions of those whose patches make the anomaly map; None takes all.
+        pyramid: "sum" finds correspondences in each map and sums the distances, each resized to the image; "join" finds
+            them once for the maps joined on the finest grid.
+        interpolation: how distances are resized to the image: "bilinear" or "bicubic".
+        smoothing: sigma of the Gaussian filter on the map, in pixels (paper: 4); 0 for none.
+        gallery_dtype: "float32", or "float16": half the size, rounded to three digits.
+        finest_stride: feature maps of smaller stride are left out.
+    """
+
+    pooled: Tensor  # (N, sum of the pooled C_l)
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        k: int = 50,
+        kappa: int = 1,
+        pool_layers: Sequence[int] = (-1,),
+        map_layers: Sequence[int] | None = None,
+        pyramid: str = "sum",
+        interpolation: str = "bilinear",
+        smoothing: float = 4.0,
+        gallery_dtype: str = "float32",
+        finest_stride: int = 1,
+    ) -> None:
+        super().__init__(channels, strides, finest_stride)
+        for name, value, choices in (
+            ("pyramid", pyramid, PYRAMIDS),
+            ("gallery_dtype", gallery_dtype, GALLERY_DTYPES),
+        ):
+            if value not in choices:
+                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        for name, number in (("k", k), ("kappa", kappa)):
+            if number < 1:
+                raise ConfigError(f"{name}={number}: choose at least 1")
+        self.k = k
+        self.kappa = kappa
+        self.pool_layers = self._positions("pool_layers", pool_layers)
+        self.map_layers = self._positions("map_layers", range(len(self.layers)) if map_layers is None else map_layers)
+        self.pyramid = pyramid
+        self.interpolation = interpolation
+        self.smoothing = smoothing
+        self.gallery_dtype: torch.dtype = getattr(torch, gallery_dtype)
+        self.fitted_buffers = ("pooled",)
+        self.register_buffer("pooled", torch.empty(0))
+        #: Patches (N, P_l, C_l) of each map layer, row by row of each image.
+        self.gallery_names = [f"gallery_{layer}" for layer in self.map_layers]
+        for name in self.gallery_names:
+            self.register_buffer(name, torch.empty(0))
+        self._spools: list[Spool] = []
+        self._pooled: list[Tensor] = []
+        self._index: list[Tensor] = []
+
+    def _positions(self, name: str, layers: Sequence[int]) -> list[int]:
+        number = len(self.layers)
+        if not layers or any(not -number <= layer < number for layer in layers):
+            raise ConfigError(f"{name}={list(layers)} but there are {number} feature maps: choose from 0..{number - 1}")
+        return sorted({layer % number for layer in layers})
+
+    def pool(self, features: list[Tensor]) -> Tensor:
+        """Global averages (B, sum C_l) of the maps (B, C_l, h_l, w_l) that retrieve."""
+        maps = self.select(features)
+        # float64, so that the order in which a memory layout is summed does not show.
+        return torch.cat([maps[i].mean(dim=(2, 3), dtype=torch.float64) for i in self.pool_layers], dim=1).float()
+
+    def maps(self, features: list[Tensor]) -> list[Tensor]:
+        """The maps (B, C_l, h_l, w_l) that localise."""
+        selected = self.select(features)
+        return [selected[i] for i in self.map_layers]
+
+    @torch.no_grad()
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Write one batch to the gallery."""
+        patches = [feature.flatten(2).mT.to(self.gallery_dtype) for feature in self.maps(features)]  # (B, P_l, C_l)
+        if self.gallery_dtype == torch.float16 and not all(p.isfinite().all() for p in patches):
+            raise DataError("features exceed the range of float16: set model.gallery_dtype=float32")
+        if not self._spools:
+            self._spools = [Spool(tuple(p.shape[1:]), self.gallery_dtype) for p in patches]
+        for spool, part in zip(self._spools, patches, strict=True):
+            if part.shape[1:] != spool.shape:
+                raise DataError(
+                    f"an image gives {part.shape[1]} patches where others gave {spool.shape[0]}: use images of one size"
+                )
+            spool.append(part)
+        self._pooled.append(self.pool(features).cpu())
+        self._index.append(index.cpu())
+
+    @torch.no_grad()
+    def fit(self, progress: ProgressFn = no_progress) -> None:
+        """Put the gallery in the order of the dataset.
+
+        Raises:
+            DataError: no image was taken in.
+            ConfigError: the gallery has fewer than `k` images.
+        """
+        if not self._index:
+            raise DataError("SPADE needs at least 1 good image, it was given 0: add images")
+        index = torch.cat(self._index)
+        order = index.argsort(stable=True)
+        first = torch.ones_like(order, dtype=torch.bool)
+        first[1:] = index[order[1:]] != index[order[:-1]]  # an image seen twice counts once
+        order = order[first]
+        self._require_images(len(order))
+        self._require_patches([spool.shape[0] for spool in self._spools])
+        device = self.fitted.device
+        self.pooled = torch.cat(self._pooled)[order].to(device)
+        for number, (name, spool) in enumerate(zip(self.gallery_names, self._spools, strict=True), start=1):
+            setattr(self, name, spool.finish(order).to(device))
+            progress(number, len(self._spools), "mapping the gallery")
+        self._spools, self._pooled, self._index = [], [], []
+        self.fitted.fill_(True)
+
+    def _require_images(self, count: int) -> None:
+        if self.k > count:
+            raise ConfigError(
+                f"k={self.k} images to retrieve but the gallery has {count}: choose model.k from 1..{count}"
+            )
+
+    def _require_patches(self, patches: Sequence[int]) -> None:
+        most = self.k * (min(patches) if self.pyramid == "sum" else max(patches))
+        if self.kappa > most:
+            raise ConfigError(
+                f"kappa={self.kappa} nearest patches but k={self.k} images give only {most} patches of a map: "
+                f"choose model.kappa from 1..{most}"
+            )
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Mean distance to the retrieved images; summed distances of every patch to the nearest of theirs."""
+        self.require_fitted()
+        distances, retrieved = nearest(self.pool(features), self.pooled, self.k)  # (B, k) both
+        maps = self.maps(features)
+        levels = [[i] for i in range(len(maps))] if self.pyramid == "sum" else [list(range(len(maps)))]
+        total = torch.zeros((), device=distances.device)
+        for level in levels:
+            scores = torch.stack(
+                [
+                    self._patch_scores([maps[i][b : b + 1] for i in level], level, rows)
+                    for b, rows in enumerate(retrieved.tolist())
+                ]
+            )  # (B, h, w)
+            total = total + anomaly_map(scores, image_size, self.smoothing, self.interpolation)  # (B, 1, H, W)
+        return Prediction(distances.mean(1), total)
+
+    def _patch_scores(self, maps: list[Tensor], level: list[int], rows: list[int]) -> Tensor:
+        """Distances (h, w) of one image's patches in `maps` [(1, C_l, h_l, w_l)] to those of the images `rows`."""
+        joined = join(maps)  # (1, C, h, w); the one map itself where the pyramid is not joined
+        galleries = [getattr(self, self.gallery_names[i]) for i in level]
+
+        def load(image: int) -> Tensor:
+            if len(level) == 1:
+                return galleries[0][rows[image]]
+            parts = [
+                gallery[rows[image]].to(m.dtype).mT.unflatten(1, m.shape[-2:])[None]
+                for gallery, m in zip(galleries, maps, strict=True)
+            ]
+            return join(parts)[0].flatten(1).mT  # (P, C)
+
+        queries = joined[0].flatten(1).mT.float().contiguous()  # (P, C)
+        return correspondence_distances(queries, load, len(rows), self.kappa).unflatten(0, joined.shape[-2:])
+
+    def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
+        """The pooled vectors and the work on one image; on a GPU the gallery too, which a CPU leaves on disk.
+
+        Raises:
+            ConfigError: there are fewer than `k` images.
+            ResourceError: the folder of temporary files lacks the room for the gallery.
+        """
+        self._require_images(num_images)
+        used = [shapes[layer] for layer in self.layers]
+        remedy = "drop the finest of model.map_layers, lower data.resize and data.crop, or model.gallery_dtype=float16"
+        gallery = num_images * sum(row_bytes(used[i], self.gallery_dtype) for i in self.map_layers)
+        Spool.require_disk(gallery, remedy)
+        pooled = 2 * 4 * num_images * sum(used[i][0] for i in self.pool_layers)
+        levels = [(used[i][1] * used[i][2], used[i][0]) for i in self.map_layers]  # patches, channels
+        if self.pyramid == "join":
+            levels = [(levels[0][0], sum(channels for _, channels in levels))]
+        work = max(4 * p * (2 * self.k * math.ceil(p / BLOCK) + BLOCK + 6 * channels) for p, channels in levels)
+        on_gpu = self.fitted.device.type == "cuda"
+        return pooled + work + (gallery if on_gpu else 0), remedy
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # The gallery is taken as it is, not copied: a checkpoint read with mmap=True stays a mapped file.
+        for name in self.gallery_names:
+            stored = state_dict.get(prefix + name)
+            if stored is not None:
+                setattr(self, name, stored.to(self.fitted.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

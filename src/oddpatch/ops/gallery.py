@@ -1,0 +1,76 @@
+"""A gallery of rows too large for memory: written to a temporary file as they come, then mapped."""
+
+import math
+import mmap
+import shutil
+import tempfile
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from oddpatch.errors import ResourceError
+
+
+class Spool:
+    """Rows of one shape and type, appended to a temporary file.
+
+    The file has no name (it is unlinked as soon as it is open), so that nothing is left behind however the process
+    ends. It lies in the folder that `TMPDIR` names, which should not be one that lives in memory itself.
+
+    Args:
+        shape: shape of a row.
+        dtype: float type in which rows are stored.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+        self.shape, self.dtype, self.count = shape, dtype, 0
+        self._file: IO[bytes] = tempfile.TemporaryFile(prefix="oddpatch-")  # noqa: SIM115 - it outlives this function
+
+    def append(self, rows: Tensor) -> None:
+        """Write rows (n, *shape).
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        try:
+            self._file.write(rows.detach().to("cpu", self.dtype).contiguous().numpy().data)
+            self._file.flush()
+        except OSError as error:
+            raise ResourceError(
+                f"the gallery could not be written to {tempfile.gettempdir()} ({error.strerror}): "
+                "free disk space there, or set TMPDIR to a folder with more"
+            ) from error
+        self.count += len(rows)
+
+    def finish(self, order: Tensor) -> Tensor:
+        """The rows that `order` (N,) names, in that order, as a tensor (N, *shape) that is mapped from the file.
+
+        The tensor keeps the file alive; its pages are read when they are used, and dropped when memory is short.
+        """
+        if not torch.equal(order, torch.arange(self.count)):
+            mapped, sorted_spool = self._map(), Spool(self.shape, self.dtype)
+            for row in order.tolist():
+                sorted_spool.append(mapped[row : row + 1])
+            self._file, self.count = sorted_spool._file, sorted_spool.count
+        return self._map()
+
+    def _map(self) -> Tensor:
+        region = mmap.mmap(self._file.fileno(), 0)
+        return torch.frombuffer(region, dtype=self.dtype).view(self.count, *self.shape)
+
+    @staticmethod
+    def require_disk(needed: int, remedy: str) -> None:
+        """Raise a `ResourceError` unless the folder of temporary files has `needed` bytes."""
+        folder = tempfile.gettempdir()
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise ResourceError(
+                f"the gallery needs {needed / 2**30:.1f} GiB of disk in {folder} but {free / 2**30:.1f} GiB are free: "
+                f"set TMPDIR to a folder with more, or {remedy}"
+            )
+
+
+def row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of one row."""
+    return math.prod(shape) * dtype.itemsize

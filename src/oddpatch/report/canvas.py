@@ -1,0 +1,92 @@
+"""A sheet to draw on, measured in inches from its upper left corner.
+
+Matplotlib's objects alone: no pyplot, no backend, no global setting is touched. Matplotlib is imported when something
+is drawn, as it takes long to load.
+"""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oddpatch.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL.Image import Image
+
+DPI = 100
+MAX_BYTES = 400_000
+FONT = "DejaVu Sans"  # comes with Matplotlib, so that pictures look the same everywhere
+INK, FAINT, ALARM = "#1a1a1a", "#666666", "#c4161c"
+
+
+class Sheet:
+    """One figure; every position and size is in inches, every font size in points."""
+
+    def __init__(self, width: float, height: float) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        self._canvas = FigureCanvasAgg(self.figure)
+
+    def panel(self, left: float, top: float, width: float, height: float) -> "Axes":
+        """Axes without ticks."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        axes = self.figure.add_axes(box, xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(linewidth=0.6, color="#b0b0b0")
+        return axes
+
+    def write(
+        self, left: float, top: float, text: str, size: float = 8, room: float | None = None, **style: Any
+    ) -> None:
+        """Write one line, `top` being its middle; what does not fit into `room` inches is left out at its end."""
+        room = (left if style.get("ha") == "right" else self.width - left) if room is None else room
+        text = drawable(text)
+        artist = self.figure.text(
+            left / self.width,
+            1 - top / self.height,
+            text,
+            **{"size": size, "family": FONT, "color": INK, "va": "center", "parse_math": False, **style},
+        )
+        renderer = self._canvas.get_renderer()
+        while len(text) > 1 and (wide := artist.get_window_extent(renderer).width) > room * DPI:
+            text = text[: max(min(int(len(text) * room * DPI / wide), len(text) - 1), 1)]
+            artist.set_text(text[:-1] + "…")
+
+    def save(self, path: Path) -> None:
+        """Write a PNG, whole or not at all; one that would be too large for a report gets 256 colours."""
+        from PIL import Image
+
+        self._canvas.draw()
+        pixels = Image.fromarray(np.asarray(self._canvas.buffer_rgba())).convert("RGB")
+        png = _encode(pixels)
+        if len(png) > MAX_BYTES:
+            palette = pixels.quantize(256, Image.Quantize.FASTOCTREE)
+            png = _encode(pixels.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+        with replacing(path, "wb") as file:
+            file.write(png)
+
+
+def _encode(pixels: "Image") -> bytes:
+    buffer = io.BytesIO()
+    pixels.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def drawable(text: str) -> str:
+    """The text with a question mark for each character that the font lacks (Matplotlib would warn, and draw a box)."""
+    known = _characters()
+    return "".join(char if ord(char) in known else "?" for char in text)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties(family=FONT))).get_charmap())

@@ -1,0 +1,90 @@
+"""A tiny dataset and a tiny backbone, so that most tests need neither real images nor weights."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down parallel tests
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test must never wait for a network
+os.environ["WANDB_MODE"] = "offline"
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oddpatch.backbones.base import Backbone
+from PIL import Image
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = ROOT.parent / "shared" / "data"
+CONFIGS = ROOT / "configs"
+
+
+class TinyBackbone(Backbone):
+    """Three frozen, random convolutions: features of strides 2, 4 and 8, in a moment."""
+
+    def __init__(self, weights: str = "random", channels_last: bool = False) -> None:
+        super().__init__()
+        self.channels, self.strides = [8, 12, 16], [2, 4, 8]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            steps = [nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip([3, 8, 12], self.channels, strict=True)]
+        self.steps = nn.ModuleList(steps)
+        self.weights_origin = "tiny"
+        self.freeze(channels_last)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """[(B, 8, h/2, w/2), (B, 12, h/4, w/4), (B, 16, h/8, w/8)]."""
+        features, x = [], images
+        for step in self.steps:
+            x = step(x).relu()
+            features.append(x)
+        return features
+
+
+def write_image(path: Path, rng: np.random.Generator, size: int = 48, defect: bool = False) -> np.ndarray:
+    """A striped tile with a little noise; a defect is a bright square. Returns the defect's mask."""
+    tile = 90 + 40 * np.sin(np.arange(size) / 3)[None, :, None] + rng.normal(0, 6, (size, size, 3))
+    mask = np.zeros((size, size), np.uint8)
+    if defect:
+        y, x = rng.integers(10, size - 20, 2)
+        mask[y : y + 9, x : x + 9] = 255
+        tile[mask > 0] = [250, 240, 60]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(tile.clip(0, 255).astype(np.uint8)).save(path)
+    return mask
+
+
+def make_dataset(root: Path, good: int = 12, test_good: int = 5, defects: int = 4, masks: bool = True) -> Path:
+    """A category `tile` in MVTec layout with the defect types `spot` and `stain`."""
+    rng = np.random.default_rng(0)
+    folder = root / "tile"
+    for i in range(good):
+        write_image(folder / f"train/good/{i:03}.png", rng)
+    for i in range(test_good):
+        write_image(folder / f"test/good/{i:03}.png", rng)
+    for kind in ("spot", "stain"):
+        for i in range(defects):
+            mask = write_image(folder / f"test/{kind}/{i:03}.png", rng, defect=True)
+            if masks:
+                path = folder / f"ground_truth/{kind}/{i:03}_mask.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a dataset with the one category `tile`; do not change it."""
+    root = tmp_path_factory.mktemp("data")
+    make_dataset(root)
+    return root
+
+
+@pytest.fixture
+def real_bottle() -> Path:
+    """Root of the real MVTec AD category bottle."""
+    root = REAL_DATA / "mvtec"
+    if not (root / "bottle").is_dir():
+        pytest.skip(f"needs the MVTec AD category bottle in {root}")
+    return root

@@ -1,0 +1,268 @@
+"""Whole runs through Hydra and Lightning on tiny data: what they write, that they repeat, and how they fail."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, ROOT, TinyBackbone, make_dataset
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from oddpatch import pipeline
+from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+
+def config(name="train", *overrides, out):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(name, [*overrides, f"paths.output_dir={out}", "hydra.run.dir=."], return_hydra_config=False)
+    return cfg
+
+
+def tiny(tiles, out, *overrides):
+    return config(
+        "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
+        "data.batch_size=5", "data.num_workers=0", "model.num_features=10", "callbacks.progress=null",
+        "backbone.weights=random", "trainer.accelerator=cpu", *overrides, out=out,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_backbone(monkeypatch):
+    """Every backbone that a config asks for becomes the tiny one."""
+    original = pipeline.make
+
+    def make(part, **kwargs):
+        target = part.get("_target_", "") if hasattr(part, "get") else ""
+        if str(target).startswith("oddpatch.backbones."):
+            return TinyBackbone()
+        return original(part, **kwargs)
+
+    monkeypatch.setattr(pipeline, "make", make)
+
+
+def run(cfg):
+    job = pipeline.build(cfg)
+    job.fit()
+    job.save()
+    job.test()
+    job.summary()
+    return job
+
+
+def predictions(folder):
+    with (folder / "predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_files_and_right_numbers(tiles, tmp_path, tiny_backbone, capsys):
+    run(tiny(tiles, tmp_path))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    wanted = "image_auroc image_ap image_f1_max pixel_auroc pixel_ap pixel_f1_max au_pro timing peak_memory_bytes weights"
+    assert set(wanted.split()) <= metrics.keys()
+    assert set(metrics["image_auroc_by_defect_type"]) == {"spot", "stain"}
+    rows = predictions(tmp_path)
+    assert len(rows) == 13
+    labels, scores = [int(r["label"]) for r in rows], [float(r["score"]) for r in rows]
+    assert metrics["image_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
+    assert metrics["pixel_auroc"] > 0.9
+    assert (tmp_path / "checkpoints/fitted.ckpt").is_file()
+    assert list((tmp_path / "figures").glob("*.png"))
+    told = capsys.readouterr().out
+    assert "image AUROC" in told
+    assert str(tmp_path) in told.replace("\n", "")
+
+
+def test_eval_in_a_new_build_gives_the_same_scores_to_the_bit(tiles, tmp_path, tiny_backbone):
+    run(tiny(tiles, tmp_path / "run"))
+    again = pipeline.rebuild(
+        config("eval", f"run={tmp_path}/run", "callbacks.progress=null", "trainer.accelerator=cpu",
+               "+data.num_workers=0", out=tmp_path / "again")
+    )  # fmt: skip
+    again.test()
+    assert predictions(tmp_path / "again") == predictions(tmp_path / "run")
+
+
+@pytest.mark.parametrize("changed", ["data.batch_size=1", "data.batch_size=13", "data.num_workers=2"])
+def test_loading_does_not_change_the_results(tiles, tmp_path, tiny_backbone, changed):
+    run(tiny(tiles, tmp_path / "one"))
+    run(tiny(tiles, tmp_path / "other", changed))
+    one, other = predictions(tmp_path / "one"), predictions(tmp_path / "other")
+    assert [r["path"] for r in one] == [r["path"] for r in other]
+    np.testing.assert_allclose(
+        [float(r["score"]) for r in one], [float(r["score"]) for r in other], rtol=1e-5
+    )
+
+
+def test_without_masks_pixel_metrics_are_absent_with_a_reason(tmp_path, tiny_backbone):
+    make_dataset(tmp_path, masks=False)
+    job = run(tiny(tmp_path, tmp_path / "out"))
+    assert "image_auroc" in job.module.results
+    assert "pixel_auroc" not in job.module.results
+    assert "defect pixels" in job.module.absent["pixel_auroc"]
+
+
+def test_with_good_images_only_every_metric_is_absent_with_a_reason(tmp_path, tiny_backbone):
+    make_dataset(tmp_path, defects=0)
+    job = run(tiny(tmp_path, tmp_path / "out"))
+    assert not [k for k in job.module.results if k.endswith(("auroc", "pro"))]
+    assert "good and anomalous" in job.module.absent["image_auroc"]
+    assert len(predictions(tmp_path / "out")) == 5
+
+
+def test_without_a_test_folder_the_fit_is_still_saved(tmp_path, tiny_backbone):
+    shutil.rmtree(make_dataset(tmp_path) / "test")
+    shutil.rmtree(tmp_path / "tile/ground_truth")
+    job = run(tiny(tmp_path, tmp_path / "out"))
+    assert (tmp_path / "out/checkpoints/fitted.ckpt").is_file()
+    assert job.module.absent["image_auroc"] == "the dataset has no test images"
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["num_test_images"] == 0
+
+
+def test_a_broken_test_file_is_named_and_can_be_skipped(tmp_path, tiny_backbone):
+    folder = make_dataset(tmp_path)
+    broken = folder / "test/good/002.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(DataError, match=r"test/good/002.png"):
+        run(tiny(tmp_path, tmp_path / "out"))
+    run(tiny(tmp_path, tmp_path / "skipped", "data.on_error=skip"))
+    metrics = json.loads((tmp_path / "skipped/metrics.json").read_text())
+    assert metrics["num_test_images"] == 12
+    assert len(metrics["skipped"]) == 1
+    assert "002.png" in metrics["skipped"][0]
+
+
+def test_constant_images_give_finite_scores(tmp_path, tiny_backbone):
+    folder = make_dataset(tmp_path)
+    for path in folder.glob("train/good/*.png"):
+        Image.new("RGB", (48, 48), (90, 90, 90)).save(path)
+    job = run(tiny(tmp_path, tmp_path / "out"))
+    assert all(np.isfinite(image.score) for image in job.module.scored)
+
+
+def test_too_many_features_fail_before_the_backbone_runs(tiles, tmp_path, tiny_backbone):
+    with pytest.raises(ConfigError, match=r"^num_features=600 but this backbone gives 36"):
+        pipeline.build(tiny(tiles, tmp_path, "model.num_features=600"))
+
+
+@pytest.mark.parametrize("override", ["model=padmi", "model.num_featurs=3", "backbone=resnet19", "data.categry=x"])
+def test_a_misspelt_key_fails_at_composition(tiles, tmp_path, override):
+    with pytest.raises(Exception, match=r"padmi|num_featurs|resnet19|categry"):
+        tiny(tiles, tmp_path, override)
+
+
+def test_more_memory_than_there_is_fails_at_once(tiles, tmp_path, tiny_backbone, monkeypatch):
+    monkeypatch.setattr("oddpatch.resources.available_memory", lambda device: 1000)
+    job = pipeline.build(tiny(tiles, tmp_path))
+    with pytest.raises(ResourceError, match=r"PaDiM needs .* only 1000 B is available: lower model.num_features"):
+        job.fit()
+
+
+def test_a_folder_that_cannot_be_written_fails_first(tiles, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/out cannot be written .*: set paths.output_dir"):
+        pipeline.build(tiny(tiles, tmp_path / "file/out"))
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tiles, tmp_path, tiny_backbone, monkeypatch):
+    job = pipeline.build(tiny(tiles, tmp_path))
+    job.fit()
+
+    def full(content, file):
+        file.write(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ResourceError, match=r"fitted.ckpt could not be written .*No space left"):
+        job.save()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def spoil(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif how == "foreign":
+        torch.save({"state_dict": {}}, path)
+    elif how == "code":
+        torch.save(torch.nn.Linear(1, 1), path)
+    else:
+        content = torch.load(path, weights_only=True)
+        if how == "newer":
+            content["oddpatch"]["format"] = 99
+        if how == "target":
+            content["oddpatch"]["config"]["model"]["_target_"] = "os.system"
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("missing", "does not exist"),
+        ("truncated", "truncated or not a checkpoint"),
+        ("foreign", "not written by oddpatch"),
+        ("code", "truncated or not a checkpoint"),
+        ("newer", "format 99.*update oddpatch"),
+        ("target", "asks to call os.system"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_loaded_says_why(tiles, tmp_path, tiny_backbone, how, told):
+    job = pipeline.build(tiny(tiles, tmp_path))
+    job.fit()
+    spoil(job.save(), how)
+    with pytest.raises(CheckpointError, match=told) as error:
+        pipeline.restore(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_defect_among_the_training_images_is_refused(tiles, tmp_path, tiny_backbone):
+    job = pipeline.build(tiny(tiles, tmp_path))
+    bad = job.data.test_samples or None
+    assert bad
+    job.data._train.samples[0] = next(s for s in bad if s.label)
+    with pytest.raises(DataError, match="not good: move it to test/"):
+        job.fit()
+
+
+def test_frozen_backbone_stays_in_eval_and_has_no_gradient(tiles, tmp_path, tiny_backbone):
+    job = pipeline.build(tiny(tiles, tmp_path))
+    job.module.train()
+    assert not job.module.model.backbone.training
+    assert not any(p.requires_grad for p in job.module.parameters())
+
+
+def test_train_py_ends_with_one_line_when_the_data_is_missing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "data=mvtec", f"data.root={tmp_path}/nowhere", f"hydra.run.dir={tmp_path}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "nowhere" in (done.stdout + done.stderr).replace("\n", "")
+
+
+def test_missing_weights_name_the_file_and_two_ways_out(tiles, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    cfg = tiny(tiles, tmp_path, "backbone=resnet18", "backbone.weights=pretrained")
+    with pytest.raises(WeightsError, match=r"resnet18-f37072fd.pth .*is in none of .*torch.*backbone=effnet_lite0"):
+        pipeline.build(cfg)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_padim_on_the_real_bottle(real_bottle, tmp_path):
+    cfg = config(
+        "train", "data=mvtec", f"data.root={real_bottle}", "data.category=bottle", "callbacks.progress=null",
+        "callbacks.pictures=null", "trainer.accelerator=cpu", out=tmp_path,
+    )  # fmt: skip
+    metrics = run(cfg).module.results
+    assert metrics["image_auroc"] >= 0.995
+    assert metrics["pixel_auroc"] >= 0.976
+    assert metrics["au_pro"] >= 0.90
