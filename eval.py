@@ -5,9 +5,12 @@ python eval.py run=FOLDER +data.root=/data/mvtec    # images that have moved sin
 """
 
 import hydra
+from dotenv import load_dotenv
 from omegaconf import DictConfig
 
 from oddpatch.errors import one_line_errors
+
+load_dotenv(".env")  # variables that are set already stand
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")

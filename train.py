@@ -6,9 +6,12 @@ python train.py data=mvtec data.root=/data/mvtec data.category=bottle
 """
 
 import hydra
+from dotenv import load_dotenv
 from omegaconf import DictConfig
 
 from oddpatch.errors import one_line_errors
+
+load_dotenv(".env")  # variables that are set already stand
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

@@ -115,11 +115,12 @@ class AnomalyModule(L.LightningModule):
         """Compute every metric that these images allow, and log them."""
         self.timing["test"] = time.perf_counter() - self._epoch_start
         with self.timed("metrics"):
-            for metric in (self.image_metrics, self.pixel_metrics):
+            localizes = self.model.detector.localizes
+            for metric in (self.image_metrics, self.pixel_metrics) if localizes else (self.image_metrics,):
                 self.results.update(metric.compute())
                 self.absent.update(metric.reasons)
                 metric.reset()
-            if not self.model.detector.localizes:
+            if not localizes:
                 method = type(self.model.detector).__name__
                 self.absent.update(dict.fromkeys(self.pixel_metrics.names, f"{method} scores whole images only"))
             samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]

@@ -217,6 +217,13 @@ def test_images_of_several_sizes_are_refused():
         detector.update([F.interpolate(f, scale_factor=2) for f in features(1)], torch.arange(1))
 
 
+def test_an_image_of_another_size_is_scored_unless_maps_are_joined():
+    larger = [F.interpolate(f, scale_factor=2) for f in features(1, seed=1)]
+    assert fitted()(larger, (64, 96)).anomaly_map.shape == (1, 1, 64, 96)
+    with pytest.raises(DataError, match="image gives 384 patches, the gallery 96"):
+        fitted(pyramid="join")(larger, (64, 96))
+
+
 def test_required_memory_leaves_the_gallery_out_but_asks_for_its_disk():
     detector = SPADE(CHANNELS, STRIDES, k=50)
     shapes = [(256, 56, 56), (512, 28, 28), (1024, 14, 14)]

@@ -103,7 +103,7 @@ class GaussianAD(Detector):
         if failed:
             raise ConfigError(
                 f"shrinkage={self.shrinkage} with {len(samples)} images: the covariance of stage {stage} is not "
-                "positive definite: set model.shrinkage=epsilon and raise model.epsilon, or give more images that differ"
+                "positive definite: set model.shrinkage=epsilon and raise model.epsilon, or give more varied images"
             )
         directions = torch.eye(len(factor), dtype=factor.dtype) if components is None else components
         return mean, torch.linalg.solve_triangular(factor, directions, upper=False)

@@ -180,6 +180,11 @@ class SPADE(Detector):
         """Distances (h, w) of one image's patches in `maps` [(1, C_l, h_l, w_l)] to those of the images `rows`."""
         joined = join(maps)  # (1, C, h, w); the one map itself where the pyramid is not joined
         galleries = [getattr(self, self.gallery_names[i]) for i in level]
+        if len(level) > 1 and any(g.shape[1] != m.shape[2] * m.shape[3] for g, m in zip(galleries, maps, strict=True)):
+            raise DataError(
+                f"pyramid='join' joins maps of one size, but the image gives {joined.shape[2] * joined.shape[3]} patches, "
+                f"the gallery {galleries[0].shape[1]}: use images of the size it was fitted with"
+            )
 
         def load(image: int) -> Tensor:
             if len(level) == 1:

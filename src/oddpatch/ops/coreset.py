@@ -124,7 +124,8 @@ class StreamingCoreset:
     Whenever the buffer is full, k-center greedy keeps half of it. What is kept depends on the sequence of rows only,
     not on how they were batched: feed them in the order of the dataset for a result that does not depend on the loader
     either. Another order gives another coreset, as valid. As long as nothing was dropped, `select` is exact; after that
-    the covering radius is larger than that of an exact selection: by a few per cent with room for 4 times the coreset.
+    the covering radius is larger than that of an exact selection: 1.1 to 1.3 times on real patches, with room for 2 to 8
+    times the coreset (random points: 1.6 to 2 times).
 
     Args:
         max_rows: most points held; after the first reduction at most half as many can be selected.

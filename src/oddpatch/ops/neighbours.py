@@ -21,6 +21,8 @@ Metric = Literal["euclidean", "cosine"]
 
 #: Columns that share one minimum when pairs are nominated: a row is looked at closely only where that is small enough.
 GROUP = 64
+#: Largest matrix of bounds in a search, unless told otherwise: below it, products have too few rows to be fast.
+SEARCH_BYTES = 1 << 25
 
 
 def nearest(
@@ -64,7 +66,7 @@ class NearestIndex:
         Args:
             queries: (Q, D), on the device of the bank.
             k: how many, 1..N.
-            max_bytes: size of the largest intermediate, of which a few exist at a time; None suits the device.
+            max_bytes: size of the largest intermediate, of which a few exist at a time; None for what is fast.
 
         Returns:
             distances (Q, k) float32, ascending, and indices (Q, k) int64 into the bank.
@@ -81,7 +83,7 @@ class NearestIndex:
         squared = queries.new_empty((len(queries), k), dtype=torch.float64)
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
-            for rows in chunks(len(queries), len(self.coarse.bias) * 4, queries.device, max_bytes):
+            for rows in chunks(len(queries), len(self.coarse.bias) * 4, queries.device, max_bytes or SEARCH_BYTES):
                 squared[rows], indices[rows] = self._search(self.coarse, queries[rows], k)
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
         return distances.float(), indices

@@ -12,7 +12,7 @@ from oddpatch.errors import ConfigError
 SAMPLE_ROWS = 1024
 SKETCH_DIMS = (7, 15, 31, 47, 63, 95, 127)
 #: A distance summed over one pair, per dimension, costs about as much as this many multiply-adds of a matrix product.
-DIRECT_COST = 100
+DIRECT_COST = 80
 
 
 def johnson_lindenstrauss_dim(num_points: int, eps: float = 0.1) -> int:

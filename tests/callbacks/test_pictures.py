@@ -1,0 +1,341 @@
+import warnings
+from types import SimpleNamespace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import CONFIGS
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from PIL import Image
+from torch import nn
+
+from oddpatch.callbacks.loggers import LogConfig, Pictured, log_pictures
+from oddpatch.callbacks.pictures import Pictures, choose_look
+from oddpatch.data.layout import Sample
+from oddpatch.data.transforms import Preprocess
+from oddpatch.errors import ConfigError
+from oddpatch.module import AnomalyModule
+from oddpatch.types import IGNORE, Batch, Prediction
+
+SIZE = 24
+
+
+class Reader(nn.Module):
+    """Reads the anomaly map off the image's red channel: the test says what is odd."""
+
+    def __init__(self, mapped=True, weights="pretrained"):
+        super().__init__()
+        self.preprocess = Preprocess(SIZE, SIZE, (0.5,) * 3, (0.25,) * 3)
+        self.backbone = nn.Identity()
+        self.backbone.weights_origin = weights
+        self.detector = nn.Identity()
+        self.detector.localizes = mapped
+        self.mapped = mapped
+
+    def forward(self, images):
+        maps = 100 * self.preprocess.to_image(images)[:, :1]
+        return Prediction(maps.amax((1, 2, 3)), maps if self.mapped else None)
+
+
+class Data(L.LightningDataModule):
+    """Images with a square as bright as `levels` says, 0..1; no training."""
+
+    category = "tile"
+
+    def __init__(self, levels, types, masks=True, batch_size=4):
+        super().__init__()
+        self.levels, self.batch_size, self.masks = levels, batch_size, masks
+        self.test_samples = [
+            Sample(f"/data/{name}/{i:03}.png", int(name != "good"), name, None) for i, name in enumerate(types)
+        ]
+
+    def item(self, index):
+        image, mask = torch.full((3, SIZE, SIZE), 0.1), torch.zeros(1, SIZE, SIZE, dtype=torch.uint8)
+        image[0, 6:12, 6:12] = self.levels[index]
+        if self.test_samples[index].label:
+            mask[:, 6:12, 6:12] = 1
+            mask = mask if self.masks else torch.full_like(mask, IGNORE)
+        return (image - 0.5) / 0.25, mask
+
+    def test_dataloader(self):
+        indices = torch.arange(len(self.levels)).split(self.batch_size)
+        return torch.utils.data.DataLoader([self.batch(rows.tolist()) for rows in indices], batch_size=None)
+
+    def batch(self, rows):
+        images, masks = zip(*map(self.item, rows), strict=True)
+        samples = [self.test_samples[i] for i in rows]
+        labels = torch.tensor([it.label for it in samples])
+        return Batch(torch.stack(images), torch.stack(masks), labels, torch.tensor(rows), [it.path for it in samples])
+
+
+def mixed(count=30, **settings):
+    levels = np.random.default_rng(0).uniform(0.15, 0.95, count)
+    types = [("good", "spot", "stain")[i % 3] for i in range(count)]
+    return Data(levels.tolist(), types, **settings)
+
+
+def run(data, folder, model=None, loggers=(), worst=1, typical=1):
+    pictures = Pictures(str(folder), worst=worst, typical=typical)
+    module = AnomalyModule(model or Reader(), config={"model": {"name": "reader"}})
+    trainer = L.Trainer(
+        accelerator="cpu", logger=list(loggers), callbacks=[LogConfig(), pictures], enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module="oddpatch|matplotlib")
+        trainer.test(module, data, verbose=False)
+    return module
+
+
+def names(folder):
+    """The figures in the folder, each of them checked to be a picture of sane size."""
+    for path in (folder / "figures").iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.format == "PNG"
+            assert all(200 < side < 2000 for side in picture.size), path
+        assert 2_000 < path.stat().st_size < 400_000, path
+    return sorted(path.stem for path in (folder / "figures").iterdir())
+
+
+CURVES = {"roc", "precision_recall", "pro"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return run(mixed(), folder, worst=4, typical=4), folder
+
+
+def test_worst_and_typical_are_pictured_under_their_names(finished):
+    module, folder = finished
+    odd = sorted((it for it in module.scored if it.label), key=lambda it: it.score)
+    good = sorted((it for it in module.scored if not it.label), key=lambda it: -it.score)
+    expected = {f"miss_{i + 1}_{it.defect_type}_{it.path[-7:-4]}" for i, it in enumerate(odd[:4])}
+    expected |= {f"false_alarm_{i + 1}_good_{it.path[-7:-4]}" for i, it in enumerate(good[:4])}
+    found = names(folder)
+    assert expected | CURVES | {"overview"} <= set(found)
+    assert len([name for name in found if name.startswith("typical_")]) == 4
+    assert len(found) == 4 + 4 + 4 + 4
+
+
+def test_time_is_counted(finished):
+    assert finished[0].timing["figures"] > 0
+
+
+def test_batch_size_changes_no_byte(finished, tmp_path):
+    run(mixed(batch_size=7), tmp_path, worst=4, typical=4)
+    assert names(tmp_path) == names(finished[1])
+    for path in (finished[1] / "figures").iterdir():
+        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_images_are_let_go_of_and_bounded_before(tmp_path):
+    pictures, kept = Pictures(str(tmp_path)), []
+    data = mixed(300, batch_size=10)
+    model = Reader()
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=False)
+    module = AnomalyModule(model)
+    pictures.on_test_start(trainer, module)
+    for number, batch in enumerate(data.test_dataloader()):
+        pictures.on_test_batch_end(trainer, module, model(batch.image), batch, number)
+        candidates = pictures._candidates
+        pools = (candidates.misses, candidates.false_alarms, *candidates.by_type.values())
+        kept.append(sum(len(pool.kept) for pool in pools))
+    assert max(kept) == kept[5] == 4 + 4 + 3 * 5
+    example = candidates.misses.examples()[0]
+    assert example.image.base is None or example.image.base.nbytes == example.image.nbytes  # not a view of a batch
+    assert example.mask.base is None
+    assert example.anomaly_map.base is None
+    pictures.on_test_end(trainer, module)
+    assert pictures._candidates.misses.examples() == []
+    assert not (tmp_path / "figures").exists()  # only rank zero writes
+
+
+def test_without_masks_the_highest_good_pixel_is_the_threshold(tmp_path):
+    module = run(mixed(masks=False), tmp_path)
+    found = names(tmp_path)
+    assert "pro" not in found
+    assert {"roc", "precision_recall", "overview"} <= set(found)
+    levels = torch.tensor([[0, 1.0, 5.0], [0, 2.0, 7.0], [0, 3.0, 6.0], [1, 2.0, 9.0], [1, 9.0, 30.0], [1, 9.0, 20.0]])
+    look = choose_look(levels, module)
+    assert (look.low, look.high, look.threshold) == (2.0, 20.0, 7.0)
+    assert "oracle" in look.threshold_name
+
+
+def test_good_images_only(tmp_path):
+    module = run(Data([0.2, 0.3, 0.4, 0.5, 0.6], ["good"] * 5), tmp_path, worst=2, typical=2)
+    assert names(tmp_path) == [
+        "false_alarm_1_good_004", "false_alarm_2_good_003", "overview", "typical_1_good_002", "typical_2_good_001",
+    ]  # fmt: skip
+    look = choose_look(torch.tensor([[0, 2.0, 7.0], [0, 2.0, 5.0]]), module)
+    assert (look.low, look.high, look.threshold, look.image_threshold) == (2.0, 12.0, None, None)
+
+
+def test_anomalous_images_only(tmp_path):
+    run(Data([0.3, 0.6], ["spot"] * 2), tmp_path, worst=4)
+    assert names(tmp_path) == ["miss_1_spot_000", "miss_2_spot_001", "overview", "precision_recall", "pro", "roc"]
+
+
+def test_method_that_scores_whole_images_only(tmp_path):
+    run(mixed(), tmp_path, Reader(mapped=False))
+    found = names(tmp_path)
+    assert "pro" not in found
+    assert {"roc", "precision_recall", "overview"} <= set(found)
+    with Image.open(next((tmp_path / "figures").glob("miss_1_*"))) as picture:
+        assert picture.width < 800
+
+
+def test_random_weights_show(tmp_path):
+    run(mixed(), tmp_path, Reader(weights="random"))
+    for path in (tmp_path / "figures").iterdir():
+        picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        assert (np.abs(picture - (196, 22, 28)).max(axis=-1) < 40).any(), path
+    assert "random" in choose_look(torch.empty(0, 3), AnomalyModule(Reader(weights="random"))).warning
+
+
+def test_a_constant_map_has_a_scale(finished):
+    look = choose_look(torch.tensor([[0, 3.0, 3.0], [1, 3.0, 3.0]]), finished[0])
+    assert look.high > look.low
+    assert np.isfinite(look.heat(np.full((2, 2), 3, dtype=np.float32))).all()
+
+
+def test_nothing_wanted_leaves_the_curves(tmp_path):
+    run(mixed(), tmp_path, worst=0, typical=0)
+    assert set(names(tmp_path)) == CURVES
+
+
+def test_pictures_of_an_earlier_test_go_and_other_files_stay(tmp_path):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "miss_1_old_007.png").touch()
+    (folder / "pro.png").touch()
+    (folder / "mine.png").touch()
+    (folder / "missing_1_mine.txt").touch()
+    run(mixed(masks=False), tmp_path)
+    left = {path.name for path in folder.iterdir()}
+    assert {"mine.png", "missing_1_mine.txt"} <= left
+    assert not {"miss_1_old_007.png", "pro.png"} & left
+
+
+def test_negative_numbers_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"callbacks.pictures.worst=-1 must be 0 or more"):
+        Pictures(str(tmp_path), worst=-1)
+    with pytest.raises(ConfigError, match=r"callbacks.pictures.typical=-2"):
+        Pictures(str(tmp_path), typical=-2)
+
+
+def test_rank_zero_brings_together_what_all_devices_kept(finished, tmp_path, monkeypatch):
+    data, model = mixed(), Reader()
+    ranks = [Pictures(str(tmp_path)) for _ in range(2)]
+    trainer = SimpleNamespace(datamodule=data)
+    for number, pictures in enumerate(ranks):
+        rows = list(range(number, 30, 2))
+        batch = data.batch(rows)
+        pictures.on_test_batch_end(trainer, AnomalyModule(model), model(batch.image), batch, 0)
+
+    def gather_object(obj, held):
+        held[:] = [(pictures._candidates, torch.cat(pictures._levels)) for pictures in ranks]
+
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    monkeypatch.setattr(dist, "gather_object", gather_object)
+    levels = ranks[0]._gather()
+    assert len(levels) == 30
+    ranks[0]._write(finished[0], levels, "tile, Identity")
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(
+        p.name for p in (finished[1] / "figures").iterdir()
+    )
+    for path in (finished[1] / "figures").iterdir():
+        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+# -- loggers ----------------------------------------------------------------------------------------------------------
+
+
+def test_wandb_gets_images_with_masks_and_the_curves(tmp_path):
+    wandb = pytest.importorskip("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    class Recorder(WandbLogger):
+        experiment = SimpleNamespace()  # starts no service
+
+        def __init__(self):
+            super().__init__(save_dir=tmp_path, offline=True)
+            self.seen, self.params = {}, None
+
+        def log_metrics(self, metrics, step=None):
+            self.seen.update(metrics)
+
+        def log_hyperparams(self, params):
+            self.params = params
+
+        def save(self): ...
+
+        def finalize(self, status): ...
+
+    logger = Recorder()
+    run(mixed(), tmp_path, loggers=[logger])
+    assert logger.params == {"model": {"name": "reader"}}
+    images = {key: value for key, value in logger.seen.items() if "/" in key}
+    assert set(images) == {f"figures/{name}" for name in ("overview", *CURVES)} | {
+        "test/miss", "test/false_alarm", "test/typical",
+    }  # fmt: skip
+    assert len(images["test/miss"]) == 1
+    first = images["test/miss"][0]
+    assert isinstance(first, wandb.Image)
+    assert set(first._masks) == {"ground_truth", "prediction"}
+    assert first._caption.startswith("stain/011  15.22  ")
+
+
+def test_tensorboard_gets_every_picture(tmp_path):
+    pytest.importorskip("tensorboard")
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(mixed(), tmp_path, loggers=[TensorBoardLogger(tmp_path, name="tb", version="", default_hp_metric=False)])
+    events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0})
+    events.Reload()
+    assert sorted(tag.removeprefix("figures/") for tag in events.Tags()["images"]) == names(tmp_path)
+    assert "name: reader" in (tmp_path / "tb/hparams.yaml").read_text()
+
+
+def test_loggers_that_take_no_images_are_left_alone(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    run(mixed(), tmp_path, loggers=[CSVLogger(tmp_path, name="csv", version="")])
+    assert [path.name for path in (tmp_path / "csv").iterdir()] == ["metrics.csv"]
+    log_pictures([object()], Pictured({}, None, [], []))
+
+
+# -- configs ----------------------------------------------------------------------------------------------------------
+
+
+def composed(name, *overrides):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, [*overrides, "hydra.run.dir=."], return_hydra_config=True)
+
+
+def test_pictures_come_by_default_before_the_results_and_can_be_left_out(tmp_path):
+    cfg = composed("train", f"paths.output_dir={tmp_path}")
+    order = list(cfg.callbacks)
+    assert order.index("pictures") < order.index("results")
+    assert isinstance(instantiate(cfg.callbacks.pictures), Pictures)
+    assert composed("train", "callbacks.pictures=null").callbacks.pictures is None
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "name"),
+    [("train", "data=mvtec", "padim-effnet_lite0-bottle"), ("eval", "run=/runs/a", "/runs/a")],
+)
+def test_runs_in_wandb_are_named_after_what_they_are(config, override, name):
+    from hydra.core.hydra_config import HydraConfig
+
+    cfg = composed(config, override, "logger=wandb")
+    HydraConfig.instance().set_config(cfg)
+    assert cfg.logger.wandb.name == name
