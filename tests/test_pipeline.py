@@ -64,7 +64,9 @@ def predictions(folder):
 def test_a_run_leaves_its_files_and_right_numbers(tiles, tmp_path, tiny_backbone, capsys):
     run(tiny(tiles, tmp_path))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    wanted = "image_auroc image_ap image_f1_max pixel_auroc pixel_ap pixel_f1_max au_pro timing peak_memory_bytes weights"
+    wanted = (
+        "image_auroc image_ap image_f1_max pixel_auroc pixel_ap pixel_f1_max au_pro timing peak_memory_bytes weights"
+    )
     assert set(wanted.split()) <= metrics.keys()
     assert set(metrics["image_auroc_by_defect_type"]) == {"spot", "stain"}
     rows = predictions(tmp_path)
@@ -95,9 +97,7 @@ def test_loading_does_not_change_the_results(tiles, tmp_path, tiny_backbone, cha
     run(tiny(tiles, tmp_path / "other", changed))
     one, other = predictions(tmp_path / "one"), predictions(tmp_path / "other")
     assert [r["path"] for r in one] == [r["path"] for r in other]
-    np.testing.assert_allclose(
-        [float(r["score"]) for r in one], [float(r["score"]) for r in other], rtol=1e-5
-    )
+    np.testing.assert_allclose([float(r["score"]) for r in one], [float(r["score"]) for r in other], rtol=1e-5)
 
 
 def test_without_masks_pixel_metrics_are_absent_with_a_reason(tmp_path, tiny_backbone):

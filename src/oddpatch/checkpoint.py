@@ -48,7 +48,13 @@ def describe(module: "AnomalyModule") -> dict[str, Any]:
         "config": module.config,
         "preprocess": module.model.preprocess.settings(),
         "weights": module.model.backbone.weights_origin,
+        "train_images": train_images(module.trainer.datamodule),  # type: ignore[attr-defined]
     }
+
+
+def train_images(data: Any) -> list[str]:
+    """Paths of the images fitted to, in the order of their indices, relative to the folder of the categories."""
+    return [Path(sample.path).relative_to(data.root).as_posix() for sample in data.train_samples]
 
 
 def library_versions() -> dict[str, str]:
@@ -87,7 +93,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the folder of a finished run")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): it is truncated or not a checkpoint: train again"

@@ -103,7 +103,7 @@ class AnomalyModule(L.LightningModule):
         self.results, self.absent, self.scored = {}, {}, []
         self._epoch_start = time.perf_counter()
 
-    def test_step(self, batch: Batch, batch_index: int) -> Prediction:
+    def test_step(self, batch: Batch, batch_index: int) -> Prediction:  # type: ignore[override]
         """Score one batch and keep what the metrics need."""
         prediction = self.model(batch.image)
         self.image_metrics.update(prediction.score, batch.label, batch.index)
@@ -144,4 +144,3 @@ class AnomalyModule(L.LightningModule):
         from oddpatch.checkpoint import describe
 
         checkpoint["oddpatch"] = describe(self)
-

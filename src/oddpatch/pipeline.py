@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import lightning as L
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint
@@ -96,7 +97,8 @@ def rebuild(cfg: DictConfig) -> Run:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model, about = restore(Path(cfg.run))
     _refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
-    settings = {**about["config"]["data"], **(OmegaConf.to_container(cfg.data, resolve=True) or {})}
+    changes: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    settings = {**about["config"]["data"], **changes}
     data = make(settings, mean=model.preprocess.mean, std=model.preprocess.std)
     if data.preprocess.settings() != model.preprocess.settings():
         raise ConfigError(
@@ -112,7 +114,14 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     hush_lightning()
     callbacks = [make(part) for part in (cfg.get("callbacks") or {}).values() if part]
     loggers = [make(part) for part in (cfg.get("logger") or {}).values() if part]
-    return make(cfg.trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])
+    shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    return make(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=shows_progress,  # Lightning would add its own
+    )
 
 
 def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
@@ -146,8 +155,9 @@ def _refuse_foreign_targets(config: Mapping[str, Any], path: Path) -> None:
     for key, value in config.items():
         if key == "_target_" and not str(value).startswith("oddpatch."):
             raise CheckpointError(f"{path} asks to call {value}: only oddpatch's own classes are built from a file")
-        if isinstance(value, Mapping):
-            _refuse_foreign_targets(value, path)
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Mapping):
+                _refuse_foreign_targets(part, path)
 
 
 def _writable(folder: Path) -> Path:
@@ -157,5 +167,7 @@ def _writable(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}): set paths.output_dir to another folder") from error
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}): set paths.output_dir to another folder"
+        ) from error
     return folder

@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     image: Tensor  # (B, 3, H, W) float32, normalised for the backbone
     mask: Tensor  # (B, 1, H, W) uint8, 1 = defect, 0 = normal, IGNORE = not known (a defect image without a mask)
     label: Tensor  # (B,) int64, 0 good, 1 anomalous
-    index: Tensor  # (B,) int64, position in the dataset: what makes several devices exact
+    index: Tensor  # type: ignore[assignment]  # (B,) int64, position in the dataset: what makes several devices exact
     path: list[str]
 
 

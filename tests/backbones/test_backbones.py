@@ -101,18 +101,26 @@ def test_a_weights_file_is_loaded_and_a_wrong_one_told(tmp_path):
     backbone = TimmBackbone("resnet18", [1], str(tmp_path / "w.pth"))
     assert backbone.weights_origin == "w.pth"
     assert torch.equal(backbone.state_dict()["network.conv1.weight"], network.state_dict()["conv1.weight"])
-    with pytest.raises(WeightsError, match=r"w.pth: the weights do not fit resnet34: \d+ missing \(layer1.2.conv1.weight"):
+    with pytest.raises(
+        WeightsError, match=r"w.pth: the weights do not fit resnet34: \d+ missing \(layer1.2.conv1.weight"
+    ):
         TimmBackbone("resnet34", [1], str(tmp_path / "w.pth"))
 
 
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: TimmBackbone("resnet18", [7], "random"), "resnet18 has no layer 7: choose from 0: 64 channels, stride 2"),
+        (
+            lambda: TimmBackbone("resnet18", [7], "random"),
+            "resnet18 has no layer 7: choose from 0: 64 channels, stride 2",
+        ),
         (lambda: TimmBackbone("resnet18", [], "random"), "leaves resnet18 without features"),
         (lambda: TimmBackbone("resnet18", [1, 1], "random"), "names a layer twice"),
         (lambda: TimmBackbone("resnt18", [1], "random"), "timm has no such model: the nearest are .*resnet18"),
-        (lambda: EfficientNetBackbone("efficientnet-b0", [99], "random"), "no layer 99.*head: 1280 channels, stride 32"),
+        (
+            lambda: EfficientNetBackbone("efficientnet-b0", [99], "random"),
+            "no layer 99.*head: 1280 channels, stride 32",
+        ),
         (lambda: EfficientNetBackbone("efficientnet-b9", [1], "random"), "choose one of efficientnet-b0"),
         (lambda: EfficientNetBackbone("efficientnet-b0", "every", "random"), "'stages' or 'all'"),
     ],

@@ -64,11 +64,12 @@ def test_picks_equal_plain_greedy_where_all_directions_matter() -> None:
     assert k_center_greedy(points, 500, start=0).tolist() == k_center_greedy_plain(points, 500, 0)
 
 
-@pytest.mark.parametrize("block", [1, 20, 1000])
-def test_ties_go_to_the_lowest_index(block: int) -> None:
+@pytest.mark.parametrize("block", [1, 5, 20, 1000])
+@pytest.mark.parametrize(("side", "dim"), [(4, 5), (9, 2), (7, 3)])
+def test_ties_go_to_the_lowest_index(block: int, side: int, dim: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    grid = torch.randint(0, 4, (700, 5), generator=generator).float()  # ties and duplicates everywhere
-    assert k_center_greedy(grid, 700, start=3, block=block).tolist() == k_center_greedy_plain(grid, 700, 3)
+    grid = torch.randint(0, side, (400, dim), generator=generator).float()  # ties and duplicates everywhere
+    assert k_center_greedy(grid, 400, start=3, block=block).tolist() == k_center_greedy_plain(grid, 400, 3)
 
 
 @pytest.mark.parametrize("dim", [30, 256])
@@ -204,6 +205,6 @@ def test_streamed_coreset_of_too_little() -> None:
     with pytest.raises(ConfigError, match="add points first"):
         StreamingCoreset(10, torch.Generator()).select(1)
     held = stream(clustered(50, 3), 40, 50)
-    with pytest.raises(ConfigError, match="cannot select 21 points .* raise max_rows=40"):
+    with pytest.raises(ConfigError, match=r"cannot select 21 points .* raise max_rows=40"):
         held.select(21)
     assert len(held.select(20)[0]) == 20

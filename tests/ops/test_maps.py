@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("sigma", "grid", "size"), [(4.0, (14, 14), (56, 56)), (0, (7, 5), (33, 20)), (9.0, (4, 6), (20, 50))])
+@pytest.mark.parametrize(
+    ("sigma", "grid", "size"), [(4.0, (14, 14), (56, 56)), (0, (7, 5), (33, 20)), (9.0, (4, 6), (20, 50))]
+)
 def test_equals_interpolate_then_scipy_gaussian(interpolation, sigma, grid, size):
     scores = torch.rand(3, *grid, generator=torch.Generator().manual_seed(0))
     resized = F.interpolate(scores[:, None].double(), size=size, mode=interpolation, align_corners=False)

@@ -34,7 +34,6 @@ def test_unfold_refuses_grids_that_do_not_divide():
         align(torch.zeros(1, 1, 4, 4), (7, 7), "unfold")
 
 
-
 def authors_pooling(features, patch_size, stride, dim):
     """Patchify, bring to the finest grid, pool each patch, pool over layers: the authors' order of doing it."""
     layers = []

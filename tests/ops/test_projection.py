@@ -80,8 +80,9 @@ def test_principal_directions_hold_as_much_variance_as_pca() -> None:
     basis = principal_directions(points, 6)
     torch.testing.assert_close(basis.mT @ basis, torch.eye(6).double(), atol=1e-12, rtol=0)
     reference = PCA(6).fit(points)
-    variance = (points @ basis).var(0).cumsum(0)
-    np.testing.assert_allclose(variance, reference.explained_variance_.cumsum(), rtol=5e-3)
+    variance = (points @ basis).var(0)
+    np.testing.assert_allclose(variance[:4], reference.explained_variance_[:4], rtol=1e-3)
+    assert variance.sum() > 0.98 * reference.explained_variance_.sum()
 
 
 @pytest.mark.parametrize("dim", [20, 300])

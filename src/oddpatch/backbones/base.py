@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from oddpatch.backbones.engine import OpenVINOEngine, Runtime, TorchEngine, is_being_exported, make_engine
 from oddpatch.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -16,13 +17,15 @@ class Backbone(nn.Module, ABC):
     """A frozen, pretrained network that turns images into feature maps.
 
     It stays in eval mode whatever Lightning calls, so that its BatchNorm statistics never drift, and its parameters
-    take no gradient.
+    take no gradient. A subclass writes `forward` in torch and ends its constructor with `freeze`; calling the backbone
+    runs that forward with the engine that was chosen.
 
     Attributes:
         channels: channels C_l of each map, finest first.
         strides: image pixels per feature position of each map.
         mean, std: the normalisation its weights were trained with, per RGB channel, for images in [0, 1].
         weights_origin: where the weights came from: a file's name, or "random".
+        runtime: how the network is run.
     """
 
     channels: list[int]
@@ -30,19 +33,33 @@ class Backbone(nn.Module, ABC):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     weights_origin: str = "random"
+    runtime: Runtime = Runtime()
+    _engine: TorchEngine | OpenVINOEngine | None = None
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l), ...], finest first, of normalised images (B, 3, H, W)."""
 
-    def freeze(self, channels_last: bool) -> None:
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Feature maps as `forward` gives them, made by the chosen engine."""
+        if self._engine is None or is_being_exported():
+            return super().__call__(images)
+        return self._engine(self, images)
+
+    def freeze(self, channels_last: bool, runtime: Runtime | None = None) -> None:
         """Fix the parameters for good; called once by a subclass when its network is complete."""
         self.channels_last = channels_last
+        self.run_with(runtime or Runtime())
         self.requires_grad_(False)
         if channels_last:
             # On a CPU the convolutions run up to twice as fast on channels_last tensors at batch sizes above one.
             self.to(memory_format=torch.channels_last)
         self.eval()
+
+    def run_with(self, runtime: Runtime) -> None:
+        """Choose how the network is run from now on, of a restored model too; nothing that is saved changes."""
+        self.runtime = runtime
+        self._engine = make_engine(runtime)
 
     def prepare(self, images: Tensor) -> Tensor:
         """The images in the memory layout the network is fastest with."""
@@ -52,11 +69,17 @@ class Backbone(nn.Module, ABC):
         """Stay in eval mode: statistics of a frozen network must not follow the data."""
         return super().train(False)
 
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        if self._engine is not None:
+            self._engine.reset()
+        super()._load_from_state_dict(*args, **kwargs)
+
     @torch.no_grad()
     def feature_shapes(self, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
         """(C_l, h_l, w_l) of every map for one image of `image_size` (H, W), by running one."""
         first = next(self.parameters())
-        features = self(torch.zeros(1, 3, *image_size, device=first.device, dtype=first.dtype))
+        # Not through the engine: it would prepare itself for a batch that never comes again.
+        features = self.forward(torch.zeros(1, 3, *image_size, device=first.device, dtype=first.dtype))
         return [(f.shape[1], f.shape[2], f.shape[3]) for f in features]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.model import VALID_MODELS
@@ -9,6 +10,7 @@ from efficientnet_pytorch.utils import url_map
 from torch import Tensor, nn
 
 from oddpatch.backbones.base import Backbone, check_layers
+from oddpatch.backbones.engine import Runtime
 from oddpatch.backbones.weights import WeightsSource, find_weights, mismatch, read_state_dict
 from oddpatch.errors import ConfigError, WeightsError
 
@@ -25,6 +27,7 @@ class EfficientNetBackbone(Backbone):
             block of every stage with stem and head (the nine levels of Gaussian-AD), "all" takes everything.
         weights: "pretrained", "random", or the path of a state dict.
         channels_last: run in that memory format.
+        engine, precision, compile: how the network is run, see `Runtime`.
 
     Raises:
         ConfigError: unknown name, or blocks it does not have (the message lists those it has).
@@ -37,6 +40,9 @@ class EfficientNetBackbone(Backbone):
         layers: Sequence[int | str] | str,
         weights: str = "pretrained",
         channels_last: bool = True,
+        engine: str = "torch",
+        precision: str = "fp32",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if name not in VALID_MODELS:
@@ -45,9 +51,7 @@ class EfficientNetBackbone(Backbone):
         network.set_swish(memory_efficient=False)  # the memory-efficient one only pays with gradients
         order: list[int | str] = [*range(len(network._blocks) + 1), "head"]
         channels, strides = _describe(network)
-        valid = {
-            layer: f"{c} channels, stride {s}" for layer, c, s in zip(order, channels, strides, strict=True)
-        }
+        valid = {layer: f"{c} channels, stride {s}" for layer, c, s in zip(order, channels, strides, strict=True)}
         chosen = _expand(layers, network, order)
         check_layers(chosen, valid, name)
         self.layers = [layer for layer in order if layer in chosen]
@@ -62,7 +66,7 @@ class EfficientNetBackbone(Backbone):
         self.blocks = network._blocks[: min(positions[-1], len(network._blocks))]
         has_head = self.layers[-1] == "head"
         self.head = nn.Sequential(network._conv_head, network._bn1, network._swish) if has_head else None
-        self.freeze(channels_last)
+        self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l)] of the chosen blocks."""
@@ -91,7 +95,7 @@ class EfficientNetBackbone(Backbone):
         return path.name
 
 
-def _describe(network: nn.Module) -> tuple[list[int], list[int]]:
+def _describe(network: Any) -> tuple[list[int], list[int]]:
     """Channels and strides of the stem, of every block, and of the head."""
     stride = 2
     channels, strides = [network._conv_stem.out_channels], [stride]
@@ -102,7 +106,7 @@ def _describe(network: nn.Module) -> tuple[list[int], list[int]]:
     return [*channels, network._conv_head.out_channels], [*strides, stride]
 
 
-def _expand(layers: Sequence[int | str] | str, network: nn.Module, order: list[int | str]) -> list[int | str]:
+def _expand(layers: Sequence[int | str] | str, network: Any, order: list[int | str]) -> list[int | str]:
     if layers == "all":
         return order
     if layers == "stages":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from oddpatch.backbones.base import Backbone, check_layers
+from oddpatch.backbones.engine import Runtime
 from oddpatch.backbones.weights import WeightsSource, find_weights, mismatch, read_state_dict
 from oddpatch.errors import ConfigError, WeightsError
 
@@ -26,6 +27,7 @@ class TimmBackbone(Backbone):
         package: pip package that carries the weights, with the parameter order of this network.
         files: further names under which the same weights are cached in `$TORCH_HOME/hub/checkpoints`.
         channels_last: run in that memory format.
+        engine, precision, compile: how the network is run, see `Runtime`.
         options: further keyword arguments of `timm.create_model` (such as `img_size`).
 
     Raises:
@@ -41,6 +43,9 @@ class TimmBackbone(Backbone):
         package: str | None = None,
         files: Sequence[str] = (),
         channels_last: bool = True,
+        engine: str = "torch",
+        precision: str = "fp32",
+        compile: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -48,14 +53,14 @@ class TimmBackbone(Backbone):
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.4)
             raise ConfigError(f"backbone name={name!r}: timm has no such model: the nearest are {', '.join(near)}")
         self.name = name
-        network = timm.create_model(name, num_classes=0, **dict(options or {}))
+        network: Any = timm.create_model(name, num_classes=0, **dict(options or {}))
         info = network.feature_info
         valid: dict[int | str, str] = {
             i: f"{stage['num_chs']} channels, stride {stage['reduction']}" for i, stage in enumerate(info)
         }
-        chosen = sorted(valid) if layers in ("all", "stages") else list(layers)  # type: ignore[type-var]
+        chosen: list[Any] = list(valid) if layers in ("all", "stages") else list(layers)
         check_layers(chosen, valid, name)
-        self.layers: list[int] = sorted(chosen)  # type: ignore[type-var, assignment]
+        self.layers: list[int] = sorted(chosen)
         self.weights_origin = self._load(network, weights, package, tuple(files))
         self.mean, self.std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
 
@@ -64,7 +69,7 @@ class TimmBackbone(Backbone):
         self.network = network
         self.channels = [info[i]["num_chs"] for i in self.layers]
         self.strides = [info[i]["reduction"] for i in self.layers]
-        self.freeze(channels_last)
+        self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the chosen layers; class and register tokens are dropped, NHWC maps become NCHW."""
@@ -72,7 +77,7 @@ class TimmBackbone(Backbone):
             self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
         )
 
-    def _load(self, network: nn.Module, weights: str, package: str | None, files: tuple[str, ...]) -> str:
+    def _load(self, network: Any, weights: str, package: str | None, files: tuple[str, ...]) -> str:
         if weights == "random":
             return "random"
         if weights == "pretrained":
@@ -95,7 +100,7 @@ class TimmBackbone(Backbone):
         return path.name
 
 
-def _classifiers(network: nn.Module) -> tuple[str, ...]:
+def _classifiers(network: Any) -> tuple[str, ...]:
     names = network.pretrained_cfg.get("classifier") or "classifier"
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -110,7 +115,7 @@ def _rename_by_order(given: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return dict(zip(expected, given.values(), strict=True))
 
 
-def _filtered(given: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def _filtered(given: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
     """Keys of older or original checkpoints in timm's present form, by the architecture's own filter if it has one."""
     filter_fn = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     return filter_fn(given, network) if filter_fn is not None else given

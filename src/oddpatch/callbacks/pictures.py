@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from oddpatch.callbacks.loggers import Pictured, log_pictures
@@ -64,19 +65,19 @@ class Pictures(L.Callback):
     ) -> None:
         """Keep those of a batch that may be shown in the end."""
         with pl_module.timed("figures"):
-            if outputs.anomaly_map is not None:
-                self._levels.append(_levels(outputs.anomaly_map, batch.label))
+            maps = outputs.anomaly_map
+            if maps is not None:
+                self._levels.append(_levels(maps, batch.label))
             samples = trainer.datamodule.test_samples  # type: ignore[attr-defined]
             rows = zip(outputs.score.tolist(), batch.label.tolist(), batch.index.tolist(), strict=True)
             for position, (score, label, index) in enumerate(rows):
                 defect_type = samples[index].defect_type
                 if self._candidates.pools(score, label, defect_type, index):
                     image = pl_module.model.preprocess.to_image(batch.image[position])  # (3, H, W)
-                    anomaly_map = None if outputs.anomaly_map is None else outputs.anomaly_map[position, 0]
                     example = Example(
                         image=(image * 255).round().byte().permute(1, 2, 0).cpu().numpy(),
-                        mask=batch.mask[position, 0].cpu().numpy().copy(),
-                        anomaly_map=None if anomaly_map is None else anomaly_map.float().cpu().numpy().copy(),
+                        mask=_copy(batch.mask[position, 0]),
+                        anomaly_map=None if maps is None else _copy(maps[position, 0].float()),
                         score=score,
                         label=label,
                         defect_type=defect_type,
@@ -175,6 +176,11 @@ def choose_look(levels: Tensor, module: Any) -> Look:
 def _image_ranking(module: Any) -> Ranking | None:
     scores, labels, _ = module.image_metrics.rows
     return rank(scores, labels) if 0 < labels.sum() < len(labels) else None
+
+
+def _copy(tensor: Tensor) -> NDArray[Any]:
+    """An array of its own: a view would keep the whole batch."""
+    return tensor.to("cpu", copy=True).numpy()
 
 
 def _levels(maps: Tensor, label: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Progress(ProgressBar):
         pl_module.progress = self._show
         self._show(0, int(trainer.num_training_batches), "taking in good images")
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """One batch of good images was taken in."""
@@ -60,7 +60,7 @@ class Progress(ProgressBar):
         """Leave the line to the bar of the fit."""
         self._close()
 
-    def on_test_batch_end(  # type: ignore[override]
+    def on_test_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: Any,

@@ -2,12 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError, NotFittedError
 from oddpatch.types import Prediction
+
+if TYPE_CHECKING:
+    from oddpatch.backbones.base import Backbone
+    from oddpatch.data.transforms import Preprocess
 
 #: Told how far a long `fit` has come: (steps done, steps in all, what is being done).
 ProgressFn = Callable[[int, int, str], None]
@@ -98,7 +103,11 @@ class Detector(nn.Module, ABC):
 class AnomalyModel(nn.Module):
     """Preprocessing, backbone and detector together: what is saved, predicted with and exported."""
 
-    def __init__(self, preprocess: nn.Module, backbone: nn.Module, detector: Detector) -> None:
+    preprocess: "Preprocess"
+    backbone: "Backbone"
+    detector: Detector
+
+    def __init__(self, preprocess: "Preprocess", backbone: "Backbone", detector: Detector) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.backbone = backbone

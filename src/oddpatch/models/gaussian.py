@@ -7,6 +7,7 @@ from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.ops.gallery import in_order
 from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, sample_covariance
 from oddpatch.types import Prediction
 
@@ -58,7 +59,8 @@ class GaussianAD(Detector):
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """Global averages (B, sum C_i) of feature maps [(B, C_i, h_i, w_i)]."""
-        return torch.cat([feature.mean(dim=(2, 3)) for feature in self.select(features)], dim=1)
+        # float64, so that the order in which a memory layout is summed does not show.
+        return torch.cat([f.mean(dim=(2, 3), dtype=torch.float64) for f in self.select(features)], dim=1).float()
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
@@ -74,12 +76,11 @@ class GaussianAD(Detector):
             DataError: fewer than two images were taken in.
             ConfigError: a covariance is not positive definite.
         """
-        count = sum(len(part) for part in self._index)
-        if count < 2:
+        order = in_order(torch.cat([torch.empty(0, dtype=torch.int64), *self._index]))
+        if len(order) < 2:
             raise DataError(
-                f"GaussianAD needs at least 2 good images for a covariance, it was given {count}: add images"
+                f"GaussianAD needs at least 2 good images for a covariance, it was given {len(order)}: add images"
             )
-        order = torch.cat(self._index).argsort()  # so that the order of arrival does not change the rounding
         stages = torch.cat(self._pooled)[order].split(self.channels, dim=1)
         for stage, samples in enumerate(stages):
             mean, whitening = self._fit_stage(samples, stage)

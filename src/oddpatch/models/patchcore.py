@@ -46,7 +46,8 @@ class PatchCore(Detector):
         num_neighbors: b of the paper's re-weighting of the image score (equation 7); 0 leaves it at the maximum of
             the patch scores, as the authors' code does.
         max_bank_memory: bytes that patches may take while they are taken in; more are reduced by k-center as they
-            stream in (merge and reduce), which makes the coreset an approximation. None holds them all.
+            stream in (merge and reduce), which makes the coreset an approximation. None holds them all. Needs
+            selector="greedy" without a projection.
         smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
         seed: of the generator that draws the starting points.
         finest_stride: feature maps of smaller stride are left out (paper: 8).
@@ -95,6 +96,11 @@ class PatchCore(Detector):
         ):  # fmt: skip
             if number is not None and number < least:
                 raise ConfigError(f"{name}={number}: choose at least {least}")
+        if max_bank_memory is not None and (selector != "greedy" or projection_dim is not None):
+            raise ConfigError(
+                f"max_bank_memory={max_bank_memory} reduces patches by k-center in the embedding itself, not with "
+                f"selector={selector} and projection_dim={projection_dim}: set selector=greedy and projection_dim=null"
+            )
         self.coreset_ratio = coreset_ratio
         self.coreset_size = coreset_size
         self.selector = selector
@@ -132,17 +138,23 @@ class PatchCore(Detector):
     def update(self, features: list[Tensor], index: Tensor) -> None:
         """Take in the patches of one batch."""
         embeddings = self.embed(features).flatten(1, 2)  # (B, P, D)
-        batch, positions, dim = embeddings.shape
+        batch, positions, _ = embeddings.shape
         images = index.to(embeddings.device).view(batch, 1).expand(batch, positions)
         places = torch.arange(positions, device=embeddings.device).expand(batch, positions)
         source = torch.stack([images, places], dim=2)  # (B, P, 2)
+        self._take_in(embeddings.flatten(0, 1), source.flatten(0, 1))
+
+    def _take_in(self, embeddings: Tensor, source: Tensor) -> None:
+        """Hold patches (n, D) and where they come from (n, 2), within `max_bank_memory`."""
         if self.max_bank_memory is None:
-            self._held.append((embeddings.flatten(0, 1), source.flatten(0, 1)))
+            self._held.append((embeddings, source))
             return
+        if self.distance == "cosine":  # a bank of unit vectors has the same cosines, and k-center then selects by them
+            embeddings = F.normalize(embeddings)
         if self._stream is None:
-            row_bytes = dim * embeddings.element_size() + 16
+            row_bytes = embeddings.shape[1] * embeddings.element_size() + 16
             self._stream = StreamingCoreset(max(2, self.max_bank_memory // row_bytes), self.generator)
-        self._stream.add(embeddings.flatten(0, 1), source.flatten(0, 1))
+        self._stream.add(embeddings, source)
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
@@ -152,12 +164,36 @@ class PatchCore(Detector):
             DataError: nothing was taken in.
             ConfigError: the coreset is to hold more patches than there are.
         """
+        self._fit(None, self.selector, progress)
+
+    @torch.no_grad()
+    def extend(self, count: int | None = None, progress: ProgressFn = no_progress) -> None:
+        """Select a new coreset among the memory bank and what `update` took in since it was fitted.
+
+        A bank entry counts as one patch, though it may stand for many: with `selector="random"` too the new coreset is
+        therefore a k-center selection, as a random one would hold too many of the new patches.
+
+        Args:
+            count: patches to keep; None keeps as many as the bank holds now, with `selector="none"` all.
+            progress: see `fit`.
+
+        Raises:
+            NotFittedError: there is no bank yet.
+            DataError: nothing was taken in.
+            ConfigError: `count` is more than there are.
+        """
+        self.require_fitted()
+        if not self._held and self._stream is None:
+            raise DataError("PatchCore was given no new good image to extend its memory bank by: add images")
+        if count is None and self.selector != "none":
+            count = len(self.memory_bank)
+        self._take_in(self.memory_bank, self.source)
+        self._fit(count, "greedy" if self.selector == "random" else self.selector, progress)
+
+    def _fit(self, count: int | None, selector: str, progress: ProgressFn) -> None:
+        """Make a bank of `count` of the patches held, or of as many as the settings ask for."""
         if self._stream is not None:
-            wanted = self._count(self._stream.num_seen)
-            held = self._stream.num_held if self._stream.num_held == self._stream.num_seen else self._stream.max_rows // 2
-            if wanted > held:
-                log.warning("max_bank_memory=%d leaves room for %d patches, not %d", self.max_bank_memory, held, wanted)
-            self.memory_bank, self.source = self._stream.select(min(wanted, held), progress)
+            self.memory_bank, self.source = self._select_from_stream(self._stream, count, progress)
             self._stream = None
         else:
             if not self._held:
@@ -168,30 +204,41 @@ class PatchCore(Detector):
             order = source[:, 0].argsort(stable=True)
             if not torch.equal(order, torch.arange(len(order), device=order.device)):
                 embeddings, source = embeddings[order], source[order]
-            picks = self._select(embeddings, self._count(len(embeddings)), progress)
+            picks = self._select(embeddings, self._count(len(embeddings), count), selector, progress)
             self.memory_bank, self.source = embeddings[picks], source[picks]
         self.fitted.fill_(True)
 
-    def _count(self, total: int) -> int:
-        if self.selector == "none":
+    def _select_from_stream(
+        self, stream: StreamingCoreset, count: int | None, progress: ProgressFn
+    ) -> tuple[Tensor, Tensor]:
+        wanted = self._count(stream.num_seen, count)
+        held = stream.num_held if stream.num_held == stream.num_seen else stream.max_rows // 2
+        if wanted > held:
+            log.warning("max_bank_memory=%d leaves room for %d patches, not %d", self.max_bank_memory, held, wanted)
+        return stream.select(min(wanted, held), progress)
+
+    def _count(self, total: int, count: int | None) -> int:
+        """How many of `total` patches to keep: `count`, or what the settings say."""
+        if count is None and self.selector == "none":
             return total
-        if self.coreset_size is not None:
-            if self.coreset_size > total:
-                raise ConfigError(f"coreset_size={self.coreset_size} but there are {total} patches: choose 1..{total}")
-            return self.coreset_size
+        count = count or self.coreset_size
+        if count is not None:
+            if not 1 <= count <= total:
+                raise ConfigError(f"coreset_size={count} but there are {total} patches: choose 1..{total}")
+            return count
         assert self.coreset_ratio is not None
         return max(1, int(self.coreset_ratio * total))
 
-    def _select(self, embeddings: Tensor, count: int, progress: ProgressFn) -> Tensor:
+    def _select(self, embeddings: Tensor, count: int, selector: str, progress: ProgressFn) -> Tensor:
         """Indices (count,) of the rows of embeddings (N, D) that make the coreset."""
-        if self.selector == "none" or count == len(embeddings):
+        if count == len(embeddings):
             return torch.arange(len(embeddings), device=embeddings.device)
-        if self.selector == "random":
+        if selector == "random":
             return random_subset(len(embeddings), count, self.generator).to(embeddings.device)
         points = F.normalize(embeddings) if self.distance == "cosine" else embeddings
         if self.projection_dim is not None:
             points = random_projection(points, self.projection_dim, self.generator)
-        if self.selector == "approximate_greedy":
+        if selector == "approximate_greedy":
             return approximate_greedy(points, count, self.generator, progress=progress)
         return k_center_greedy(points, count, generator=self.generator, progress=progress)
 

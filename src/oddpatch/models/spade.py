@@ -10,7 +10,7 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.correspondence import BLOCK, correspondence_distances
-from oddpatch.ops.gallery import Spool, row_bytes
+from oddpatch.ops.gallery import Spool, in_order, row_bytes
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.neighbours import nearest
 from oddpatch.ops.patches import join
@@ -130,11 +130,7 @@ class SPADE(Detector):
         """
         if not self._index:
             raise DataError("SPADE needs at least 1 good image, it was given 0: add images")
-        index = torch.cat(self._index)
-        order = index.argsort(stable=True)
-        first = torch.ones_like(order, dtype=torch.bool)
-        first[1:] = index[order[1:]] != index[order[:-1]]  # an image seen twice counts once
-        order = order[first]
+        order = in_order(torch.cat(self._index))
         self._require_images(len(order))
         self._require_patches([spool.shape[0] for spool in self._spools])
         device = self.fitted.device
@@ -182,7 +178,7 @@ class SPADE(Detector):
         galleries = [getattr(self, self.gallery_names[i]) for i in level]
         if len(level) > 1 and any(g.shape[1] != m.shape[2] * m.shape[3] for g, m in zip(galleries, maps, strict=True)):
             raise DataError(
-                f"pyramid='join' joins maps of one size, but the image gives {joined.shape[2] * joined.shape[3]} patches, "
+                f"pyramid='join' but the image gives {joined.shape[2] * joined.shape[3]} patches, "
                 f"the gallery {galleries[0].shape[1]}: use images of the size it was fitted with"
             )
 

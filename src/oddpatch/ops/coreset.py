@@ -123,9 +123,9 @@ class StreamingCoreset:
 
     Whenever the buffer is full, k-center greedy keeps half of it. What is kept depends on the sequence of rows only,
     not on how they were batched: feed them in the order of the dataset for a result that does not depend on the loader
-    either. Another order gives another coreset, as valid. As long as nothing was dropped, `select` is exact; after that
-    the covering radius is larger than that of an exact selection: 1.1 to 1.3 times on real patches, with room for 2 to 8
-    times the coreset (random points: 1.6 to 2 times).
+    either. Another order gives another coreset, as valid. As long as nothing was dropped, `select` is exact. After that
+    the covering radius is larger than that of an exact selection: on real patches 1.1 to 1.3 times, with room for 2 to
+    8 times the coreset (that of random points is 1.6 to 2 times).
 
     Args:
         max_rows: most points held; after the first reduction at most half as many can be selected.
@@ -173,7 +173,7 @@ class StreamingCoreset:
 
     def _reduce(self) -> None:
         points, labels = self._held()
-        kept = k_center_greedy(points, self.max_rows // 2, generator=self.generator).sort().values  # in order of arrival
+        kept = k_center_greedy(points, self.max_rows // 2, generator=self.generator)
         points[: len(kept)], labels[: len(kept)] = points[kept], labels[kept]
         self.num_held = len(kept)
 

@@ -71,6 +71,14 @@ class Spool:
             )
 
 
+def in_order(index: Tensor) -> Tensor:
+    """Positions (N,) that put dataset indices (M,) in rising order, the first of each where one was seen twice."""
+    order = index.argsort(stable=True)
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = index[order[1:]] != index[order[:-1]]
+    return order[first]
+
+
 def row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Bytes of one row."""
     return math.prod(shape) * dtype.itemsize

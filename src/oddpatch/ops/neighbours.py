@@ -103,7 +103,9 @@ class NearestIndex:
         crowded = counts > most  # (q,)
         if crowded.any():
             row, column = row[~crowded[row]], column[~crowded[row]]
-        squared, indices = _first_of_each(row, column, squared_distances(queries, row, self.bank, column), len(queries), k)
+        squared, indices = _first_of_each(
+            row, column, squared_distances(queries, row, self.bank, column), len(queries), k
+        )
         if crowded.any():
             self.fine = self.fine or Columns(DistanceSketch(self.sketch.mean, None), self.bank)
             squared[crowded], indices[crowded] = self._search(self.fine, queries[crowded], k)
@@ -180,7 +182,7 @@ def _smallest(bounds: Tensor, minima: Tensor, k: int) -> Tensor:
 
 
 def _first_of_each(row: Tensor, column: Tensor, squared: Tensor, num_rows: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of each row's pairs, which come in row-major order, as (num_rows, k); rows without any are unset."""
+    """The k nearest of each row's pairs, given in row-major order: (num_rows, k) both, undefined for rows without."""
     order = squared.argsort(stable=True)  # stable: of equally near ones the lowest column stays first
     order = order[row[order].argsort(stable=True)]
     counts = torch.bincount(row, minlength=num_rows)
@@ -217,7 +219,7 @@ def chunks(total: int, row_bytes: int, device: torch.device, max_bytes: int | No
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Have matrix products of float32 computed in float32 here: neither TF32, nor bfloat16, nor autocast."""
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     by_backend = hasattr(backends[0], "fp32_precision")  # torch before 2.9 has the one setting for all
     before = [b.fp32_precision for b in backends] if by_backend else torch.get_float32_matmul_precision()
     try:

@@ -48,7 +48,6 @@ def join(features: Sequence[Tensor], mode: str = "nearest") -> Tensor:
     return torch.cat([align(feature, size, mode) for feature in features], dim=1)
 
 
-
 def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode: str) -> Tensor:
     """Locally aware patches, each layer averaged over its neighbourhood and joined with the others.
 

@@ -69,6 +69,7 @@ class DistanceSketch(NamedTuple):
 
     @property
     def dim(self) -> int:
+        """Dimensions of a sketch."""
         return len(self.mean) if self.basis is None else self.basis.shape[1] + 1
 
     def __call__(self, points: Tensor) -> Tensor:

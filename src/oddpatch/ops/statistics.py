@@ -12,7 +12,7 @@ from oddpatch.errors import ConfigError
 class Moments(NamedTuple):
     """Count, mean and scatter (sum of outer products of deviations from the mean) of samples at P positions."""
 
-    count: int
+    count: int  # type: ignore[assignment]
     mean: Tensor  # (P, D) float64: near offsets a thousand times the spread, float32 would lose the spread
     scatter: Tensor  # (P, D, D) float32
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PANEL, THUMBNAIL, MARGIN = 2.4, 1.3, 0.14  # inches; of an oblong image, the root of the area
 COLUMNS = 4  # examples side by side in the overview
 COLORMAP = "inferno"  # perceptually uniform
-OPACITY = 0.8
+OPACITY = 0.7
 FOUND, TRUE = "#00e5ff", "#ffd60a"  # outlines of the thresholded map and of the mask
 
 #: Each kind of example in words, for one picture and for the overview.

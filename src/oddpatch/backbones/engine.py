@@ -1,0 +1,173 @@
+"""What runs a backbone's network: torch, or OpenVINO on a CPU. The torch network stays the one that is saved."""
+
+import importlib.util
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from oddpatch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from oddpatch.backbones.base import Backbone
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("torch", "openvino")
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a network is run; none of it changes what is saved.
+
+    Args:
+        engine: "torch", or "openvino": two to four times as fast on a CPU, equal to float rounding. It needs the extra
+            `oddpatch[openvino]` (without it torch runs the network, and says so) and serves images on the CPU.
+        precision: "fp32" (exact), or "bf16" or "fp16": features change by about 1 % and scores with them; for GPUs.
+        compile: run the torch network through `torch.compile`; for GPUs, needs a compiler for CPUs.
+
+    Raises:
+        ConfigError: unknown engine or precision, or `compile` with another engine than torch.
+    """
+
+    engine: str = "torch"
+    precision: str = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"backbone.engine={self.engine!r}: choose one of {', '.join(ENGINES)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"backbone.precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if self.compile and self.engine != "torch":
+            raise ConfigError(f"backbone.compile=true needs backbone.engine=torch, not {self.engine}")
+
+
+def make_engine(runtime: Runtime) -> "TorchEngine | OpenVINOEngine | None":
+    """The engine that `runtime` asks for; None where the plain torch network is all that is needed."""
+    if runtime.engine == "openvino":
+        if importlib.util.find_spec("openvino") is not None:
+            return OpenVINOEngine(runtime.precision)
+        log.warning(
+            "backbone.engine=openvino: OpenVINO is not installed, so torch runs the network, more slowly: "
+            "pip install 'oddpatch[openvino]'"
+        )
+        runtime = Runtime(precision=runtime.precision)
+    return None if runtime == Runtime() else TorchEngine(runtime)
+
+
+def is_being_exported() -> bool:
+    """Whether the network is being traced, exported or compiled from outside: then only its own torch code will do."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
+
+
+class TorchEngine:
+    """Runs the torch network in a lower precision, or compiled. Features come out as float32 always."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._compiled: Callable[[Tensor], list[Tensor]] | None = None
+
+    def __call__(self, backbone: "Backbone", images: Tensor) -> list[Tensor]:
+        """Feature maps of `backbone` for images (B, 3, H, W)."""
+        run: Callable[[Tensor], list[Tensor]] = backbone.forward
+        if self.runtime.compile:
+            if self._compiled is None:
+                self._compiled = torch.compile(backbone.forward)
+            run = self._compiled
+        dtype = PRECISIONS[self.runtime.precision]
+        if dtype is None:
+            return run(images)
+        with torch.autocast(images.device.type, dtype):
+            return [feature.float() for feature in run(images)]
+
+    def reset(self) -> None:
+        """Forget what was made from the network as it was."""
+        self._compiled = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}  # a copy compiles for its own network
+
+
+class OpenVINOEngine:
+    """Runs the network on the CPU with OpenVINO, converted when images of a new shape first come.
+
+    A network is compiled for one shape of batch, because OpenVINO is slower on shapes that it does not know. Changed
+    weights are noticed, and the network is converted anew.
+    """
+
+    #: Shapes for which the compiled network is kept: a full batch, the last one, and single images.
+    KEEP = 4
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.precision = precision
+        self._lock = threading.Lock()  # one request at a time: each uses all cores
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was made from the network as it was."""
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._weights: list[Tensor] = []
+        self._versions: list[int] = []
+
+    def __call__(self, backbone: "Backbone", images: Tensor) -> list[Tensor]:
+        """Feature maps of `backbone` for images (B, 3, H, W); torch makes them for other devices and for gradients."""
+        if images.device.type != "cpu" or (torch.is_grad_enabled() and images.requires_grad):
+            return backbone.forward(images)
+        with self._lock:
+            outputs = self._network(backbone, tuple(images.shape))(images.detach().float().contiguous().numpy())
+            return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]  # OpenVINO has copied them out
+
+    def _network(self, backbone: "Backbone", shape: tuple[int, ...]) -> Any:
+        if self._versions != [tensor._version for tensor in self._weights]:
+            self.reset()  # some weights were written to since they were converted
+        compiled = self._compiled.pop(shape, None)
+        if compiled is None:
+            if not self._weights:
+                self._weights = [*backbone.parameters(), *backbone.buffers()]
+                self._versions = [tensor._version for tensor in self._weights]
+            compiled = compile_openvino(backbone, shape, OPENVINO_PRECISIONS[self.precision])
+        self._compiled[shape] = compiled  # the one used last comes last
+        if len(self._compiled) > self.KEEP:
+            del self._compiled[next(iter(self._compiled))]
+        return compiled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"precision": self.precision}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class _Forward(nn.Module):
+    """The network's own forward, whatever engine it is set to, with a tuple as its result."""
+
+    def __init__(self, backbone: "Backbone") -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.backbone.forward(images))
+
+
+def compile_openvino(backbone: "Backbone", shape: tuple[int, ...], precision: str) -> Any:
+    """`backbone` as an OpenVINO network for images of `shape` (B, 3, H, W) on as many threads as torch uses."""
+    import openvino as ov
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of every size it takes as fixed, and sizes are fixed here
+        network = ov.convert_model(_Forward(backbone), example_input=torch.zeros(shape), input=list(shape))
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,  # left to itself OpenVINO takes bf16 where the CPU has it
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    return ov.Core().compile_model(network, "CPU", settings)

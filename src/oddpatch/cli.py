@@ -1,0 +1,44 @@
+"""`oddpatch` on the command line. Commands live in `oddpatch.commands`; each imports what it needs when it runs."""
+
+import sys
+
+import typer
+from dotenv import load_dotenv
+from rich.console import Console
+
+from oddpatch import __version__
+from oddpatch.errors import OddpatchError
+
+app = typer.Typer(
+    help="Industrial visual inspection: learn what good parts look like, find the odd patch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command line; an error the user can mend is one line, and the exit code is 2."""
+    load_dotenv(".env")
+    try:
+        app()
+    except OddpatchError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

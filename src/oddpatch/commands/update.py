@@ -1,0 +1,108 @@
+"""`oddpatch update`: add good images to a fitted PatchCore, as a new version beside the old one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from oddpatch.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from oddpatch.models.base import AnomalyModel
+
+
+def update(
+    run: Path = typer.Argument(help="Folder of a finished run of PatchCore."),
+    folder: Path = typer.Argument(help="Folder of further good images; its subfolders are not looked into."),
+    out: Path | None = typer.Option(None, help="Folder of the new version.  [default: RUN-v2, RUN-v3, ...]"),
+    coreset_size: int | None = typer.Option(None, help="Patches in the new memory bank.  [default: as many as now]"),
+    batch_size: int = typer.Option(16, help="Images embedded at once."),
+) -> None:
+    """Add good images to a fitted PatchCore without the old ones, and write it as a new version."""
+    from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint
+    from oddpatch.commands.explain import memory_bank_of, train_images_of
+    from oddpatch.pipeline import CHECKPOINT, restore
+
+    for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: choose at least 1")
+    target = new_version(run, out)
+    images = good_images(folder)
+    model, about = restore(run)
+    detector = memory_bank_of(model, run, "update")
+    names = train_images_of(about, run)
+    before = len(detector.memory_bank)
+    take_in(model, images, len(names), batch_size)
+    detector.extend(coreset_size)
+
+    content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
+    content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
+    content["oddpatch"] = describe_update(about, run, folder, [str(path.resolve()) for path in images])
+    AtomicCheckpointIO().save_checkpoint(content, target / CHECKPOINT)
+    new = int((detector.source[:, 0] >= len(names)).sum())
+    typer.echo(
+        f"{len(images)} images taken in; the memory bank held {before} patches and holds {len(detector.memory_bank)}, "
+        f"of which {new} are new"
+    )
+    typer.echo(f"written: {target}; test it with: python eval.py run={target}")
+
+
+def new_version(run: Path, out: Path | None) -> Path:
+    """A folder that does not exist yet: `out`, or the run's name with the next free version.
+
+    Raises:
+        ConfigError: `out` exists.
+    """
+    if out is not None:
+        if out.exists():
+            raise ConfigError(f"--out={out} exists and is not overwritten: choose a new folder")
+        return out
+    base = run.resolve() if run.is_dir() else run.resolve().parent.parent
+    stem, _, number = base.name.rpartition("-v")
+    stem, version = (stem, int(number)) if stem and number.isdigit() else (base.name, 1)
+    while (target := base.with_name(f"{stem}-v{version + 1}")).exists():
+        version += 1
+    return target
+
+
+def good_images(folder: Path) -> list[Path]:
+    """The images in a folder, by name.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    from oddpatch.data.decoding import is_image_name
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: give the folder of the new good images")
+    images = sorted(path for path in folder.iterdir() if path.is_file() and is_image_name(path.name))
+    if not images:
+        raise DataError(f"{folder} holds no image: give the folder of the new good images")
+    return images
+
+
+def take_in(model: "AnomalyModel", images: list[Path], first_index: int, batch_size: int) -> None:
+    """Take image files into the detector, their indices following those of the images it was fitted to."""
+    import torch
+
+    from oddpatch.data.decoding import read_image
+
+    for start in range(0, len(images), batch_size):
+        batch = torch.stack([model.preprocess(read_image(path)) for path in images[start : start + batch_size]])
+        model.update(batch, torch.arange(start, start + len(batch)) + first_index)  # (B, 3, H, W), (B,)
+
+
+def describe_update(about: dict[str, Any], run: Path, folder: Path, images: list[str]) -> dict[str, Any]:
+    """The description of the new checkpoint: the old one's, with the new images and where they came from."""
+    from oddpatch.checkpoint import FORMAT, git_commit, library_versions
+
+    step = {"run": str(run.resolve()), "folder": str(folder.resolve()), "images": len(images)}
+    return {
+        **about,
+        "format": FORMAT,
+        "version": library_versions()["oddpatch"],
+        "versions": library_versions(),
+        "git_commit": git_commit(),
+        "train_images": [*about["train_images"], *images],
+        "updates": [*about.get("updates", []), step],
+    }

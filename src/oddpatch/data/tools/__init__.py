@@ -1,0 +1,1 @@
+"""What `oddpatch data ...` does: one file per tool, usable from Python as well."""

@@ -1,0 +1,227 @@
+"""Reading what Unity Perception writes: captures, and which colour of a segmentation means which label.
+
+* SOLO: `*.frame_data.json` beside its images; colours per label and per instance are given in every frame.
+  https://docs.unity3d.com/Packages/com.unity.perception@1.0/manual/Schema/SoloSchema.html
+* Legacy: `captures_*.json` with `annotation_definitions.json` in one folder, file names relative to its parent.
+  https://docs.unity3d.com/Packages/com.unity.perception@0.9/manual/Schema/Synthetic_Dataset_Schema.html
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from oddpatch.errors import DataError
+
+Value = int | tuple[int, int, int]  # class index, or RGB
+Rename = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One labelled object in a capture."""
+
+    number: str
+    label: str
+    value: Value
+    visible_pixels: int | None  # as the renderer counted them
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One image of a camera with its segmentations."""
+
+    image: Path
+    semantic: Path | None
+    values: Mapping[str, Value]  # of the labels the semantic segmentation shows
+    instance: Path | None
+    instances: list[Instance]
+
+
+@dataclass
+class Recording:
+    """All captures below a folder, and every label that is defined or seen there."""
+
+    captures: list[Capture] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)
+
+
+def read_recording(root: Path, rename: Rename = str) -> Recording:
+    """Read all Unity Perception output below a folder, in the order of paths.
+
+    Args:
+        root: folder that holds SOLO or legacy output, at any depth.
+        rename: applied to each file name that the JSON gives, for files that were renamed since.
+
+    Raises:
+        DataError: there is none, or a JSON file is damaged or lacks what its format asks for.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder: give the folder that Unity Perception wrote")
+    frames, legacy = sorted(root.rglob("*frame_data.json")), sorted(root.rglob("captures_*.json"))
+    if not frames and not legacy:
+        raise DataError(f"{root}: holds neither *frame_data.json (SOLO) nor captures_*.json (legacy Unity Perception)")
+    recording = Recording()
+    for path in frames:
+        _read(path, lambda content, path=path: _solo(path, content, recording, rename))
+    for path in sorted({path.parent / "annotation_definitions.json" for path in legacy}):
+        if not path.is_file():
+            raise DataError(f"{path}: not found, but {path.parent} has captures_*.json, whose labels it defines")
+    for path in sorted(root.rglob("annotation_definitions.json")):
+        _read(path, lambda content: recording.labels.update(_defined(content)))
+    for path in legacy:
+        _read(path, lambda content, path=path: _legacy(path, content, recording, rename))
+    for capture in recording.captures:
+        recording.labels.update(capture.values, (instance.label for instance in capture.instances))
+    return recording
+
+
+def read_segmentation(path: Path) -> NDArray[np.generic]:
+    """Decode a segmentation: (H, W) class indices, or (H, W, 3) uint8 RGB. Alpha is dropped.
+
+    Raises:
+        DataError: the file is missing (the message lists what is there instead), empty or damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, though the JSON names it; {_there(path)}")
+    if not path.stat().st_size:
+        raise DataError(f"{path}: the file is empty (0 bytes): render it anew, or remove its capture; {_there(path)}")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode in ("L", "P") or image.mode.startswith("I"):
+                return np.asarray(image)
+            return np.asarray(image.convert("RGBA"))[..., :3]
+    except Exception as error:  # decoders meet damaged bytes with errors of nearly any type
+        raise DataError(f"{path}: cannot be decoded ({' '.join(str(error).split())}): render it anew") from error
+
+
+def select(segmentation: NDArray[np.generic], value: Value, path: Path, tolerance: int = 0) -> NDArray[np.bool_]:
+    """(H, W): where a segmentation has a class index or colour.
+
+    Raises:
+        DataError: the segmentation holds colours but an index is asked for, or the other way round.
+    """
+    if isinstance(value, int):
+        if segmentation.ndim != 2:
+            raise DataError(f"{path}: is a colour image, but class index {value} is asked for: see the definitions")
+        return np.asarray(segmentation == value)
+    if segmentation.ndim != 3:
+        raise DataError(f"{path}: holds class indices, but the colour {value} is asked for: see the definitions")
+    distance = np.abs(segmentation.astype(np.int16) - np.array(value, np.int16))  # (H, W, 3)
+    return np.asarray((distance <= tolerance).all(axis=-1))
+
+
+def _there(path: Path) -> str:
+    """What lies where a file was expected, the most similar names first."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file() and entry.name != path.name)
+    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5) or names[:3]
+    sizes = [f"{name} ({(path.parent / name).stat().st_size} bytes)" for name in near]
+    return f"{path.parent} has {', '.join(sizes) or 'no files'}" + (", ..." if len(names) > len(near) else "")
+
+
+def _read(path: Path, use: Callable[[Any], None]) -> None:
+    try:
+        use(json.loads(path.read_text(encoding="utf-8-sig")))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is not what Unity Perception writes: {error!r} is missing or of another type") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: is not valid JSON ({error}): render it anew") from error
+
+
+def _value(given: Any) -> Value:
+    """A class index, `[r, g, b, a]` of bytes, or `{"r": ...}` of bytes or of floats up to 1."""
+    if isinstance(given, int):
+        return given
+    if isinstance(given, dict):
+        colour = [given[channel] for channel in "rgb"]
+        if all(c <= 1 for c in colour) and (given.get("a", 1) <= 1):
+            colour = [round(255 * c) for c in colour]
+        given = colour
+    r, g, b = (int(c) for c in given[:3])
+    return r, g, b
+
+
+def _solo(path: Path, frame: Any, recording: Recording, rename: Rename) -> None:
+    counted = {
+        (metric.get("sensorId", ""), str(info["instanceId"])): int(info["visiblePixels"])
+        for metric in frame.get("metrics", [])
+        if metric["@type"].endswith("RenderedObjectInfoMetric")
+        for info in metric.get("values", [])
+    }
+    for capture in frame["captures"]:
+        if "filename" not in capture:
+            continue  # a sensor that makes no images
+        kinds = {annotation["@type"].rsplit(".", 1)[-1]: annotation for annotation in capture.get("annotations", [])}
+        semantic, instance = (kinds.get(f"{name}SegmentationAnnotation") for name in ("Semantic", "Instance"))
+        instances = [
+            Instance(
+                str(entry["instanceId"]),
+                entry["labelName"],
+                _value(entry["color"]),
+                counted.get((capture["id"], str(entry["instanceId"]))),
+            )
+            for entry in (instance or {}).get("instances", [])
+        ]
+        recording.captures.append(
+            Capture(
+                path.parent / rename(capture["filename"]),
+                path.parent / rename(semantic["filename"]) if semantic else None,
+                {e["labelName"]: _value(e["pixelValue"]) for e in (semantic or {}).get("instances", [])},
+                path.parent / rename(instance["filename"]) if instance else None,
+                instances,
+            )
+        )
+
+
+def _defined(content: Any) -> set[str]:
+    """Label names of the definitions; key points and other annotators have specs of another kind."""
+    definitions = content.get("annotationDefinitions", content.get("annotation_definitions", []))
+    return {spec["label_name"] for entry in definitions for spec in entry.get("spec") or [] if "label_name" in spec}
+
+
+def _legacy(path: Path, content: Any, recording: Recording, rename: Rename) -> None:
+    definitions = json.loads((path.parent / "annotation_definitions.json").read_text(encoding="utf-8-sig"))
+    specs = {str(entry["id"]): entry for entry in definitions["annotation_definitions"]}
+    for capture in content["captures"]:
+        annotations = capture.get("annotations") or []
+        names = {  # an instance's label is told by the boxes
+            str(value["instance_id"]): value["label_name"]
+            for annotation in annotations
+            for value in annotation.get("values") or []
+            if "label_name" in value and "instance_id" in value
+        }
+        semantic, values, instance, instances = None, {}, None, []
+        for annotation in annotations:
+            if not annotation.get("filename"):
+                continue
+            spec = specs.get(str(annotation["annotation_definition"]), {}).get("spec") or []
+            if any("pixel_value" in entry for entry in spec):
+                semantic = _beside(path, rename(annotation["filename"]))
+                values = {entry["label_name"]: _value(entry["pixel_value"]) for entry in spec}
+            coloured = [value for value in annotation.get("values") or [] if "color" in value]
+            if coloured:
+                instance = _beside(path, rename(annotation["filename"]))
+                instances = [
+                    Instance(str(v["instance_id"]), names.get(str(v["instance_id"]), "unknown"), _value(v["color"]), None)
+                    for v in coloured
+                ]
+        if semantic or instance or str(capture.get("format", "")).upper() in ("PNG", "JPG", "JPEG"):
+            image = _beside(path, rename(capture["filename"]))
+            recording.captures.append(Capture(image, semantic, values, instance, instances))
+
+
+def _beside(path: Path, name: str) -> Path:
+    """File names are relative to the dataset, the parent of the folder with the JSON; some tools flatten that."""
+    inside = path.parent / name
+    return inside if inside.is_file() else path.parent.parent / name

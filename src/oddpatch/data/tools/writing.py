@@ -1,0 +1,139 @@
+"""How the data tools write: whole files under their final names or none, and nothing replaced unless asked to."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oddpatch.errors import DataError
+from oddpatch.files import replacing
+
+MANIFEST = "oddpatch_manifest.json"
+Progress = Callable[[int, int], None]  # told (done, in all)
+
+
+class Output(NamedTuple):
+    """A file to be written: a copy of `source`, or what `content` gives."""
+
+    path: Path
+    source: Path | None = None
+    content: Callable[[], bytes] | None = None
+
+
+def unique_key(path: Path) -> str:
+    """Equal for paths that some file system takes for one: letter case and composed letters aside."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def check_targets(outputs: Sequence[Output], force: bool) -> None:
+    """See that no two outputs meet and that none replaces a file.
+
+    Raises:
+        DataError: two outputs have one name, or a file is there and `force` is not set.
+    """
+    seen: dict[str, Output] = {}
+    for output in outputs:
+        other = seen.setdefault(unique_key(output.path), output)
+        if other is not output:
+            raise DataError(
+                f"{output.path}: both {other.source or other.path} and {output.source or output.path} would be written "
+                "there: rename one"
+            )
+    if force:
+        return
+    there = [output.path for output in outputs if os.path.lexists(output.path)]
+    if there:
+        raise DataError(f"{there[0]}: exists, and {len(there) - 1} more: choose another place, or --force to replace")
+
+
+def write_all(outputs: Sequence[Output], link: bool = False, progress: Progress | None = None) -> None:
+    """Write each file in one step; a copy keeps its time stamps (`shutil.copy2`), a link is absolute."""
+    for done, output in enumerate(outputs, start=1):
+        if output.content is not None:
+            with replacing(output.path, "wb") as file:
+                file.write(output.content())
+        elif output.source is not None:
+            place(output.source, output.path, link)
+        if progress is not None:
+            progress(done, len(outputs))
+
+
+def place(source: Path, target: Path, link: bool = False) -> None:
+    """Copy or link one file; it is at `target` whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if link:
+            partial.symlink_to(source.absolute())
+        else:
+            shutil.copy2(source, partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_folder(root: Path, force: bool) -> None:
+    """See that a dataset may be made at `root`.
+
+    Raises:
+        DataError: something is there; with `force` only if it is not a dataset that these tools made.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return
+    if not force:
+        raise DataError(f"{root}: exists and is not an empty folder: choose another, or --force to replace it")
+    if not (root / MANIFEST).is_file():
+        raise DataError(f"{root}: has no {MANIFEST}, so it was not made by these tools: remove it yourself")
+
+
+@contextmanager
+def drafting(root: Path, force: bool) -> Iterator[Path]:
+    """A folder to build a dataset in, which becomes `root` when the block ends without an error.
+
+    Raises:
+        DataError: as `check_folder`.
+    """
+    check_folder(root, force)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
+        draft = Path(scratch) / "new"
+        draft.mkdir()
+        yield draft
+        if root.exists():
+            root.rename(Path(scratch) / "old")
+        draft.rename(root)  # same file system: at once or not at all
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that people can read."""
+    with replacing(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def png(mask: NDArray[np.bool_]) -> bytes:
+    """A mask (H, W) as an 8-bit grey PNG of 0 and 255."""
+    import cv2
+
+    return bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1])
+
+
+def some(names: Iterable[object], limit: int = 3) -> str:
+    """The first few names, for a message."""
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "")
