@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oddpatch.backbones.base import Backbone
 from PIL import Image
 from torch import Tensor, nn
+
+from oddpatch.backbones.base import Backbone
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"

@@ -12,10 +12,11 @@ import torch
 from conftest import CONFIGS, ROOT, TinyBackbone, make_dataset
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from oddpatch import pipeline
-from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+
+from oddpatch import pipeline
+from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
 
 
 def config(name="train", *overrides, out):

@@ -53,8 +53,9 @@ def describe(module: "AnomalyModule") -> dict[str, Any]:
 
 
 def train_images(data: Any) -> list[str]:
-    """Paths of the images fitted to, in the order of their indices, relative to the folder of the categories."""
-    return [Path(sample.path).relative_to(data.root).as_posix() for sample in data.train_samples]
+    """Paths of the images fitted to, in the order of their indices; relative to the folder of the categories."""
+    root, paths = Path(data.root), [Path(sample.path) for sample in data.train_samples]
+    return [(path.relative_to(root) if path.is_relative_to(root) else path.resolve()).as_posix() for path in paths]
 
 
 def library_versions() -> dict[str, str]:

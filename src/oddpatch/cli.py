@@ -7,6 +7,9 @@ from dotenv import load_dotenv
 from rich.console import Console
 
 from oddpatch import __version__
+from oddpatch.commands import backbone, data
+from oddpatch.commands.explain import explain
+from oddpatch.commands.update import update
 from oddpatch.errors import OddpatchError
 
 app = typer.Typer(
@@ -15,6 +18,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(backbone.app, name="backbone")
+app.add_typer(data.app, name="data")
 
 
 def _show_version(wanted: bool) -> None:
@@ -28,6 +33,10 @@ def _options(
     version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Options before the command."""
+
+
+app.command()(explain)
+app.command()(update)
 
 
 def main() -> None:

@@ -103,8 +103,10 @@ class AnomalyModule(L.LightningModule):
         self.results, self.absent, self.scored = {}, {}, []
         self._epoch_start = time.perf_counter()
 
-    def test_step(self, batch: Batch, batch_index: int) -> Prediction:  # type: ignore[override]
-        """Score one batch and keep what the metrics need."""
+    def test_step(self, batch: Batch, batch_index: int) -> Prediction | None:  # type: ignore[override]
+        """Score one batch and keep what the metrics need; None if all of its files were skipped."""
+        if not len(batch.image):
+            return None
         prediction = self.model(batch.image)
         self.image_metrics.update(prediction.score, batch.label, batch.index)
         if prediction.anomaly_map is not None:

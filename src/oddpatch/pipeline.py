@@ -150,14 +150,16 @@ def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
     return model.eval(), about
 
 
-def _refuse_foreign_targets(config: Mapping[str, Any], path: Path) -> None:
+def _refuse_foreign_targets(config: Any, path: Path) -> None:
     """A config read from a file may name oddpatch's own classes and nothing else: loading must not run others' code."""
-    for key, value in config.items():
-        if key == "_target_" and not str(value).startswith("oddpatch."):
-            raise CheckpointError(f"{path} asks to call {value}: only oddpatch's own classes are built from a file")
-        for part in value if isinstance(value, list) else [value]:
-            if isinstance(part, Mapping):
-                _refuse_foreign_targets(part, path)
+    if isinstance(config, Mapping):
+        target = str(config.get("_target_", "oddpatch."))
+        if not target.startswith("oddpatch."):
+            raise CheckpointError(f"{path} asks to call {target}: only oddpatch's own classes are built from a file")
+        config = list(config.values())
+    if isinstance(config, list):
+        for part in config:
+            _refuse_foreign_targets(part, path)
 
 
 def _writable(folder: Path) -> Path:

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from efficientnet_pytorch import EfficientNet
+
 from oddpatch.backbones.efficientnet import EfficientNetBackbone
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.errors import ConfigError, WeightsError

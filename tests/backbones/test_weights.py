@@ -5,10 +5,11 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from oddpatch.backbones import weights
 from oddpatch.backbones.weights import WeightsSource, check_hash, find_weights, mismatch, read_state_dict
 from oddpatch.errors import WeightsError
-from safetensors.torch import save_file
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from oddpatch.callbacks.pictures import Pictures, choose_look
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
-from oddpatch.module import AnomalyModule
+from oddpatch.module import AnomalyModule, ScoredImage
 from oddpatch.types import IGNORE, Batch, Prediction
 
 SIZE = 24
@@ -151,6 +151,7 @@ def test_the_images_are_let_go_of_and_bounded_before(tmp_path):
     for array in (example.image, example.mask, example.anomaly_map):
         base = array.base if isinstance(array.base, torch.Tensor) else array.base.base
         assert base.untyped_storage().nbytes() == array.nbytes  # not a view, which would keep the whole batch
+    module.scored = [ScoredImage(it.path, it.label, it.defect_type, 1.0) for it in data.test_samples]
     pictures.on_test_end(trainer, module)
     assert pictures._candidates.misses.examples() == []
     assert not (tmp_path / "figures").exists()  # only rank zero writes

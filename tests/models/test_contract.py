@@ -3,11 +3,13 @@
 import io
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
 from oddpatch.errors import NotFittedError
+from oddpatch.models.ensemble import EnsembleDetector
 from oddpatch.models.gaussian import GaussianAD
 from oddpatch.models.padim import PaDiM
 from oddpatch.models.patchcore import PatchCore
@@ -15,6 +17,9 @@ from oddpatch.models.spade import SPADE
 
 CHANNELS, STRIDES, SIZE = [6, 8, 10], [4, 8, 16], (64, 64)
 DETECTORS = {
+    "ensemble": lambda: EnsembleDetector(
+        CHANNELS, STRIDES, maps=[2, 1], member=partial(PatchCore, coreset_ratio=0.5, smoothing=1.0, finest_stride=4)
+    ),
     "gaussian": lambda: GaussianAD(CHANNELS, STRIDES),
     "padim": lambda: PaDiM(CHANNELS, STRIDES, num_features=12, smoothing=1.0),
     "patchcore": lambda: PatchCore(CHANNELS, STRIDES, coreset_ratio=0.5, smoothing=1.0, finest_stride=4),

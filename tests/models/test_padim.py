@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from oddpatch.errors import ConfigError, DataError
-from oddpatch.models.padim import PaDiM
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.padim import PaDiM
 
 CHANNELS, STRIDES = [4, 6], [4, 8]
 SIZE = (32, 48)

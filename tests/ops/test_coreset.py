@@ -72,6 +72,14 @@ def test_ties_go_to_the_lowest_index(block: int, side: int, dim: int) -> None:
     assert k_center_greedy(grid, 400, start=3, block=block).tolist() == k_center_greedy_plain(grid, 400, 3)
 
 
+def test_duplicates_cost_nothing() -> None:
+    points = torch.full((60_000, 100), 0.3)  # as of a black background: comparing all with each pick would take minutes
+    points[-500:] = clustered(500, 100)
+    picks = k_center_greedy(points, 5000, start=0)
+    assert set(picks[:501].tolist()) == {0, *range(59_500, 60_000)}
+    assert picks[501:].tolist() == list(range(1, 4500))
+
+
 @pytest.mark.parametrize("dim", [30, 256])
 def test_offset_far_beyond_the_spread_changes_nothing(dim: int) -> None:
     points = clustered(2000, dim) + 4096.0

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from oddpatch.errors import ConfigError
-from oddpatch.ops.maps import anomaly_map
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
+
+from oddpatch.errors import ConfigError
+from oddpatch.ops.maps import anomaly_map
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

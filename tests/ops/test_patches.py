@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from oddpatch.errors import ConfigError
 from oddpatch.ops.patches import align, join, join_patches, pool_patches
-from torch.nn import functional as F
 
 
 def features(*shapes):

@@ -92,11 +92,17 @@ def test_sketch_never_exceeds_a_distance(dim: int, offset: float) -> None:
     sketch = fit_sketch(points, 1_000_000)
     sketched = sketch(points)
     assert sketched.shape == (1500, sketch.dim)
+    assert sketched.abs().max() < 10  # centred: products of large numbers would cancel
     true = pdist(points.double())
     assert (pdist(sketched.double()) <= true + 1e-6 * sketched.norm(dim=1).max().item()).all()
     # and comes close to those that matter, the small ones
     small = true < np.quantile(true, 0.01)
     assert np.median((pdist(sketched.double()) / true)[small]) > 0.9
+
+
+def test_sketch_keeps_the_length_of_what_is_left_over() -> None:
+    sketch = DistanceSketch(torch.tensor([0.0, 1.0, 0.0]).double(), torch.tensor([[1.0], [0.0], [0.0]]).double())
+    assert sketch(torch.tensor([[5.0, 4.0, 4.0], [5.0, 1.0, 0.0]])).tolist() == [[5.0, 5.0], [5.0, 0.0]]
 
 
 def test_sketch_is_small_only_where_few_directions_matter() -> None:

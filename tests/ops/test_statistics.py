@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from oddpatch.errors import ConfigError
 from oddpatch.ops.statistics import add_samples, empty_moments, mahalanobis, merge, whiten_
 

@@ -61,6 +61,10 @@ class Backbone(nn.Module, ABC):
         self.runtime = runtime
         self._engine = make_engine(runtime)
 
+    def for_size(self, image_size: tuple[int, int]) -> "Backbone":
+        """This backbone, or a copy of it that takes images (H, W) of this size only: what an engine converts."""
+        return self
+
     def prepare(self, images: Tensor) -> Tensor:
         """The images in the memory layout the network is fastest with."""
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images

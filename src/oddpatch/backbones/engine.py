@@ -28,9 +28,9 @@ class Runtime:
     """How a network is run; none of it changes what is saved.
 
     Args:
-        engine: "torch", or "openvino": two to four times as fast on a CPU, equal to float rounding. It needs the extra
+        engine: "torch", or "openvino": faster on a CPU (docs/backbones.md), equal to float rounding. It needs the extra
             `oddpatch[openvino]` (without it torch runs the network, and says so) and serves images on the CPU.
-        precision: "fp32" (exact), or "bf16" or "fp16": features change by about 1 % and scores with them; for GPUs.
+        precision: "fp32" (exact), or "bf16" or "fp16": features and scores change (docs/backbones.md); for GPUs.
         compile: run the torch network through `torch.compile`; for GPUs, needs a compiler for CPUs.
 
     Raises:
@@ -97,14 +97,13 @@ class TorchEngine:
 
 
 class OpenVINOEngine:
-    """Runs the network on the CPU with OpenVINO, converted when images of a new shape first come.
+    """Runs the network on the CPU with OpenVINO, converted when images of a new size first come; any batch size.
 
-    A network is compiled for one shape of batch, because OpenVINO is slower on shapes that it does not know. Changed
-    weights are noticed, and the network is converted anew.
+    Changed weights are noticed, and the network is converted anew. A copy, or an unpickled one, converts for itself.
     """
 
-    #: Shapes for which the compiled network is kept: a full batch, the last one, and single images.
-    KEEP = 4
+    #: Image sizes for which a converted network is kept.
+    KEEP = 3
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
@@ -113,7 +112,7 @@ class OpenVINOEngine:
 
     def reset(self) -> None:
         """Forget what was made from the network as it was."""
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._networks: dict[tuple[int, int], Any] = {}
         self._weights: list[Tensor] = []
         self._versions: list[int] = []
 
@@ -121,23 +120,25 @@ class OpenVINOEngine:
         """Feature maps of `backbone` for images (B, 3, H, W); torch makes them for other devices and for gradients."""
         if images.device.type != "cpu" or (torch.is_grad_enabled() and images.requires_grad):
             return backbone.forward(images)
+        batch = images.detach().float().contiguous()
         with self._lock:
-            outputs = self._network(backbone, tuple(images.shape))(images.detach().float().contiguous().numpy())
-            return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]  # OpenVINO has copied them out
+            outputs = self._network(backbone, (images.shape[2], images.shape[3]))(batch.numpy())
+        return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]  # OpenVINO has copied them out
 
-    def _network(self, backbone: "Backbone", shape: tuple[int, ...]) -> Any:
+    def _network(self, backbone: "Backbone", size: tuple[int, int]) -> Any:
+        # In-place writes raise a tensor's version, so weights loaded into a part of the network are seen too.
         if self._versions != [tensor._version for tensor in self._weights]:
-            self.reset()  # some weights were written to since they were converted
-        compiled = self._compiled.pop(shape, None)
-        if compiled is None:
+            self.reset()
+        network = self._networks.pop(size, None)
+        if network is None:
             if not self._weights:
                 self._weights = [*backbone.parameters(), *backbone.buffers()]
                 self._versions = [tensor._version for tensor in self._weights]
-            compiled = compile_openvino(backbone, shape, OPENVINO_PRECISIONS[self.precision])
-        self._compiled[shape] = compiled  # the one used last comes last
-        if len(self._compiled) > self.KEEP:
-            del self._compiled[next(iter(self._compiled))]
-        return compiled
+            network = compile_openvino(backbone, size, self.precision)
+        self._networks[size] = network  # the size used last comes last
+        if len(self._networks) > self.KEEP:
+            del self._networks[next(iter(self._networks))]
+        return network
 
     def __getstate__(self) -> dict[str, Any]:
         return {"precision": self.precision}
@@ -158,15 +159,24 @@ class _Forward(nn.Module):
         return tuple(self.backbone.forward(images))
 
 
-def compile_openvino(backbone: "Backbone", shape: tuple[int, ...], precision: str) -> Any:
-    """`backbone` as an OpenVINO network for images of `shape` (B, 3, H, W) on as many threads as torch uses."""
+def compile_openvino(backbone: "Backbone", size: tuple[int, int], precision: str = "fp32") -> Any:
+    """`backbone` as an OpenVINO network for images of `size` (H, W) in batches of any size.
+
+    It runs on as many threads as torch does.
+    """
     import openvino as ov
 
+    # Traced with two images: with one, an architecture may take the batch for a size that is fixed.
+    example = torch.zeros(2, 3, *size)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of every size it takes as fixed, and sizes are fixed here
-        network = ov.convert_model(_Forward(backbone), example_input=torch.zeros(shape), input=list(shape))
+        warnings.simplefilter("ignore")  # tracing warns of every size it takes as fixed, and image sizes are fixed here
+        try:
+            network = ov.convert_model(_Forward(backbone.for_size(size)), example_input=example, input=[-1, 3, *size])
+        except ov.frontend.OpConversionFailure as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"OpenVINO cannot convert this backbone ({reason}): set backbone.engine=torch") from error
     settings = {
-        "INFERENCE_PRECISION_HINT": precision,  # left to itself OpenVINO takes bf16 where the CPU has it
+        "INFERENCE_PRECISION_HINT": OPENVINO_PRECISIONS[precision],  # else bf16 where the CPU has it
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }

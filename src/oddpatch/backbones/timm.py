@@ -1,5 +1,6 @@
 """Feature maps of any timm model: stages of a CNN or Swin, blocks of a transformer."""
 
+import copy
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ class TimmBackbone(Backbone):
         channels_last: run in that memory format.
         engine, precision, compile: how the network is run, see `Runtime`.
         options: further keyword arguments of `timm.create_model` (such as `img_size`).
+        tap: module within each chosen block of a transformer whose output is taken instead of the block's ("norm2":
+            the normalised tokens between attention and MLP, where PatchCoreViT takes them).
 
     Raises:
         ConfigError: unknown model, or layers it does not have (the message lists those it has).
@@ -47,6 +50,7 @@ class TimmBackbone(Backbone):
         precision: str = "fp32",
         compile: bool = False,
         options: Mapping[str, Any] | None = None,
+        tap: str | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
@@ -67,15 +71,56 @@ class TimmBackbone(Backbone):
         # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
         network.prune_intermediate_layers(self.layers, prune_norm=True, prune_head=True)
         self.network = network
+        self.tap = tap
+        if tap is not None:
+            _check_tap(network, tap, name)
         self.channels = [info[i]["num_chs"] for i in self.layers]
         self.strides = [info[i]["reduction"] for i in self.layers]
         self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the chosen layers; class and register tokens are dropped, NHWC maps become NCHW."""
-        return self.network.forward_intermediates(
-            self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
-        )
+        try:
+            if self.tap is not None:
+                return self._tapped(images)
+            return self.network.forward_intermediates(
+                self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
+            )
+        except AssertionError as error:  # how timm tells of sizes that an architecture cannot take
+            height, width = images.shape[-2:]
+            raise ConfigError(
+                f"{self.name} cannot take images of {height}x{width}: {error} Change data.resize or data.crop"
+            ) from error
+
+    def _tapped(self, images: Tensor) -> list[Tensor]:
+        """Maps of the tokens that module `tap` of each chosen block puts out."""
+        taken: list[Tensor] = []
+        modules = [self.network.blocks[i].get_submodule(self.tap) for i in self.layers]
+        # Hooks live for this call only: a copy of the network must not write into this one's list.
+        handles = [m.register_forward_hook(lambda module, given, tokens: taken.append(tokens)) for m in modules]
+        try:
+            maps = self.network.forward_intermediates(
+                self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
+            )
+        finally:
+            for handle in handles:
+                handle.remove()
+        prefix = self.network.num_prefix_tokens
+        return [
+            tokens[:, prefix:]
+            .transpose(1, 2)
+            .reshape(-1, tokens.shape[2], *like.shape[2:])  # (B, N, C) -> (B, C, h, w)
+            for tokens, like in zip(taken, maps, strict=True)
+        ]
+
+    def for_size(self, image_size: tuple[int, int]) -> "TimmBackbone":
+        """A transformer with its positions resampled once and for all, as it else does for each batch."""
+        positions = getattr(self.network, "pos_embed", None)
+        if positions is None or not getattr(self.network, "dynamic_img_size", False):
+            return self
+        fixed = copy.deepcopy(self)
+        fixed.network.set_input_size(img_size=image_size)
+        return fixed
 
     def _load(self, network: Any, weights: str, package: str | None, files: tuple[str, ...]) -> str:
         if weights == "random":
@@ -98,6 +143,15 @@ class TimmBackbone(Backbone):
             raise WeightsError(f"{path}: {told}: use weights of this very architecture")
         network.load_state_dict(given)
         return path.name
+
+
+def _check_tap(network: nn.Module, tap: str, name: str) -> None:
+    blocks = getattr(network, "blocks", None)
+    if not isinstance(blocks, nn.Sequential) or not hasattr(network, "num_prefix_tokens"):
+        raise ConfigError(f"tap={tap!r}: {name} is no transformer with blocks: leave tap out")
+    valid = [child for child, _ in blocks[0].named_children()]
+    if tap not in valid:
+        raise ConfigError(f"tap={tap!r}: a block of {name} has {', '.join(valid)}")
 
 
 def _classifiers(network: Any) -> tuple[str, ...]:

@@ -58,12 +58,14 @@ class Pictures(L.Callback):
         self,
         trainer: L.Trainer,
         pl_module: Any,
-        outputs: Prediction,
+        outputs: Prediction | None,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Keep those of a batch that may be shown in the end."""
+        if outputs is None:  # every file of the batch was skipped
+            return
         with pl_module.timed("figures"):
             maps = outputs.anomaly_map
             if maps is not None:

@@ -50,9 +50,7 @@ class Progress(ProgressBar):
         pl_module.progress = self._show
         self._show(0, int(trainer.num_training_batches), "taking in good images")
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """One batch of good images was taken in."""
         self._show(batch_idx + 1, int(trainer.num_training_batches), "taking in good images")
 

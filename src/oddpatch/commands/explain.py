@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 def explain(
-    run: Path = typer.Argument(help="Folder of a finished run of PatchCore."),
-    image: Path = typer.Argument(help="Image to explain."),
-    out: Path | None = typer.Option(None, help="Picture to write.  [default: IMAGE's name-explained.png, .gif]"),
-    top: int = typer.Option(3, help="How many patches to show, the oddest first, none beside another."),
-    gif: bool = typer.Option(False, "--gif", help="Every patch in turn, as an animation."),
-    data_root: Path | None = typer.Option(None, help="Where the folder of the categories is now, if it was moved."),
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of PatchCore.")],
+    image: Annotated[Path, typer.Argument(help="Image to explain.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Picture to write.  [default: IMAGE's name-explained.png, .gif]")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many patches to show, the oddest first, none beside another.")] = 3,
+    gif: Annotated[bool, typer.Option("--gif", help="Every patch in turn, as an animation.")] = False,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the folder of the categories is now, if it was moved.")
+    ] = None,
 ) -> None:
     """Show the training patches that an image's oddest patches were measured against."""
     from oddpatch.data.decoding import read_image
@@ -85,9 +89,7 @@ def train_images_of(about: dict[str, Any], run: Path) -> list[str]:
     return list(about["train_images"])
 
 
-def find_matches(
-    model: "AnomalyModel", detector: "PatchCore", image: "Tensor", names: list[str]
-) -> list["Match"]:
+def find_matches(model: "AnomalyModel", detector: "PatchCore", image: "Tensor", names: list[str]) -> list["Match"]:
     """Every patch of a preprocessed image (3, H, W), row by row, with its nearest normal patch.
 
     Raises:
@@ -122,7 +124,7 @@ def patch_box(place: int, grid: tuple[int, int], size: tuple[int, int]) -> Any:
 
 
 def oddest(matches: list["Match"], count: int, apart: float) -> list["Match"]:
-    """The `count` farthest patches; one less than `apart` pixels from a farther one, in both directions, is left out."""
+    """The `count` farthest patches, none of them less than `apart` pixels, in both directions, from a farther one."""
     chosen: list[Match] = []
     for match in sorted(matches, key=lambda match: -match.distance):
         across = [(abs(match.patch.left - c.patch.left), abs(match.patch.top - c.patch.top)) for c in chosen]

@@ -1,7 +1,7 @@
 """`oddpatch update`: add good images to a fitted PatchCore, as a new version beside the old one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 
 def update(
-    run: Path = typer.Argument(help="Folder of a finished run of PatchCore."),
-    folder: Path = typer.Argument(help="Folder of further good images; its subfolders are not looked into."),
-    out: Path | None = typer.Option(None, help="Folder of the new version.  [default: RUN-v2, RUN-v3, ...]"),
-    coreset_size: int | None = typer.Option(None, help="Patches in the new memory bank.  [default: as many as now]"),
-    batch_size: int = typer.Option(16, help="Images embedded at once."),
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run of PatchCore.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of further good images; its subfolders are not looked into.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the new version.  [default: RUN-v2, RUN-v3, ...]")] = None,
+    coreset_size: Annotated[
+        int | None, typer.Option(help="Patches in the new memory bank.  [default: as many as now]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images embedded at once.")] = 16,
 ) -> None:
     """Add good images to a fitted PatchCore without the old ones, and write it as a new version."""
     from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint

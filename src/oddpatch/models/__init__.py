@@ -1,0 +1,1 @@
+"""Detectors, one method per file; importing them loads neither Lightning nor Hydra."""

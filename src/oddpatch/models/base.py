@@ -88,6 +88,7 @@ class Detector(nn.Module, ABC):
         """
 
     def require_fitted(self) -> None:
+        """Raise ``NotFittedError`` unless ``fit`` has run."""
         if not self.fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted: call update() with good images, then fit()")
 

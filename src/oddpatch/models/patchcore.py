@@ -38,6 +38,8 @@ class PatchCore(Detector):
             joins the channels, as other published code does.
         embedding_dim: of a "pooled" embedding (paper: 1024); None takes 1024, or the number of joined channels where
             that is less: pooling to more values than there are channels only repeats them.
+        layer_dim: values to which each layer is pooled before that; None for `embedding_dim` (the authors' ensembles
+            pool to 1024, then to 384).
         patch_size: side of the neighbourhood, in positions of each layer, that makes a patch locally aware.
         stride: only every stride-th position, in both directions, becomes a patch.
         alignment: how coarser maps are brought to the finest grid.
@@ -67,6 +69,7 @@ class PatchCore(Detector):
         projection_dim: int | None = None,
         embedding: str = "pooled",
         embedding_dim: int | None = None,
+        layer_dim: int | None = None,
         patch_size: int = 3,
         stride: int = 1,
         alignment: str = "bilinear",
@@ -92,7 +95,8 @@ class PatchCore(Detector):
             raise ConfigError(f"patch_size={patch_size}: choose an odd number, so that a patch has a centre")
         for name, least, number in (
             ("coreset_size", 1, coreset_size), ("projection_dim", 1, projection_dim), ("stride", 1, stride),
-            ("embedding_dim", 1, embedding_dim), ("k", 1, k), ("num_neighbors", 0, num_neighbors),
+            ("embedding_dim", 1, embedding_dim), ("layer_dim", 1, layer_dim), ("k", 1, k),
+            ("num_neighbors", 0, num_neighbors),
         ):  # fmt: skip
             if number is not None and number < least:
                 raise ConfigError(f"{name}={number}: choose at least {least}")
@@ -107,6 +111,7 @@ class PatchCore(Detector):
         self.projection_dim = projection_dim
         self.embedding = embedding
         self.embedding_dim = embedding_dim or min(1024, sum(self.channels))
+        self.layer_dim = layer_dim
         self.patch_size = patch_size
         self.stride = stride
         self.alignment = alignment
@@ -131,7 +136,9 @@ class PatchCore(Detector):
         """Embeddings (B, h, w, D) of every patch, of feature maps [(B, C_l, h_l, w_l)]."""
         features = self.select(features)
         if self.embedding == "pooled":
-            return pool_patches(features, self.patch_size, self.stride, self.embedding_dim, self.alignment)
+            return pool_patches(
+                features, self.patch_size, self.stride, self.embedding_dim, self.alignment, self.layer_dim
+            )
         return join_patches(features, self.patch_size, self.stride, self.alignment)
 
     @torch.no_grad()

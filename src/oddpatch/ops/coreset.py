@@ -213,7 +213,7 @@ class _Selection:
         distances = self.distances[members]
         columns = Columns(self.sketch, self.points[members])
         bounds, slack = columns.bounds(columns.points[: len(members)], columns.norms[: len(members)])
-        row, column = pairs_below(bounds, (distances + slack).float())
+        row, column = pairs_below(bounds, _limit(distances, slack))
         between = torch.full((len(members), len(members)), math.inf, dtype=torch.float64, device=members.device)
         between[column, row] = squared_distances(self.points, members[row], self.points, members[column])
 
@@ -248,10 +248,15 @@ class _Selection:
         columns = Columns(self.sketch, new)
         for rows in chunks(len(self.points), 4 * len(columns.bias), self.points.device):
             bounds, slack = columns.bounds(*self._sketch(rows))
-            row, column = pairs_below(bounds, (self.distances[rows] + slack).float())
+            row, column = pairs_below(bounds, _limit(self.distances[rows], slack))
             exact = squared_distances(self.points, row + rows.start, new, column)
             self.distances[rows].scatter_reduce_(0, row, exact, "amin")
         self.distances[picked] = PICKED
+
+
+def _limit(distances: Tensor, slack: Tensor) -> Tensor:
+    """Bounds above this leave a distance as it is; one of zero, of a duplicate, nothing lowers any more."""
+    return (distances + slack).masked_fill_(distances <= 0, -math.inf).float()
 
 
 def _farthest(distances: Tensor, size: int) -> tuple[Tensor, float, int]:

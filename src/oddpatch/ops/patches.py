@@ -66,11 +66,13 @@ def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode:
     return torch.cat([align(p, size, mode).permute(0, 2, 3, 1) for p in pooled], dim=3)
 
 
-def pool_patches(features: Sequence[Tensor], patch_size: int, stride: int, dim: int, mode: str) -> Tensor:
+def pool_patches(
+    features: Sequence[Tensor], patch_size: int, stride: int, dim: int, mode: str, layer_dim: int | None = None
+) -> Tensor:
     """Locally aware patches as in the PatchCore authors' code.
 
-    The C_l * patch_size^2 values of each neighbourhood are averaged in runs to `dim` values, brought to the finest
-    grid, and the `dim` values of all layers are averaged in runs to `dim` again.
+    The C_l * patch_size^2 values of each neighbourhood are averaged in runs to `layer_dim` values, brought to the
+    finest grid, and those of all layers together are averaged in runs to `dim`.
 
     Args:
         features: [(B, C_l, h_l, w_l)], finest first.
@@ -78,13 +80,14 @@ def pool_patches(features: Sequence[Tensor], patch_size: int, stride: int, dim: 
         stride: of the neighbourhoods, in each layer's own positions.
         dim: of the embedding.
         mode: see `align`; the authors use "bilinear".
+        layer_dim: values of each layer; None for as many as `dim`.
 
     Returns:
         (B, h, w, dim), contiguous.
     """
     size = tuple((side - 1) // stride + 1 for side in features[0].shape[-2:])
     embedding = features[0].new_zeros(len(features[0]), *size, dim)  # (B, h, w, dim)
-    kernels = _pooling_kernels(tuple(feature.shape[1] for feature in features), patch_size, dim)
+    kernels = _pooling_kernels(tuple(feature.shape[1] for feature in features), patch_size, dim, layer_dim or dim)
     for feature, (first, kernel) in zip(features, kernels, strict=True):
         part = F.conv2d(feature, kernel.to(feature), stride=stride, padding=patch_size // 2)  # (B, n, h_l, w_l)
         aligned = align(part, (size[0], size[1]), mode).permute(0, 2, 3, 1)
@@ -93,18 +96,19 @@ def pool_patches(features: Sequence[Tensor], patch_size: int, stride: int, dim: 
 
 
 @lru_cache(maxsize=8)
-def _pooling_kernels(channels: tuple[int, ...], patch_size: int, dim: int) -> list[tuple[int, Tensor]]:
+def _pooling_kernels(channels: tuple[int, ...], patch_size: int, dim: int, layer_dim: int) -> list[tuple[int, Tensor]]:
     """For each layer, the first dimension of the embedding it enters, and the convolution (n, C_l, p, p) that enters.
 
     Unfolding, averaging runs of values, and averaging runs of these over all layers are linear, so together they are
     one convolution per layer; each layer enters but a few dimensions.
     """
-    over_layers = _run_averages(len(channels) * dim, dim).unflatten(1, (len(channels), dim))  # (dim, L, dim)
+    over_layers = _run_averages(len(channels) * layer_dim, dim).unflatten(1, (len(channels), layer_dim))
+    # (dim, L, layer_dim)
     kernels = []
     for layer, count in enumerate(channels):
         enters = over_layers[:, layer].any(dim=1).nonzero()[:, 0]
         first, last = int(enters[0]), int(enters[-1]) + 1
-        kernel = over_layers[first:last, layer] @ _run_averages(count * patch_size**2, dim)  # (n, C_l*p*p)
+        kernel = over_layers[first:last, layer] @ _run_averages(count * patch_size**2, layer_dim)  # (n, C_l*p*p)
         kernels.append((first, kernel.float().unflatten(1, (count, patch_size, patch_size))))
     return kernels
 

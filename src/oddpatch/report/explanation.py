@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ def _outline(axes: "Axes", box: Box, color: str, label: str) -> None:
     corner = (box.left - 0.5, box.top - 0.5)
     axes.add_patch(Rectangle(corner, box.width, box.height, fill=False, edgecolor="white", linewidth=2.4))
     axes.add_patch(Rectangle(corner, box.width, box.height, fill=False, edgecolor=color, linewidth=1.4))
-    style = {"size": 7, "color": "white", "bbox": {"facecolor": color, "edgecolor": "none", "pad": 1.0}}
+    style: dict[str, Any] = {"size": 7, "color": "white", "bbox": {"facecolor": color, "edgecolor": "none", "pad": 1.0}}
     # Beside the box, on the side where there is room.
     right = box.left + box.width / 2 < axes.get_xlim()[1] / 2
     x = box.left + box.width + 1 if right else box.left - 1
@@ -95,7 +95,11 @@ def _grey(image: Picture) -> Picture:
 
 def write_animation(path: Path, image: Picture, matches: Sequence[Match], pictures: Pictures) -> None:
     """Write a GIF with one frame a patch: the image with the patch, the training image with the nearest normal one."""
-    frames = _frames(image, matches, pictures)
+    from PIL import Image
+
+    # One palette and no dithering: what stays the same between frames then takes no room in the file.
+    first = next(_frames(image, matches[:1], pictures)).quantize(128)
+    frames = (frame.quantize(palette=first, dither=Image.Dither.NONE) for frame in _frames(image, matches, pictures))
     first = next(frames)
     with replacing(path, "wb") as file:
         first.save(file, "GIF", save_all=True, append_images=frames, duration=FRAME_MILLISECONDS, loop=0)

@@ -55,7 +55,7 @@ def masks_by_colour(
     for path in files:
         if target not in path.parents or source.is_file():
             name = path.relative_to(base).with_name(f"{path.stem}{MASK_SUFFIX}.png")
-            jobs.append(_Job(target / name, [(path, list(colours))], tolerance))
+            jobs.append(_Job(target / name, [(path, list(colours))], tolerance, colour=True))
     if not jobs:
         raise DataError(f"{source}: no such image, or a folder without any: give a segmentation or a folder of them")
     return _run(jobs, MaskReport(), force, dry_run, skip, progress)
@@ -92,19 +92,30 @@ def masks_by_label(
     if not labels and not instances:
         raise ConfigError(f"no label is given: choose among {', '.join(sorted(recording.labels))}")
     jobs: list[_Job] = []
+    report = MaskReport()
     for capture in recording.captures:
+        if capture.semantic is None and capture.instance is None:
+            report.problems.append(f"{capture.image}: the JSON names no segmentation for it, so it has no mask")
+            continue
         stem = target / capture.image.relative_to(_common(source, capture.image)).with_suffix("")
         if instances:
             jobs += [
-                _Job(Path(f"{stem}_instance{i.number}{MASK_SUFFIX}.png"), [(_file(capture), [i.value])], 0, i.visible_pixels)
+                _Job(
+                    Path(f"{stem}_instance{i.number}{MASK_SUFFIX}.png"),
+                    [(_file(capture), [i.value])],
+                    0,
+                    i.visible_pixels,
+                )
                 for i in capture.instances
                 if not labels or i.label in labels
             ]
         else:
             jobs.append(label_job(capture, labels, Path(f"{stem}{MASK_SUFFIX}.png")))
     if not jobs:
-        raise DataError(f"{source}: no instance of {', '.join(labels) or 'any label'} in {len(recording.captures)} captures")
-    return _run(jobs, MaskReport(), force, dry_run, skip, progress)
+        raise DataError(
+            f"{source}: no instance of {', '.join(labels) or 'any label'} in {len(recording.captures)} captures"
+        )
+    return _run(jobs, report, force, dry_run, skip, progress)
 
 
 def check_labels(recording: Recording, labels: Sequence[str], source: Path) -> None:
@@ -125,12 +136,13 @@ class _Job:
     sources: list[tuple[Path, list[Value]]]
     tolerance: int = 0
     expected: int | None = None  # pixels
+    colour: bool = False  # grey and palette images are colours too
 
     def mask(self) -> NDArray[np.bool_]:
         """(H, W) where any of the values is, over all sources."""
         found: list[NDArray[np.bool_]] = []
         for path, values in self.sources:
-            segmentation = read_segmentation(path)
+            segmentation = read_segmentation(path, self.colour)
             picked = [select(segmentation, value, path, self.tolerance) for value in values]
             found.append(np.any(picked, axis=0) if picked else np.zeros(segmentation.shape[:2], np.bool_))
         if len({mask.shape for mask in found}) > 1:

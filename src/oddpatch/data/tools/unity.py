@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,23 @@ def read_recording(root: Path, rename: Rename = str) -> Recording:
         raise DataError(f"{root}: holds neither *frame_data.json (SOLO) nor captures_*.json (legacy Unity Perception)")
     recording = Recording()
     for path in frames:
-        _read(path, lambda content, path=path: _solo(path, content, recording, rename))
+        _read(path, partial(_solo, path, recording=recording, rename=rename))
     for path in sorted({path.parent / "annotation_definitions.json" for path in legacy}):
         if not path.is_file():
             raise DataError(f"{path}: not found, but {path.parent} has captures_*.json, whose labels it defines")
     for path in sorted(root.rglob("annotation_definitions.json")):
         _read(path, lambda content: recording.labels.update(_defined(content)))
     for path in legacy:
-        _read(path, lambda content, path=path: _legacy(path, content, recording, rename))
+        _read(path, partial(_legacy, path, recording=recording, rename=rename))
     for capture in recording.captures:
         recording.labels.update(capture.values, (instance.label for instance in capture.instances))
     return recording
 
 
-def read_segmentation(path: Path) -> NDArray[np.generic]:
+def read_segmentation(path: Path, colour: bool = False) -> NDArray[np.generic]:
     """Decode a segmentation: (H, W) class indices, or (H, W, 3) uint8 RGB. Alpha is dropped.
+
+    With `colour`, grey and palette images are taken as colours too.
 
     Raises:
         DataError: the file is missing (the message lists what is there instead), empty or damaged.
@@ -95,7 +98,7 @@ def read_segmentation(path: Path) -> NDArray[np.generic]:
     try:
         with Image.open(path) as image:
             image.load()
-            if image.mode in ("L", "P") or image.mode.startswith("I"):
+            if not colour and (image.mode in ("L", "P") or image.mode.startswith("I")):
                 return np.asarray(image)
             return np.asarray(image.convert("RGBA"))[..., :3]
     except Exception as error:  # decoders meet damaged bytes with errors of nearly any type
@@ -132,7 +135,9 @@ def _read(path: Path, use: Callable[[Any], None]) -> None:
     try:
         use(json.loads(path.read_text(encoding="utf-8-sig")))
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is not what Unity Perception writes: {error!r} is missing or of another type") from error
+        raise DataError(
+            f"{path}: is not what Unity Perception writes: {error!r} is missing or of another type"
+        ) from error
     except ValueError as error:
         if isinstance(error, DataError):
             raise
@@ -213,7 +218,9 @@ def _legacy(path: Path, content: Any, recording: Recording, rename: Rename) -> N
             if coloured:
                 instance = _beside(path, rename(annotation["filename"]))
                 instances = [
-                    Instance(str(v["instance_id"]), names.get(str(v["instance_id"]), "unknown"), _value(v["color"]), None)
+                    Instance(
+                        str(v["instance_id"]), names.get(str(v["instance_id"]), "unknown"), _value(v["color"]), None
+                    )
                     for v in coloured
                 ]
         if semantic or instance or str(capture.get("format", "")).upper() in ("PNG", "JPG", "JPEG"):

@@ -1,0 +1,1 @@
+"""Published layouts. A converter is a module of this package with a function `plan(source, options)`, found by name."""

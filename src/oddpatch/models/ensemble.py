@@ -1,0 +1,149 @@
+"""An ensemble: one detector for each of several backbones, their standardised scores averaged."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.types import Prediction
+
+log = logging.getLogger(__name__)
+
+
+class EnsembleDetector(Detector):
+    """Detectors of one kind, each on the maps of its own backbone.
+
+    Distances of different backbones have different units. Each member's scores and maps are therefore standardised by
+    the mean and the standard deviation they have on held-out good training images, which the member was not fitted to:
+    on its own training images a memory bank gives distances near zero. The PatchCore authors' code scales by the
+    smallest and largest value over the test set instead; nothing of the test set is looked at here.
+
+    Args:
+        channels: channels of each map of an `oddpatch.backbones.ensemble.EnsembleBackbone`.
+        strides: their strides.
+        maps: how many of these maps each backbone gives, in their order.
+        member: makes a detector when called with `channels` and `strides` (in a config: `_partial_: true`).
+        holdout: share of the good training images that are held out: every (1 / holdout)-th of them.
+
+    Raises:
+        ConfigError: `maps` do not add up, or another setting cannot work.
+    """
+
+    fitted_buffers = ("center", "scale")
+    center: Tensor  # (members, 2) mean of the scores, and of the maps, of held-out good images
+    scale: Tensor  # (members, 2) their standard deviation
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        maps: Sequence[int],
+        member: Callable[..., Detector],
+        holdout: float = 0.2,
+    ) -> None:
+        super().__init__(channels, strides)
+        if sum(maps) != len(channels) or min(maps, default=0) < 1:
+            raise ConfigError(
+                f"maps={list(maps)} but the backbones give {len(channels)} maps of strides {list(strides)}: "
+                "set how many of them each backbone gives"
+            )
+        if not 0 < holdout <= 0.5:
+            raise ConfigError(f"holdout={holdout}: choose above 0 and up to 0.5")
+        self.maps = list(maps)
+        self.holdout = holdout
+        self.period = round(1 / holdout)
+        starts = [sum(self.maps[:i]) for i in range(len(self.maps))]
+        self.members = nn.ModuleList(
+            member(channels=channels[start : start + count], strides=strides[start : start + count])
+            for start, count in zip(starts, self.maps, strict=True)
+        )
+        self.localizes = all(detector.localizes for detector in self.detectors)
+        self.register_buffer("center", torch.empty(0))
+        self.register_buffer("scale", torch.empty(0))
+        self._held_out: list[tuple[int, list[Tensor]]] = []  # index and maps [(1, C_l, h_l, w_l)] of each image
+
+    @property
+    def detectors(self) -> list[Detector]:
+        """The members."""
+        return list(self.members)  # type: ignore[arg-type]
+
+    def split(self, features: list[Tensor]) -> list[list[Tensor]]:
+        """The maps of each member."""
+        parts = iter(features)
+        return [[next(parts) for _ in range(count)] for count in self.maps]
+
+    @torch.no_grad()
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Give every member its maps of the images that are not held out."""
+        held_out = (index % self.period == self.period - 1).to(features[0].device)  # (B,)
+        for row in held_out.nonzero()[:, 0].tolist():
+            self._held_out.append((int(index[row]), [feature[row : row + 1].clone() for feature in features]))
+        if held_out.all():
+            return
+        kept = index[~held_out.to(index.device)]
+        for detector, maps in zip(self.detectors, self.split(features), strict=True):
+            detector.update([feature[~held_out] for feature in maps], kept)
+
+    @torch.no_grad()
+    def fit(self, progress: ProgressFn = no_progress) -> None:
+        """Fit every member, then standardise on the images held out.
+
+        Raises:
+            DataError: fewer than two images are held out.
+        """
+        if len(self._held_out) < 2:
+            raise DataError(
+                f"an ensemble standardises on held-out good images, and holdout={self.holdout} leaves "
+                f"{len(self._held_out)} of them: add good images, or raise model.holdout"
+            )
+        held_out = [features for _, features in sorted(self._held_out, key=lambda pair: pair[0])]
+        self._held_out = []
+        center, scale = [], []
+        for number, detector in enumerate(self.detectors):
+            detector.fit(progress)
+            scored = [self._score(number, features) for features in held_out]
+            values = [torch.cat(part).double() for part in zip(*scored, strict=True)]  # (n,), (n * H * W,)
+            center.append(torch.stack([value.mean() for value in values]))
+            scale.append(torch.stack([value.std() for value in values]))
+        self.center, self.scale = torch.stack(center).float(), torch.stack(scale).float()  # (members, 2) both
+        if not (self.scale > 0).all():
+            log.warning("all held-out good images score the same: where they do, distances are not scaled")
+            self.scale = self.scale.where(self.scale > 0, 1.0)
+        self.fitted.fill_(True)
+
+    def _score(self, number: int, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Score (1,) and map values (H*W,) that a member gives one held-out image; without a map, the score twice."""
+        maps = self.split(features)[number]
+        stride = self.detectors[number].strides[0]
+        finest = self.detectors[number].select(maps)[0]
+        # The size of the image itself is not known here; for sizes that the stride divides it is this.
+        size = (finest.shape[2] * stride, finest.shape[3] * stride)
+        score, anomaly_map = self.detectors[number](maps, size)
+        return score, score if anomaly_map is None else anomaly_map.flatten()
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Mean of the members' standardised scores, and of their standardised maps."""
+        self.require_fitted()
+        scores, maps = [], []
+        for i, (detector, part) in enumerate(zip(self.detectors, self.split(features), strict=True)):
+            score, anomaly_map = detector(part, image_size)
+            scores.append((score - self.center[i, 0]) / self.scale[i, 0])
+            if anomaly_map is not None:
+                maps.append((anomaly_map - self.center[i, 1]) / self.scale[i, 1])
+        mean_map = torch.stack(maps).mean(0) if self.localizes else None  # (B, 1, H, W)
+        return Prediction(torch.stack(scores).mean(0), mean_map)
+
+    def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
+        """What the members need for the images they are fitted to, and the maps of those held out."""
+        held_out = num_images // self.period
+        starts = [sum(self.maps[:i]) for i in range(len(self.maps))]
+        parts = [
+            detector.required_memory(shapes[start : start + count], num_images - held_out)
+            for detector, start, count in zip(self.detectors, starts, self.maps, strict=True)
+        ]
+        maps = held_out * sum(4 * channels * height * width for channels, height, width in shapes)
+        remedy = parts[0][1].replace("model.", "model.member.") + ", or lower model.holdout"
+        return maps + sum(needed for needed, _ in parts), remedy

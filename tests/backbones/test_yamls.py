@@ -1,0 +1,89 @@
+"""Every backbone of configs/backbone: its maps are what it says, and every method works on them."""
+
+import pytest
+import torch
+from conftest import CONFIGS
+
+from oddpatch import pipeline
+from oddpatch.backbones.inspection import describe, on_meta, settings_of
+from oddpatch.models.gaussian import GaussianAD
+from oddpatch.models.padim import PaDiM
+from oddpatch.models.patchcore import PatchCore
+from oddpatch.models.spade import SPADE
+
+SINGLE = sorted(p.stem for p in (CONFIGS / "backbone").glob("*.yaml") if "EnsembleBackbone" not in p.read_text())
+SIZE = 224  # a multiple of every stride
+SMALL = ["effnet_lite0", "mobilenetv3", "resnet18", "tv_resnet34"]
+TRANSFORMERS = {"vit_b16": 16, "vit_b32": 32, "deit_b": 16, "dinov2_s": 14, "dinov2_b": 14, "dinov3_s": 16}
+METHODS = {
+    "gaussian": lambda c, s: GaussianAD(c, s),
+    "padim": lambda c, s: PaDiM(c, s, num_features=min(16, sum(c))),
+    "patchcore": lambda c, s: PatchCore(c, s, coreset_ratio=0.5, num_neighbors=3),
+    "spade": lambda c, s: SPADE(c, s, k=2),
+}
+
+
+@pytest.fixture(scope="module")
+def metas():
+    """Each backbone without numbers in it, made when first asked for."""
+    made = {}
+    return lambda name: made.setdefault(name, on_meta(settings_of(name)))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_maps_are_as_told_and_nothing_learns(name, metas):
+    backbone = metas(name)
+    about = describe(backbone, (SIZE, SIZE))
+    assert [c for c, _, _ in about.shapes] == backbone.channels
+    for (_, height, width), stride in zip(about.shapes, backbone.strides, strict=True):
+        assert height == width
+        assert height == SIZE // stride
+    assert backbone.strides == sorted(backbone.strides)
+    backbone.train()
+    assert not any(module.training for module in backbone.modules())
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert about.flops > 0
+
+
+@pytest.mark.parametrize(("name", "stride"), TRANSFORMERS.items())
+def test_transformers_give_their_patches_alone_at_other_sizes_too(name, stride, metas):
+    for size in (224, 4 * stride * 2):
+        assert {s[1:] for s in metas(name).feature_shapes((size, size))} == {(size // stride, size // stride)}
+
+
+@pytest.mark.parametrize("name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in SINGLE])
+def test_a_state_dict_goes_round(name):
+    def build():
+        return pipeline.make({**settings_of(name), "weights": "random"})
+
+    first, second = build(), build()
+    images = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        second.load_state_dict(first.state_dict())
+        for a, b in zip(first(images), second(images), strict=True):
+            torch.testing.assert_close(a, b)
+            assert a.shape[0] == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SINGLE)
+def test_every_method_works_on_every_backbone(name, method, metas):
+    backbone = metas(name)
+    channels = [min(c, 24) for c in backbone.channels]  # the shapes matter here, and methods do not read the channels
+    generator = torch.Generator().manual_seed(0)
+
+    def features(count):
+        sides = [max(2, 64 // stride) for stride in backbone.strides]
+        return [torch.randn(count, c, s, s, generator=generator) for c, s in zip(channels, sides, strict=True)]
+
+    detector = METHODS[method](channels, backbone.strides)
+    detector.update(features(5), torch.arange(5))
+    detector.fit()
+    good = features(2)
+    odd = [f + 9 for f in good]
+    prediction = detector(good, (64, 64))
+    assert prediction.score.shape == (2,)
+    assert prediction.score.isfinite().all()
+    assert (detector(odd, (64, 64)).score > prediction.score).all()
+    if detector.localizes:
+        assert prediction.anomaly_map.shape == (2, 1, 64, 64)

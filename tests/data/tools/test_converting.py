@@ -1,0 +1,172 @@
+"""Converters: made-up sources in each published layout, and the real DeepPCB group."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import REAL_DATA
+from PIL import Image
+
+from oddpatch.data.layout import scan
+from oddpatch.data.tools.converting import KINDS, Options, deviations, make_plans, write_plan
+from oddpatch.errors import ConfigError, DataError
+
+DEEPPCB = REAL_DATA / "deeppcb" / "PCBData"
+
+
+def picture(path, value=90, size=(8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size[::-1], value, np.uint8)).save(path)
+
+
+def convert(kind, source, target, **options):
+    plans = make_plans(kind, source, Options(**options))
+    for plan in plans:
+        write_plan(plan, target, source, kind)
+    return {plan.category: scan(target, plan.category) for plan in plans}
+
+
+def tally(samples):
+    return {t: sum(s.defect_type == t for s in samples) for t in sorted({s.defect_type for s in samples})}
+
+
+@pytest.fixture
+def deeppcb(tmp_path):
+    base = tmp_path / "PCBData/group1"
+    for k, text in enumerate(["1 2 3 4 1\n", "1,1,2,2,3\n5 0 9 1 3", "0 0 1 1 6\n3 3 4 4 1\n", "6 4 2 3 2"]):
+        for kind in ("temp", "test"):
+            picture(base / f"1/1{k}_{kind}.jpg")
+        (base / "1_not").mkdir(exist_ok=True)
+        (base / f"1_not/1{k}.txt").write_text(text)
+    return tmp_path / "PCBData"
+
+
+def test_deeppcb_boxes_and_types(deeppcb, tmp_path):
+    found = convert("deeppcb", deeppcb, tmp_path / "out", test_share=0.25)["deeppcb"]
+    assert len(found.train) == 3
+    assert tally(found.test) == {"good": 1, "mixed": 1, "mousebite": 1, "open": 1, "short": 1}
+    masks = {s.path.stem: np.asarray(Image.open(s.mask_path)) for s in found.test if s.label}
+    expected = np.zeros((6, 8), np.uint8)
+    expected[1:3, 1:3] = expected[0:2, 5:8] = 255  # corners included, clipped
+    np.testing.assert_array_equal(masks["11_test"], expected)
+    assert masks["13_test"].sum() == 255 * 2 * 5  # corners in any order
+    assert (
+        "boxes, not outlines" in json.loads((tmp_path / "out/deeppcb/oddpatch_manifest.json").read_text())["notes"][0]
+    )
+
+
+def test_deeppcb_by_the_owners_lists(deeppcb, tmp_path):
+    (deeppcb / "trainval.txt").write_text("group1/1/10.jpg group1/1_not/10.txt\ngroup1/1/11.jpg group1/1_not/11.txt\n")
+    (deeppcb / "test.txt").write_text("group1/1/13.jpg group1/1_not/13.txt\n")
+    found = convert("deeppcb", deeppcb, tmp_path / "out")["deeppcb"]
+    assert [s.path.name for s in found.train] == ["10_temp.jpg", "11_temp.jpg"]
+    assert [s.path.name for s in found.test] == ["13_temp.jpg", "13_test.jpg"]
+    assert "1000" in deviations(make_plans("deeppcb", deeppcb, Options())[0])[0]
+
+
+@pytest.mark.parametrize("line", ["1 2 3 4", "1 2 3 4 7", "a 2 3 4 1", "90 90 99 99 1"])
+def test_deeppcb_bad_boxes_name_the_file_and_leave_nothing(deeppcb, tmp_path, line):
+    (deeppcb / "group1/1_not/10.txt").write_text(line)
+    with pytest.raises(DataError, match=r"10(\.txt:1|_test\.jpg): "):
+        convert("deeppcb", deeppcb, tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_visa(tmp_path):
+    base = tmp_path / "VisA"
+    rows = []
+    for k in range(4):
+        name = f"candle/Data/Images/Normal/{k}.JPG"
+        picture(tmp_path / "x.jpg")
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x.jpg").rename(base / name)
+        rows.append(["candle", "train" if k < 3 else "test", "normal", name, ""])
+    image, mask = "candle/Data/Images/Anomaly/0.jpg", "candle/Data/Masks/Anomaly/0.png"
+    picture(base / image)
+    picture(base / mask, 3)
+    drawn = convert("visa", base, tmp_path / "drawn", test_share=0.25)["candle"]
+    assert (len(drawn.train), tally(drawn.test)) == (3, {"bad": 1, "good": 1})
+    (base / "split_csv").mkdir()
+    with (base / "split_csv/1cls.csv").open("w", newline="") as file:
+        head = ["object", "split", "label", "image", "mask"]
+        csv.writer(file).writerows([head, *rows, ["candle", "test", "anomaly", image, mask]])
+    found = convert("visa", base, tmp_path / "out")["candle"]
+    assert (len(found.train), tally(found.test)) == (3, {"bad": 1, "good": 1})
+    assert np.unique(np.asarray(Image.open(found.test[0].mask_path))).tolist() == [255]
+    assert any("1000" in line for line in deviations(make_plans("visa", base, Options())[0]))
+    with pytest.raises(DataError, match="cashew"):
+        make_plans("visa", base, Options(category="cashew"))
+
+
+def test_btad(tmp_path):
+    base = tmp_path / "BTech"
+    for name in ("train/ok/0.bmp", "test/ok/1.bmp", "test/ko/2.bmp", "ground_truth/ko/2.png"):
+        picture(base / "01" / name)
+    found = convert("btad", base, tmp_path / "out")["01"]
+    assert (len(found.train), tally(found.test)) == (1, {"good": 1, "ko": 1})
+    assert found.test[1].mask_path.name == "2_mask.png"
+
+
+def test_mpdd(tmp_path):
+    base = tmp_path / "MPDD"
+    for name in ("train/good/0.png", "test/good/1.png", "test/hole/2.png", "ground_truth/hole/2_mask.png"):
+        picture(base / "tubes" / name)
+    found = convert("mpdd", base, tmp_path / "out")["tubes"]
+    assert (len(found.train), tally(found.test)) == (1, {"good": 1, "hole": 1})
+    assert deviations(make_plans("mpdd", base, Options())[0]) == ["tubes train/*: 1 images, but the owner states 122"]
+
+
+def test_kolektor_of_both_kinds(tmp_path):
+    for k in range(3):
+        picture(tmp_path / f"one/kos0{k}/Part0.jpg")
+        picture(tmp_path / f"one/kos0{k}/Part0_label.bmp", 255 * (k == 2))
+    found = convert("kolektor", tmp_path / "one", tmp_path / "out", test_share=0.5)["kolektorsdd"]
+    assert [s.path.name for s in found.train + found.test if s.label] == ["kos02_Part0.jpg"]
+    assert (len(found.train), tally(found.test)) == (1, {"defect": 1, "good": 1})
+    for split in ("train", "test"):
+        for k in range(2):
+            picture(tmp_path / f"two/{split}/{k}.png")
+            picture(tmp_path / f"two/{split}/{k}_GT.png", 255 * k)
+    found = convert("kolektor", tmp_path / "two", tmp_path / "out")["kolektorsdd2"]
+    assert (len(found.train), tally(found.test)) == (1, {"defect": 1, "good": 1})
+
+
+def test_folder_of_ones_own(tmp_path):
+    base = tmp_path / "mine"
+    for name in ("ok/0.png", "ok/1.png", "scratch/a.png", "scratch/b.png", "gt/scratch/a.png"):
+        picture(base / name)
+    found = convert("folder", base, tmp_path / "out", good="ok", masks="gt", test_share=0.5)["mine"]
+    assert (len(found.train), tally(found.test)) == (1, {"good": 1, "scratch": 2})
+    assert [bool(s.mask_path) for s in found.test] == [False, True, False]
+    with pytest.raises(DataError, match="gt, ok, scratch: set --good"):
+        make_plans("folder", base, Options())
+
+
+def test_converters_are_found_by_name_and_never_replace(deeppcb, tmp_path):
+    assert KINDS == ("btad", "deeppcb", "folder", "kolektor", "mpdd", "visa")
+    with pytest.raises(ConfigError, match="choose one of btad"):
+        make_plans("coco", tmp_path, Options())
+    convert("deeppcb", deeppcb, tmp_path / "out")
+    with pytest.raises(DataError, match="--force"):
+        convert("deeppcb", deeppcb, tmp_path / "out")
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not DEEPPCB.is_dir(), reason="needs the real DeepPCB group")
+def test_real_deeppcb(tmp_path):
+    (plan,) = make_plans("deeppcb", DEEPPCB, Options())
+    write_plan(plan, tmp_path, DEEPPCB, "deeppcb", link=True)
+    found = scan(tmp_path, "deeppcb")
+    assert len(found.train) == 78
+    assert sum(s.label == 0 for s in found.test) == 20
+    defective = [s for s in found.test if s.label]
+    assert len(defective) == 98
+    assert all(s.mask_path for s in defective)
+    first = next(s for s in defective if s.path.name == "12300060_test.jpg")
+    boxes = np.loadtxt(DEEPPCB / "group12300/12300_not/12300060.txt", dtype=int)[:, :4]
+    assert boxes[0].tolist() == [203, 232, 254, 266]
+    expected = np.zeros((640, 640), bool)
+    for x1, y1, x2, y2 in boxes:
+        expected[y1 : y2 + 1, x1 : x2 + 1] = True
+    np.testing.assert_array_equal(np.asarray(Image.open(first.mask_path)) > 0, expected)
