@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> float | None:
 
     run = build(cfg)
     run.fit()
+    run.calibrate()
     run.save()
     run.test()
     run.summary()

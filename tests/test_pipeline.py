@@ -51,6 +51,7 @@ def tiny_backbone(monkeypatch):
 def run(cfg):
     job = pipeline.build(cfg)
     job.fit()
+    job.calibrate()
     job.save()
     job.test()
     job.summary()
@@ -186,16 +187,16 @@ def test_a_full_disk_leaves_no_half_checkpoint(tiles, tmp_path, tiny_backbone, m
 
 
 def spoil(path, how):
-    if how == "missing":
-        path.unlink()
-    elif how == "truncated":
-        path.write_bytes(path.read_bytes()[:5000])
+    content = torch.load(path, weights_only=True)
+    data = path.read_bytes()
+    path.unlink()  # what is mapped into memory must not be written over
+    if how == "truncated":
+        path.write_bytes(data[:5000])
     elif how == "foreign":
         torch.save({"state_dict": {}}, path)
     elif how == "code":
         torch.save(torch.nn.Linear(1, 1), path)
-    else:
-        content = torch.load(path, weights_only=True)
+    elif how != "missing":
         if how == "newer":
             content["oddpatch"]["format"] = 99
         if how == "target":

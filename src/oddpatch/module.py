@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import lightning as L
+import torch
 
+from oddpatch.calibration import FoldDetectors
 from oddpatch.errors import DataError
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
+from oddpatch.metrics.thresholds import at_threshold, highest_but
 from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
 from oddpatch.resources import check_memory
 from oddpatch.types import Batch, Prediction
@@ -33,10 +36,15 @@ class AnomalyModule(L.LightningModule):
         model: preprocessing, backbone and detector.
         fpr_limits: false-positive rates up to which PRO is integrated; the first is the headline `au_pro`.
         config: what the model was built from, as plain containers; it is saved in the checkpoint.
+        folds: see `oddpatch.calibration.Calibration.folds`; needed to fit, not to test.
     """
 
     def __init__(
-        self, model: AnomalyModel, fpr_limits: Sequence[float] = (0.3,), config: dict[str, Any] | None = None
+        self,
+        model: AnomalyModel,
+        fpr_limits: Sequence[float] = (0.3,),
+        config: dict[str, Any] | None = None,
+        folds: Sequence[int] = (),
     ) -> None:
         super().__init__()
         # Nothing is learned by gradient: there is no optimizer and no loss.
@@ -45,6 +53,8 @@ class AnomalyModule(L.LightningModule):
         self.config = config or {}
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics(fpr_limits=tuple(fpr_limits))
+        self.folds = folds
+        self.fold_detectors: FoldDetectors | None = None
         self.progress: ProgressFn = no_progress
         #: Metric values of the last test, and why others could not be computed.
         self.results: dict[str, Any] = {}
@@ -72,8 +82,12 @@ class AnomalyModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         image_size = self.model.preprocess.image_size
         shapes = self.model.backbone.feature_shapes(image_size)
-        needed, remedy = self.model.detector.required_memory(shapes, len(data.train_samples))
+        cross = self.model.calibration.method == "cross" and max(self.folds, default=-1) >= 0
+        needed, remedy = self.model.detector.required_memory(shapes, len(data.fitted))
+        needed *= 2 + max(self.folds) if cross else 1
         check_memory(needed, self.device, type(self.model.detector).__name__, remedy)
+        if cross:
+            self.fold_detectors = FoldDetectors(self.model.detector, self.folds).to(self.device)
         self._epoch_start = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
@@ -82,13 +96,64 @@ class AnomalyModule(L.LightningModule):
             odd = batch.path[int(batch.label.nonzero()[0])]
             raise DataError(f"{odd} is among the training images but is not good: move it to test/")
         if len(batch.image):
-            self.model.update(batch.image, batch.index)
+            features = self.model.backbone(batch.image)
+            self.model.detector.update(features, batch.index)
+            if self.fold_detectors is not None:
+                self.fold_detectors.update(features, batch.index)
 
     def on_train_end(self) -> None:
         """Fit the detector to what the epoch took in."""
         self.timing["embed"] = time.perf_counter() - self._epoch_start
         with self.timed("fit"):
             self.model.detector.fit(self.progress)
+            if self.fold_detectors is not None:
+                self.fold_detectors.fit(self.progress)
+
+    # -- thresholds ---------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Begin anew."""
+        self._epoch_start = time.perf_counter()
+        # Scores of the good images held out, the highest pixels of their maps, and scores of labelled validation.
+        self.good_scores, self.good_pixels, self.validation = ImageMetrics(), ImageMetrics(), ImageMetrics()
+
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Score good images that were held out of the fit, or labelled ones to set a threshold on."""
+        if not len(batch.image):
+            return
+        part = self.trainer.datamodule.validation_parts[dataloader_idx]  # type: ignore[attr-defined]
+        if part == "validation":
+            self.validation.update(self.model(batch.image).score, batch.label, batch.index)
+            return
+        if self.fold_detectors is None:
+            prediction = self.model(batch.image)
+        else:
+            features = self.model.backbone(batch.image)
+            prediction = self.fold_detectors(features, batch.index, self.model.preprocess.image_size)
+        self.good_scores.update(prediction.score, batch.label, batch.index)
+        if prediction.anomaly_map is not None:
+            highest = highest_but(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
+            self.good_pixels.update(torch.from_numpy(highest), batch.label, batch.index)
+
+    def on_validation_epoch_end(self) -> None:
+        """Set the thresholds."""
+        parts, calibration = self.trainer.datamodule.validation_parts, self.model.calibration  # type: ignore[attr-defined]
+        self.fold_detectors = None
+        if "calibration" in parts:
+            for metric in (
+                (self.good_scores, self.good_pixels) if self.model.detector.localizes else (self.good_scores,)
+            ):
+                metric.compute()  # brings the rows of all devices together
+            calibration.calibrate(self.good_scores.rows[0], self.good_pixels.rows[0])
+        if "validation" in parts:
+            best = self.validation.compute()
+            if "image_f1_max_threshold" in best:
+                calibration.f1_threshold.fill_(best["image_f1_max_threshold"])
+            else:
+                log.warning("no F1-max threshold was set: %s", self.validation.reasons["image_f1_max_threshold"])
+        if self.trainer.is_global_zero:
+            calibration.report()
+        self.timing["calibrate"] = time.perf_counter() - self._epoch_start
 
     # -- scoring and measuring --------------------------------------------------------------------------------------
 
@@ -132,6 +197,10 @@ class AnomalyModule(L.LightningModule):
                 for i, score in zip(indices.tolist(), scores.tolist(), strict=True)
             ]
             by_type, _ = auroc_by_type(scores, [image.defect_type for image in self.scored])
+            labels = [image.label for image in self.scored]
+            for source, threshold in self.model.calibration.thresholds().items():
+                found = at_threshold(scores, labels, threshold)
+                self.results.update({f"image_{name}@{source}": value for name, value in found.items()})
         self.log_dict(self.results, rank_zero_only=True)
         self.results["image_auroc_by_defect_type"] = by_type
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ProgressBar
@@ -22,7 +23,7 @@ from oddpatch.report.summary import print_summary
 log = logging.getLogger(__name__)
 
 #: Parts of a config that say what the model is; they go into the checkpoint.
-MODEL_KEYS = ("model", "backbone", "data")
+MODEL_KEYS = ("model", "backbone", "data", "calibration")
 CHECKPOINT = Path("checkpoints/fitted.ckpt")
 
 
@@ -44,6 +45,11 @@ class Run(NamedTuple):
     def fit(self) -> None:
         """Take in the good images and fit the detector."""
         self.trainer.fit(self.module, self.data)
+
+    def calibrate(self) -> None:
+        """Score the good images held out of the fit, and labelled validation images: thresholds come from them."""
+        if self.data.validation_parts:
+            self.trainer.validate(self.module, self.data, verbose=False)
 
     def test(self) -> None:
         """Score the test images, measure, and write the results."""
@@ -77,14 +83,27 @@ def build(cfg: DictConfig) -> Run:
     data = make(cfg.data, mean=backbone.mean, std=backbone.std)
     data.prepare_data()
     data.setup("fit")
+    calibration = make(cfg.calibration)
+    folds = calibration.folds(len(data.train_samples))
+    data.hold_out(folds, fit_too=calibration.method == "cross")
     detector = make(cfg.model, channels=backbone.channels, strides=backbone.strides)
-    model = AnomalyModel(data.preprocess, backbone, detector)
+    model = AnomalyModel(data.preprocess, backbone, detector, calibration)
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
     config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}
     config["data"]["root"] = str(Path(config["data"]["root"]).resolve())  # a run can be tested from anywhere
-    module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=config)
+    config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
+    module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=config, folds=folds)
     return Run(data, module, build_trainer(cfg), folder)
+
+
+def names(cfg: DictConfig) -> dict[str, Any]:
+    """What people call this run: the config files that were chosen, or the classes where Hydra did not choose."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    called = {
+        key: str(choices.get(key) or cfg[key]._target_.rpartition(".")[2]) for key in ("model", "backbone", "data")
+    }
+    return {**called, "category": cfg.data.category, "experiment": choices.get("experiment")}
 
 
 def rebuild(cfg: DictConfig) -> Run:
@@ -93,6 +112,8 @@ def rebuild(cfg: DictConfig) -> Run:
     Raises:
         CheckpointError, ConfigError, DataError: before anything expensive has begun.
     """
+    if OmegaConf.is_missing(cfg, "run"):
+        raise ConfigError("which run? give its folder: python eval.py run=outputs/FOLDER")
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model, about = restore(Path(cfg.run))
@@ -134,13 +155,14 @@ def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
     content = read_checkpoint(path)
     about = content["oddpatch"]
     config = about["config"]
-    for key in ("model", "backbone"):
-        _refuse_foreign_targets(config[key], path)
+    for key in ("model", "backbone", "calibration"):
+        _refuse_foreign_targets(config.get(key), path)
     # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
     backbone = make({**config["backbone"], "weights": "random"})
     backbone.weights_origin = about["weights"]
     detector = make(config["model"], channels=backbone.channels, strides=backbone.strides)
-    model = AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector)
+    calibration = make(config["calibration"]) if "calibration" in config else None
+    model = AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration)
     state = {key.removeprefix("model."): v for key, v in content["state_dict"].items() if key.startswith("model.")}
     try:
         model.load_state_dict(state)

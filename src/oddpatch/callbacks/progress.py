@@ -58,6 +58,18 @@ class Progress(ProgressBar):
         """Leave the line to the bar of the fit."""
         self._close()
 
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """One batch of held-out or validation images was scored."""
+        self._show(batch_idx + 1, int(trainer.num_val_batches[dataloader_idx]), "scoring for the threshold")
+
     def on_test_batch_end(
         self,
         trainer: L.Trainer,

@@ -36,10 +36,13 @@ class Results(L.Callback):
         if not trainer.is_global_zero:
             return
         module = pl_module
+        calibration = module.model.calibration
         metrics = {
+            "run": module.config.get("run"),
             **module.results,
+            "thresholds": calibration.describe(),
             "absent": module.absent,
-            "num_train_images": len(trainer.datamodule.train_samples),  # type: ignore[attr-defined]
+            "num_train_images": len(trainer.datamodule.fitted),  # type: ignore[attr-defined]
             "num_test_images": len(module.scored),
             "skipped": trainer.datamodule.skipped(),  # type: ignore[attr-defined]
             "timing": {stage: round(seconds, 4) for stage, seconds in module.timing.items()},
@@ -54,5 +57,13 @@ class Results(L.Callback):
             file.write("\n")
         with replacing(self.folder / "predictions.csv") as file:
             writer = csv.writer(file)
-            writer.writerow(["path", "label", "defect_type", "score"])
-            writer.writerows((p.path, p.label, p.defect_type, repr(p.score)) for p in module.scored)
+            writer.writerow(["path", "label", "defect_type", "score", "p_value", "odd"])
+            scores = [image.score for image in module.scored]
+            verdicts: list[tuple[Any, Any]] = [("", "")] * len(scores)
+            if calibration.calibrated:
+                p_values, threshold = calibration.p_values(scores).tolist(), calibration.image.value
+                verdicts = [(repr(p), int(score > threshold)) for p, score in zip(p_values, scores, strict=True)]
+            writer.writerows(
+                (image.path, image.label, image.defect_type, repr(image.score), *verdict)
+                for image, verdict in zip(module.scored, verdicts, strict=True)
+            )

@@ -1,5 +1,6 @@
 """A category in MVTec layout as a LightningDataModule."""
 
+import hashlib
 import logging
 import os
 import tempfile
@@ -13,7 +14,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, Sampler
 
 from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
-from oddpatch.data.layout import Sample, scan
+from oddpatch.data.layout import Sample, scan, scan_types
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
 
@@ -21,19 +22,19 @@ log = logging.getLogger(__name__)
 
 
 class ShardedSampler(Sampler[int]):
-    """Positions rank, rank + world, ... of a dataset: every item once over all devices, none repeated to fill up.
+    """Every world-th of some positions of a dataset: each item once over all devices, none repeated to fill up.
 
     Ranks may therefore differ by one item, and hold none if there are fewer items than devices.
     """
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, positions: Sequence[int]) -> None:
+        self.positions = positions
 
-    def _positions(self) -> range:
+    def _positions(self) -> Sequence[int]:
         # Asked for when iterated, as the process group may not be there yet when the loader is made.
         if distributed.is_available() and distributed.is_initialized():
-            return range(distributed.get_rank(), self.length, distributed.get_world_size())
-        return range(self.length)
+            return self.positions[distributed.get_rank() :: distributed.get_world_size()]
+        return self.positions
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._positions())
@@ -46,7 +47,7 @@ class MVTecDataModule(LightningDataModule):
     """Good images to train on and labelled images to test on.
 
     Order is fixed and no image is dropped or repeated, so a fitted model does not depend on the loading.
-    After `setup`: `train_samples`, `test_samples` and `warnings`.
+    After `setup`: `train_samples`, `test_samples`, `validation_samples` and `warnings`.
 
     Args:
         root: folder of the categories.
@@ -60,6 +61,8 @@ class MVTecDataModule(LightningDataModule):
         num_workers: decoding processes; "auto" for one a core, at most 8, and none on a single core.
         mask_threshold: see `oddpatch.data.decoding.read_mask`.
         on_error: what to do with an unusable file, see `MVTecDataset`.
+        validation: labelled images, good and defective, to set the F1-max threshold on: a folder of FOLDER/good and
+            FOLDER/DEFECT_TYPE, or a share in (0, 1) of each type of the test images, which then are not tested on.
         render: scene to render if the category's folder is absent; true for the one named like the category; false or
             None to refuse.
         render_seed: seed of the rendering.
@@ -82,6 +85,7 @@ class MVTecDataModule(LightningDataModule):
         num_workers: int | str = "auto",
         mask_threshold: float = 0.0,
         on_error: OnError = "raise",
+        validation: float | str | Path | None = None,
         render: str | bool | None = None,
         render_seed: int = 0,
     ) -> None:
@@ -97,11 +101,20 @@ class MVTecDataModule(LightningDataModule):
         self.on_error: OnError = on_error
         self.scene = category if render is True else render or None
         self.render_seed = render_seed
+        if isinstance(validation, float | int) and not 0 < validation < 1:
+            raise ConfigError(
+                f"validation={validation} must be a folder, or a share between 0 and 1 of the test images"
+            )
+        self.validation = validation
         self.train_samples: list[Sample] = []
         self.test_samples: list[Sample] = []
+        self.validation_samples: list[Sample] = []
         self.warnings: list[str] = []
+        #: Positions of the training images that are fitted to, and of those scored afterwards for the threshold.
+        self.fitted: Sequence[int] = []
+        self.held_out: Sequence[int] = []
         # Made now, so that a wrong setting fails before anything is read.
-        self._train, self._test = self._dataset([]), self._dataset([])
+        self._train, self._test, self._validation = (self._dataset([]) for _ in range(3))
 
     def _dataset(self, samples: list[Sample]) -> MVTecDataset:
         return MVTecDataset(samples, self.preprocess, self.on_error, self.mask_threshold)
@@ -124,22 +137,47 @@ class MVTecDataModule(LightningDataModule):
         if self.train_samples:
             return
         self.train_samples, self.test_samples, self.warnings = scan(self.root, self.category)
+        if isinstance(self.validation, float | int):
+            self.validation_samples, self.test_samples = take_share(self.test_samples, self.validation)
+        elif self.validation:
+            self.validation_samples = scan_types(self.validation)
         self._train, self._test = self._dataset(self.train_samples), self._dataset(self.test_samples)
+        self._validation = self._dataset(self.validation_samples)
+        self.fitted = range(len(self.train_samples))
         self._log(self.warnings)
 
+    def hold_out(self, folds: Sequence[int], fit_too: bool) -> None:
+        """Score the good images that have a fold (0 or more) after the fit; fit to them, too, if `fit_too`."""
+        self.held_out = [position for position, fold in enumerate(folds) if fold >= 0]
+        self.fitted = [position for position, fold in enumerate(folds) if fold < 0 or fit_too]
+
+    @property
+    def validation_parts(self) -> list[str]:
+        """What each of the validation loaders gives: "calibration" (good images) or "validation" (labelled ones)."""
+        parts = {"calibration": self.held_out, "validation": self.validation_samples}
+        return [name for name, samples in parts.items() if samples]
+
     def train_dataloader(self) -> DataLoader[Item | None]:
-        """Good images, in order."""
-        return self._loader(self._train)
+        """Good images to fit to, in order."""
+        return self._loader(self._train, self.fitted)
+
+    def val_dataloader(self) -> list[DataLoader[Item | None]]:
+        """A loader for each of `validation_parts`."""
+        loaders = {
+            "calibration": lambda: self._loader(self._train, self.held_out),
+            "validation": lambda: self._loader(self._validation, range(len(self._validation))),
+        }
+        return [loaders[name]() for name in self.validation_parts]
 
     def test_dataloader(self) -> DataLoader[Item | None]:
         """Test images, in order."""
-        return self._loader(self._test)
+        return self._loader(self._test, range(len(self._test)))
 
-    def _loader(self, dataset: MVTecDataset) -> DataLoader[Item | None]:
+    def _loader(self, dataset: MVTecDataset, positions: Sequence[int]) -> DataLoader[Item | None]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=ShardedSampler(len(dataset)),
+            sampler=ShardedSampler(positions),
             num_workers=self.num_workers,
             collate_fn=partial(collate, image_size=self.preprocess.image_size),
             pin_memory=torch.cuda.is_available(),
@@ -147,11 +185,11 @@ class MVTecDataModule(LightningDataModule):
 
     def skipped(self) -> list[str]:
         """One line for each file that was left out so far on this device (with `on_error="skip"`)."""
-        return self._train.skipped() + self._test.skipped()
+        return self._train.skipped() + self._validation.skipped() + self._test.skipped()
 
     def teardown(self, stage: str) -> None:
         """Say which files were left out, and which masks show no defect."""
-        dataset = self._train if stage == "fit" else self._test
+        dataset = {"fit": self._train, "validate": self._validation}.get(stage, self._test)
         skipped = dataset.skipped()
         if skipped:
             log.warning("%d of %d images were skipped:", len(skipped), len(dataset))
@@ -162,6 +200,27 @@ class MVTecDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.is_global_zero:
             for line in lines:
                 log.warning(line)
+
+
+def take_share(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """(taken, left): of each defect type the share, at least one and leaving at least one, by a hash of the name.
+
+    A hash, not a draw: adding an image moves no other from one part to the other side's measurements unnoticed.
+    """
+    taken: set[Path] = set()
+    for kind in {sample.defect_type for sample in samples}:
+        own = sorted((sample.path for sample in samples if sample.defect_type == kind), key=_digest)
+        if len(own) < 2:
+            raise ConfigError(
+                f"validation={share} cannot share out {len(own)} test image of type {kind}: give a folder of labelled "
+                "images instead"
+            )
+        taken.update(own[: min(max(round(share * len(own)), 1), len(own) - 1)])
+    return [s for s in samples if s.path in taken], [s for s in samples if s.path not in taken]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()
 
 
 def render(folder: Path, scene: str, seed: int) -> None:

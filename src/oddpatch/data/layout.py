@@ -76,6 +76,24 @@ def scan(root: str | Path, category: str) -> Layout:
     return Layout(train, test, warnings)
 
 
+def scan_types(folder: str | Path) -> list[Sample]:
+    """Labelled images without masks: FOLDER/good and a folder for each defect type, as below `test`.
+
+    Raises:
+        DataError: there is no such folder, or no image in a folder of its type.
+    """
+    types = _type_folders(Path(folder), [])
+    if not types:
+        raise DataError(
+            f"{folder} holds no images in folders of their type: expected {folder}/{GOOD} and {folder}/TYPE"
+        )
+    return [
+        Sample(path / image, int(name != GOOD), name, None)
+        for name, (path, images) in types.items()
+        for image in images
+    ]
+
+
 def _category_folder(root: Path, category: str) -> Path:
     known = categories(root)
     base = root / category

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from oddpatch.calibration import Calibration
 from oddpatch.errors import ConfigError, NotFittedError
 from oddpatch.types import Prediction
 
@@ -102,17 +103,25 @@ class Detector(nn.Module, ABC):
 
 
 class AnomalyModel(nn.Module):
-    """Preprocessing, backbone and detector together: what is saved, predicted with and exported."""
+    """Preprocessing, backbone, detector and its calibration: what is saved, predicted with and exported."""
 
     preprocess: "Preprocess"
     backbone: "Backbone"
     detector: Detector
+    calibration: Calibration
 
-    def __init__(self, preprocess: "Preprocess", backbone: "Backbone", detector: Detector) -> None:
+    def __init__(
+        self,
+        preprocess: "Preprocess",
+        backbone: "Backbone",
+        detector: Detector,
+        calibration: Calibration | None = None,
+    ) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.backbone = backbone
         self.detector = detector
+        self.calibration = calibration or Calibration()
 
     def forward(self, images: Tensor) -> Prediction:
         """Score preprocessed images (B, 3, H, W)."""

@@ -20,6 +20,9 @@ HEADLINES = {
     "pixel_f1_max": "pixel F1-max (oracle)",
     "au_pro": "AU-PRO",
 }
+#: What an image threshold was set on, and rates of the test images at it.
+THRESHOLDS = {"conformal": "from held-out good images", "validation": "F1-max of the validation images"}
+RATES = {"recall": "recall", "fpr": "false alarms", "precision": "precision", "f1": "F1"}
 
 
 def print_summary(module: "AnomalyModule", folder: Path, console: Console | None = None) -> None:
@@ -37,6 +40,12 @@ def print_summary(module: "AnomalyModule", folder: Path, console: Console | None
             table.add_row(name, f"{value:.4f}", note)
         elif key in module.absent:
             table.add_row(name, "-", module.absent[key])
+    thresholds = module.model.calibration.thresholds()
+    for source, threshold in thresholds.items():
+        table.add_row(f"threshold ({source})", f"{threshold:.4g}", THRESHOLDS[source])
+        for name in ("recall", "fpr", "precision", "f1"):
+            if (value := module.results.get(f"image_{name}@{source}")) is not None:
+                table.add_row(f"  {RATES[name]}", f"{value:.4f}", "")
     by_type = module.results.get("image_auroc_by_defect_type", {})
     if len(by_type) > 1:
         counts = {name: sum(image.defect_type == name for image in module.scored) for name in by_type}

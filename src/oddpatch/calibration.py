@@ -1,0 +1,232 @@
+"""What a fitted model knows about scores of good images: thresholds and p-values come from here."""
+
+import logging
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oddpatch.errors import ConfigError
+from oddpatch.metrics.thresholds import (
+    Threshold,
+    anomaly_score,
+    check_target_fpr,
+    conformal_p_values,
+    conformal_threshold,
+    fold_of,
+)
+
+if TYPE_CHECKING:
+    from oddpatch.models.base import Detector, ProgressFn
+
+log = logging.getLogger(__name__)
+
+Method = Literal["none", "holdout", "cross"]
+
+
+class Calibration(nn.Module):
+    """Scores of good images that the model was not fitted to, kept with the model.
+
+    `holdout` leaves a share of the good images out of the fit; the guarantee is that of
+    `oddpatch.metrics.thresholds`. `cross` fits to all of them, and scores each fold by a detector of its own that was
+    fitted without it: every image serves twice, at the price of as many fits more and of a guarantee that is
+    approximate, since the detector in use has seen more images than those that gave the scores. `none` has no
+    threshold.
+
+    Args:
+        method: "holdout", "cross" or "none".
+        target_fpr: wanted rate of false alarms, of good images called odd.
+        fraction: share of the good training images that `holdout` leaves out.
+        minimum: the fewest images that `holdout` leaves out; with fewer than twice as many nothing is held out.
+        folds: of `cross`.
+        min_area: pixels of the anomaly map that may lie above the pixel threshold on an image without alarm.
+        seed: of the choice.
+
+    Raises:
+        ConfigError: a setting cannot work.
+    """
+
+    image_scores: Tensor
+    pixel_scores: Tensor
+    f1_threshold: Tensor
+
+    def __init__(
+        self,
+        method: Method = "none",
+        target_fpr: float = 0.01,
+        fraction: float = 0.2,
+        minimum: int = 20,
+        folds: int = 5,
+        min_area: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if method not in ("none", "holdout", "cross"):
+            raise ConfigError(f"calibration.method={method!r} is not known: choose holdout, cross or none")
+        check_target_fpr(target_fpr)
+        if not 0 < fraction < 1:
+            raise ConfigError(f"calibration.fraction={fraction} must lie between 0 and 1, such as 0.2")
+        for name, value, least in (("minimum", minimum, 1), ("folds", folds, 2), ("min_area", min_area, 0)):
+            if value < least:
+                raise ConfigError(f"calibration.{name}={value} must be at least {least}")
+        self.method, self.target_fpr, self.min_area = method, target_fpr, min_area
+        self.fraction, self.minimum, self.num_folds, self.seed = fraction, minimum, folds, seed
+        self.register_buffer("image_scores", torch.empty(0, dtype=torch.float64))  # (n,) ascending
+        self.register_buffer("pixel_scores", torch.empty(0, dtype=torch.float64))  # (n,) ascending; none if no maps
+        # F1-max threshold of labelled validation images; NaN if there were none.
+        self.register_buffer("f1_threshold", torch.tensor(math.nan, dtype=torch.float64))
+
+    def folds(self, num_images: int) -> list[int]:
+        """Which fold each training image is scored in; -1 for those that are only fitted to.
+
+        The choice depends on the number of images and the seed alone. Too few images to spare any give -1 throughout,
+        with a warning that says what to do.
+        """
+        if self.method == "cross" and num_images >= self.num_folds:
+            return list(fold_of(num_images, self.num_folds, self.seed))
+        held = max(math.ceil(self.fraction * num_images), self.minimum)
+        if self.method == "holdout" and num_images >= 2 * held:
+            chosen = np.random.default_rng(self.seed).permutation(num_images)[:held]
+            return [0 if held else -1 for held in np.isin(np.arange(num_images), chosen)]
+        if self.method != "none":
+            log.warning(
+                "no threshold will be set: %d good images are too few for calibration=%s%s",
+                num_images,
+                self.method,
+                "; calibration=cross needs fewer" if self.method == "holdout" else "",
+            )
+        return [-1] * num_images
+
+    def calibrate(self, image_scores: Tensor, pixel_scores: Tensor) -> None:
+        """Keep the scores (n,) of good images, and for each what `highest_but` gives of its map (n,), if it has one."""
+        self.image_scores = image_scores.double().sort().values.to(self.image_scores.device)
+        self.pixel_scores = pixel_scores.double().sort().values.to(self.pixel_scores.device)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is a threshold."""
+        return len(self.image_scores) > 0
+
+    @property
+    def image(self) -> Threshold:
+        """Threshold of image scores."""
+        return conformal_threshold(self.image_scores.cpu(), self.target_fpr)
+
+    @property
+    def pixel(self) -> Threshold | None:
+        """Threshold of pixels: on a good image more than `min_area` of them exceed it at most at its rate."""
+        return conformal_threshold(self.pixel_scores.cpu(), self.target_fpr) if len(self.pixel_scores) else None
+
+    def thresholds(self) -> dict[str, float]:
+        """Image thresholds by where they come from: "conformal", "validation". An image is odd if it scores higher."""
+        found = {"conformal": self.image.value} if self.calibrated else {}
+        if not self.f1_threshold.isnan():
+            # F1-max counts a score equal to it as odd.
+            found["validation"] = float(np.nextafter(float(self.f1_threshold), -np.inf))
+        return found
+
+    def p_values(self, scores: Any) -> Any:
+        """Of image scores (...), see `conformal_p_values`."""
+        return conformal_p_values(scores, self.image_scores.cpu())
+
+    def normalized(self, scores: Any) -> Any:
+        """Image scores (...) on the scale from 0 to 1, see `anomaly_score`."""
+        return anomaly_score(scores, float(self.image_scores.median()), self.image.value)
+
+    def normalized_map(self, maps: Any) -> Any:
+        """Anomaly maps (...) on the scale from 0 to 1: 0.5 at the pixel threshold."""
+        pixel = self.pixel
+        assert pixel is not None
+        return anomaly_score(maps, float(self.pixel_scores.median()), pixel.value)
+
+    def describe(self) -> dict[str, Any] | None:
+        """Plain values for metrics.json; None without a threshold."""
+        if not self.calibrated:
+            return None
+        image, pixel = self.image, self.pixel
+        return {
+            "method": self.method,
+            "target_fpr": self.target_fpr,
+            "supported_fpr": image.fpr,
+            "fpr_bound_95": image.fpr_bound(),
+            "num_images": image.num_images,
+            "image": image.value,
+            "pixel": None if pixel is None else pixel.value,
+            "min_area": self.min_area,
+            "validation": None if self.f1_threshold.isnan() else float(self.f1_threshold),
+        }
+
+    def report(self) -> None:
+        """Log what the threshold promises."""
+        if not self.calibrated:
+            return
+        image = self.image
+        note = ""
+        if not image.supported:
+            wanted = math.ceil(1 / self.target_fpr) - 1
+            note = f"; {self.target_fpr:.3g} needs {wanted} held-out images, {image.num_images} support {image.fpr:.3g}"
+        log.info(
+            "threshold %.4g: good images exceed it at a rate of at most %.3g on average, %.3g with 95 %% confidence "
+            "(%s, %d good images)%s",
+            image.value,
+            image.fpr,
+            image.fpr_bound(),
+            self.method,
+            image.num_images,
+            note,
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        for name in ("image_scores", "pixel_scores"):
+            if (stored := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class FoldDetectors(nn.Module):
+    """A detector for each fold of `cross`, fitted without it, so that every good image can be scored as a new one.
+
+    All take in the same features in the one epoch; the backbone runs once.
+
+    Args:
+        detector: not fitted yet; each fold gets a copy.
+        folds: the fold of each training image.
+    """
+
+    def __init__(self, detector: "Detector", folds: Sequence[int]) -> None:
+        super().__init__()
+        self.detectors = nn.ModuleList(deepcopy(detector) for _ in range(max(folds) + 1))
+        self.folds = torch.tensor(folds)
+
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Take in features [(B, C_l, h_l, w_l)] of the training images `index` (B,)."""
+        for fold, detector in enumerate(self.detectors):
+            kept = self.folds[index.cpu()] != fold
+            if kept.any():
+                detector.update([map_[kept] for map_ in features], index[kept])  # type: ignore[operator]
+
+    def fit(self, progress: "ProgressFn") -> None:
+        """Fit every detector to what it took in."""
+        for detector in self.detectors:
+            detector.fit(progress)  # type: ignore[operator]
+
+    def forward(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Any:
+        """Prediction of training images, each by the detector that has not seen it."""
+        from oddpatch.types import Prediction
+
+        folds = self.folds[index.cpu()]
+        score = torch.empty(len(index), device=index.device)
+        maps = torch.empty(len(index), 1, *image_size, device=index.device)
+        localizes = True
+        for fold in folds.unique().tolist():
+            chosen = folds == fold
+            prediction = self.detectors[fold]([map_[chosen] for map_ in features], image_size)
+            score[chosen] = prediction.score
+            localizes = prediction.anomaly_map is not None
+            if localizes:
+                maps[chosen] = prediction.anomaly_map
+        return Prediction(score, maps if localizes else None)

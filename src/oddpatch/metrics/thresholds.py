@@ -1,0 +1,152 @@
+"""Thresholds and p-values from scores of good images alone, by split conformal prediction.
+
+If the scores of n held-out good images and of a new good image are exchangeable (drawn alike, in whatever order), the
+new one ranks anywhere among the n + 1 with equal probability. A threshold at the k-th smallest held-out score with
+k = ceil((n + 1) (1 - target_fpr)) is therefore exceeded by a new good image with a probability of at most
+(n + 1 - k) / (n + 1) <= target_fpr, for any n and any distribution (Vovk et al. 2005; Lei et al. 2018,
+arXiv 1604.04173). For one held-out set at hand the rate is itself random: it follows Beta(n + 1 - k, k)
+(Vovk 2012, arXiv 1209.2673), whose upper quantile is the bound reported here.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from oddpatch.errors import ConfigError
+
+
+class Threshold(NamedTuple):
+    """A value that good images exceed with a stated probability."""
+
+    value: float
+    fpr: float  # what the threshold guarantees on average over held-out sets
+    target_fpr: float  # what was asked for; smaller than `fpr` if there are too few images for it
+    num_images: int
+
+    def fpr_bound(self, confidence: float = 0.95) -> float:
+        """False-alarm rate that is not exceeded with this confidence, given the held-out images at hand."""
+        from scipy.stats import beta
+
+        above = round(self.fpr * (self.num_images + 1))
+        return float(beta.ppf(confidence, above, self.num_images + 1 - above))
+
+    @property
+    def supported(self) -> bool:
+        """Whether there were enough images for the rate asked for."""
+        return self.fpr <= self.target_fpr
+
+
+def conformal_threshold(scores: ArrayLike, target_fpr: float) -> Threshold:
+    """Threshold for the wanted false-alarm rate; an image is odd if its score is *above* it.
+
+    Too few images for the rate (n < 1 / target_fpr - 1) give the threshold of the lowest rate they support,
+    1 / (n + 1), which is their highest score.
+
+    Args:
+        scores: (n,) of good images that the model was not fitted to.
+        target_fpr: in (0, 1).
+
+    Raises:
+        ConfigError: no scores, or a rate outside (0, 1).
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    check_target_fpr(target_fpr)
+    count = len(ordered)
+    if not count:
+        raise ConfigError("no held-out good image was scored: a threshold needs at least one")
+    # The tolerance keeps e.g. 100 * (1 - 0.01) from being rounded up to 100 by float error.
+    rank = min(math.ceil((count + 1) * (1 - target_fpr) - 1e-9), count)
+    return Threshold(float(ordered[rank - 1]), (count + 1 - rank) / (count + 1), target_fpr, count)
+
+
+def check_target_fpr(target_fpr: float) -> None:
+    """Raise a ``ConfigError`` for a rate outside (0, 1)."""
+    if not 0 < target_fpr < 1:
+        raise ConfigError(f"target_fpr={target_fpr} must lie between 0 and 1, such as 0.01 for 1 % false alarms")
+
+
+def conformal_p_values(scores: ArrayLike, calibration: ArrayLike) -> NDArray[np.float64]:
+    """Upper bound of the probability that a good image scores as high, strictly falling in the score.
+
+    At a calibration score it is the conformal p-value (1 + #{calibration >= score}) / (n + 1), between two it is
+    interpolated, and beyond the highest it falls towards 1 / (n + 1), which n images cannot undercut: nowhere below
+    the conformal p-value, hence as valid. Only from the lowest calibration score down, where that is 1 throughout, it
+    is somewhat less, so that low scores differ too.
+
+    Args:
+        scores: (...) of any images.
+        calibration: (n,) of good images that the model was not fitted to.
+
+    Returns:
+        (...) in (0, 1).
+    """
+    scores, ordered = np.asarray(scores, dtype=np.float64), np.sort(np.asarray(calibration, dtype=np.float64))
+    known = np.unique(ordered)
+    total = len(ordered) + 1
+    counts = 1.0 + len(ordered) - np.searchsorted(ordered, known, side="left")  # 1 + #{calibration >= known}
+    counts[0] = (total + (counts[1] if len(counts) > 1 else 1)) / 2
+    scale = max(float(np.ptp(ordered)) / 4, 1e-3 * abs(float(known[-1])), 1e-12)  # how fast the ends level out
+    above, below = (np.maximum(distance, 0) / scale for distance in (scores - known[-1], known[0] - scores))
+    inside = np.interp(scores, known, counts)
+    at_end = np.where(above > 0, 1 + (counts[-1] - 1) / (1 + above), inside)
+    return np.where(below > 0, total - (total - counts[0]) / (1 + below), at_end) / total
+
+
+def anomaly_score(scores: ArrayLike, typical: float, threshold: float) -> NDArray[np.float64]:
+    """Raw distances on a fixed scale from 0 to 1: 0.25 for a typical good image, 0.5 at the threshold.
+
+    The algebraic sigmoid 0.5 (1 + r / (1 + |r|)) of r = (score - threshold) / (threshold - typical) is strictly
+    monotone, needs no other image, and keeps apart what a clip or a logistic function would push onto 1.
+
+    Args:
+        scores: (...) raw distances, of images or of pixels.
+        typical: median of the held-out good images.
+        threshold: see `conformal_threshold`.
+    """
+    width = max(threshold - typical, 1e-6 * max(abs(threshold), 1e-6))
+    ratio = (np.asarray(scores, dtype=np.float64) - threshold) / width
+    return 0.5 * (1 + ratio / (1 + np.abs(ratio)))
+
+
+def highest_but(maps: NDArray[np.floating], min_area: int) -> NDArray[np.float64]:
+    """The value that exactly more than `min_area` pixels of each map reach: its highest but `min_area`.
+
+    A pixel threshold at or above it leaves at most `min_area` pixels of the map.
+
+    Args:
+        maps: (N, H, W).
+        min_area: pixels of a map that may lie above the threshold on a good image.
+    """
+    flat = maps.reshape(len(maps), -1)
+    place = flat.shape[1] - 1 - min_area
+    return np.partition(flat, place, axis=1)[:, place].astype(np.float64)
+
+
+def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:
+    """What a threshold gives on labelled images, those with a score above it being called odd.
+
+    Args:
+        scores: (N,).
+        labels: (N,), 1 anomalous, 0 good.
+        threshold: on the scores' scale.
+
+    Returns:
+        Of `precision`, `recall`, `f1` and `fpr` (false alarms among the good images) those that are defined.
+    """
+    odd, truth = np.asarray(scores, dtype=np.float64) > threshold, np.asarray(labels).astype(bool)
+    hits, alarms, defects, good = (int(x.sum()) for x in (odd & truth, odd, truth, ~truth))
+    defined = {
+        "precision": (hits, alarms),
+        "recall": (hits, defects),
+        "f1": (2 * hits, alarms + defects),
+        "fpr": (alarms - hits, good),
+    }
+    return {name: part / whole for name, (part, whole) in defined.items() if whole}
+
+
+def fold_of(num_images: int, folds: int, seed: int) -> Sequence[int]:
+    """A fold for each image, of sizes that differ by one at most, by a seeded shuffle."""
+    return (np.random.default_rng(seed).permutation(num_images) % folds).tolist()

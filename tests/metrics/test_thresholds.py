@@ -1,0 +1,97 @@
+"""Conformal thresholds keep their promise on simulated scores; p-values and scores never tie."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from oddpatch.errors import ConfigError
+from oddpatch.metrics.thresholds import (
+    anomaly_score,
+    conformal_p_values,
+    conformal_threshold,
+    fold_of,
+    highest_but,
+)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize("draw", [stats.norm(), stats.lognorm(1.5), stats.cauchy()], ids=["normal", "skewed", "cauchy"])
+def test_the_realised_false_alarm_rate_is_within_the_stated_bounds(target, draw):
+    rng = np.random.default_rng(0)
+    realised, bounds, stated = [], [], []
+    for _ in range(200):
+        threshold = conformal_threshold(draw.rvs(150, random_state=rng), target)
+        realised.append(draw.sf(threshold.value))  # the exact rate of new images
+        bounds.append(threshold.fpr_bound(0.95))
+        stated.append(threshold.fpr)
+    realised = np.array(realised)
+    assert stated[0] <= target
+    # On average over the draws the rate is what was stated, to three standard errors ...
+    assert abs(realised.mean() - stated[0]) <= 3 * realised.std() / np.sqrt(200)
+    # ... and exceeds the 95 % bound in no more draws than a binomial of 5 % allows.
+    assert (realised > bounds).sum() <= stats.binom(200, 0.05).ppf(0.999)
+
+
+def test_bound_is_the_quantile_of_the_known_distribution():
+    threshold = conformal_threshold(np.arange(99), 0.05)
+    assert threshold.value == 94  # the 95th of 99
+    assert threshold.fpr == pytest.approx(0.05)
+    assert threshold.fpr_bound(0.9) == pytest.approx(stats.beta(5, 95).ppf(0.9))
+
+
+def test_too_few_images_give_the_rate_they_support():
+    threshold = conformal_threshold([3.0, 1.0, 2.0], 0.01)
+    assert (threshold.value, threshold.fpr, threshold.supported) == (3.0, 0.25, False)
+    assert conformal_threshold(np.arange(99), 0.01) == (98, 0.01, 0.01, 99)
+    assert conformal_threshold(np.arange(99), 0.01).supported
+
+
+def test_p_values_are_valid_and_never_tie():
+    rng = np.random.default_rng(0)
+    calibration = np.round(rng.normal(10, 2, 60), 1)  # with ties
+    scores = np.sort(np.concatenate([rng.normal(10, 3, 300), [1e-3, 1e3, 1e5, 1e6, -1e3], calibration]))
+    p = conformal_p_values(scores, calibration)
+    exact = (1 + (calibration[None] >= scores[:, None]).sum(axis=1)) / 61
+    inside = scores > calibration.min()
+    assert (p[inside] >= exact[inside] - 1e-12).all()
+    np.testing.assert_allclose(p[inside & np.isin(scores, calibration)], exact[inside & np.isin(scores, calibration)])
+    distinct = np.diff(scores) > 0
+    assert (np.diff(p)[distinct] < 0).all()
+    assert p.min() > 1 / 61
+    assert p.max() < 1
+    assert p[:1] == conformal_p_values(scores[:1], calibration)  # of a single image
+
+
+@pytest.mark.parametrize("calibration", [[2.0], [2.0, 2.0, 2.0]])
+def test_p_values_of_hardly_any_images(calibration):
+    p = conformal_p_values([0.0, 1.0, 2.0, 3.0, 4.0], calibration)
+    assert (np.diff(p) < 0).all()
+    assert 0 < p.min() <= p.max() < 1
+
+
+def test_scores_are_monotone_and_half_at_the_threshold():
+    raw = np.array([-1e9, 0, 4, 6, 10, 11, 1e4, 1e8, 1e9])
+    scaled = anomaly_score(raw, typical=4, threshold=10)
+    assert (np.diff(scaled) > 0).all()
+    assert 0 < scaled.min() < scaled.max() < 1
+    assert scaled[raw == 10] == 0.5
+    assert scaled[raw == 4] == 0.25
+
+
+def test_at_most_so_many_pixels_exceed_the_value():
+    maps = np.random.default_rng(0).normal(size=(5, 8, 9))
+    for area in (0, 3, 71):
+        values = highest_but(maps, area)
+        assert ((maps > values[:, None, None]).sum(axis=(1, 2)) == area).all()
+
+
+def test_folds_are_balanced_and_seeded():
+    folds = fold_of(23, 5, seed=1)
+    assert sorted(np.bincount(folds)) == [4, 4, 5, 5, 5]
+    assert folds == fold_of(23, 5, seed=1) != fold_of(23, 5, seed=2)
+
+
+@pytest.mark.parametrize("target", [0, 1, -0.1])
+def test_an_impossible_rate_is_refused(target):
+    with pytest.raises(ConfigError, match=r"target_fpr=.* must lie between 0 and 1"):
+        conformal_threshold([1.0], target)
