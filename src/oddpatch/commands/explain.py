@@ -23,7 +23,7 @@ def explain(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of PatchCore.")],
     image: Annotated[Path, typer.Argument(help="Image to explain.")],
     out: Annotated[
-        Path | None, typer.Option(help="Picture to write.  [default: IMAGE's name-explained.png, .gif]")
+        Path | None, typer.Option(help="Picture to write. (default: IMAGE's name-explained.png, .gif)")
     ] = None,
     top: Annotated[int, typer.Option(help="How many patches to show, the oddest first, none beside another.")] = 3,
     gif: Annotated[bool, typer.Option("--gif", help="Every patch in turn, as an animation.")] = False,

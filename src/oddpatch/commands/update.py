@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def update(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of PatchCore.")],
     folder: Annotated[Path, typer.Argument(help="Folder of further good images; its subfolders are not looked into.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the new version.  [default: RUN-v2, RUN-v3, ...]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the new version. (default: RUN-v2, RUN-v3, ...)")] = None,
     coreset_size: Annotated[
-        int | None, typer.Option(help="Patches in the new memory bank.  [default: as many as now]")
+        int | None, typer.Option(help="Patches in the new memory bank. (default: as many as now)")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images embedded at once.")] = 16,
 ) -> None:

@@ -1,0 +1,247 @@
+"""`oddpatch predict`: inspect images with a finished run."""
+
+import glob
+import json
+import sys
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+
+from oddpatch.errors import ConfigError, DataError, ResourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from oddpatch.inference.detector import AnomalyDetector, Detection
+
+ALL_GOOD, SOME_ODD, ERROR = 0, 1, 2
+
+
+class Save(StrEnum):
+    """What can be saved of each image."""
+
+    heatmap = "heatmap"
+    overlay = "overlay"
+    mask = "mask"
+    map = "map"
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, or a checkpoint.")],
+    sources: Annotated[list[str], typer.Argument(help="Images, folders (with all below them) or glob patterns.")],
+    save: Annotated[str, typer.Option(help="What to save of each image: heatmap,overlay,mask,map (float TIFF).")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for what is saved.")] = Path("predictions"),
+    threshold: Annotated[
+        str, typer.Option(help="Image threshold: auto, conformal, validation, or a raw score.")
+    ] = "auto",
+    pixel_threshold: Annotated[
+        float | None, typer.Option(help="Anomaly value from which on pixels are odd. (default: the run's)")
+    ] = None,
+    target_fpr: Annotated[float | None, typer.Option(help="Wanted rate of false alarms. (default: the run's)")] = None,
+    min_area: Annotated[int, typer.Option(help="Pixels that an odd region must have.", min=1)] = 1,
+    merge_distance: Annotated[int, typer.Option(help="Regions at most so many pixels apart count as one.", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images scored at once.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
+    engine: Annotated[str | None, typer.Option(help="torch or openvino. (default: the run's)")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="JSON lines on a terminal, too.")] = False,
+) -> None:
+    """Inspect images: a line of JSON for each (path, score, p-value, decision, regions, latency).
+
+    Exit code 0: all good; 1: some are odd; 2: an error, also if some of the files could not be read.
+
+    Examples:
+      oddpatch predict outputs/RUN part.png
+      oddpatch predict outputs/RUN parts/ 'more/*.tif' --save overlay,map --out inspected | jq .odd
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from oddpatch.inference.detector import AnomalyDetector
+
+    wanted = _saves(save)
+    paths = find_images(sources)
+    detector = AnomalyDetector.load(
+        run, device=device, engine=engine, threshold=_number(threshold), pixel_threshold=pixel_threshold,
+        target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
+    )  # fmt: skip
+    if detector.image_threshold is None:
+        raise ConfigError(
+            f"{run} has no threshold, as it was fitted with calibration=none: give --threshold VALUE, or fit again "
+            "with calibration=holdout"
+        )
+    if wanted - {Save.map} and detector.pixel_threshold is None:
+        raise ConfigError(f"--save={save}: the run has no pixel threshold: give --pixel-threshold VALUE, or save map")
+    names = output_names(paths)
+    terminal = sys.stdout.isatty() and not json_lines
+    counts = {"good": 0, "odd": 0, "failed": 0}
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("inspecting", total=len(paths))
+        for path, image, result, latency in inspect(detector, paths, batch_size):
+            record = describe(path, result, latency)
+            if not isinstance(result, str):
+                _save(out / names[path], image, result, wanted)
+            counts["failed" if isinstance(result, str) else "odd" if result.odd else "good"] += 1
+            bar.console.file.flush()
+            _tell(record, sys.stdout, terminal)
+            bar.advance(task)
+    if terminal:
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        typer.echo(f"{len(paths)} images: {said}" + (f"; saved in {out}" if wanted else ""))
+    raise typer.Exit(ERROR if counts["failed"] else SOME_ODD if counts["odd"] else ALL_GOOD)
+
+
+def find_images(sources: list[str]) -> list[Path]:
+    """Image files of paths, folders (recursive) and glob patterns, each once, in the order given and by name.
+
+    Raises:
+        DataError: a source does not exist, or holds no image.
+    """
+    from oddpatch.data.decoding import is_image_name
+
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_file():
+            paths = [path]  # named by the user: tried, whatever its suffix
+        elif path.is_dir():
+            paths = sorted(p for p in path.rglob("*") if p.is_file() and is_image_name(p.name))
+        else:
+            paths = sorted(Path(p) for p in glob.glob(source, recursive=True) if is_image_name(Path(p).name))  # noqa: PTH207
+        if not paths:
+            raise DataError(f"{source}: {'no image in this folder' if path.is_dir() else 'no such file or folder'}")
+        found.update(dict.fromkeys(paths))
+    return list(found)
+
+
+def inspect(
+    detector: "AnomalyDetector", paths: list[Path], batch_size: int
+) -> Iterator[tuple[Path, "Tensor | None", "Detection | str", float]]:
+    """(path, image (3, H, W), what is said of it, seconds) of each file; an error's text for one that cannot be used.
+
+    The seconds are those from opening the file to the decision, a batch's shared evenly among its images.
+    """
+    from oddpatch.data.decoding import read_image
+
+    for first in range(0, len(paths), batch_size):
+        batch = paths[first : first + batch_size]
+        start = time.perf_counter()
+        images: dict[Path, Tensor] = {}
+        results: dict[Path, Detection | str] = {}
+        for path in batch:
+            try:
+                images[path] = read_image(path)
+                detector.model.preprocess.geometry((images[path].shape[1], images[path].shape[2]))
+            except DataError as error:
+                results[path] = str(error)
+                images.pop(path, None)
+        if images:
+            results.update(zip(images, detector.inspect(list(images.values())), strict=True))
+        latency = (time.perf_counter() - start) / len(batch)
+        for path in batch:
+            yield path, images.get(path), results[path], latency
+
+
+def describe(path: Path, result: "Detection | str", latency: float) -> dict[str, Any]:
+    """One image's line of JSON."""
+    if isinstance(result, str):
+        return {"path": str(path), "error": result}
+    return {
+        "path": str(path),
+        "score": result.score,
+        "p_value": result.p_value,
+        "anomaly_score": result.anomaly_score,
+        "odd": result.odd,
+        "regions": [region.to_dict() for region in result.regions],
+        "latency_ms": round(1000 * latency, 2),
+    }
+
+
+def output_names(paths: list[Path]) -> dict[Path, Path]:
+    """A name below the output folder for each image, without its suffix: its path below what all have in common.
+
+    Two images that differ in suffix alone keep it, so that neither's results are written over the other's.
+    """
+    folders = [path.resolve().parent for path in paths]
+    common = Path(*_common(folders))
+    names = {path: folder.relative_to(common) / path.stem for path, folder in zip(paths, folders, strict=True)}
+    counts: dict[Path, int] = {}
+    for name in names.values():
+        counts[name] = counts.get(name, 0) + 1
+    return {
+        path: name if counts[name] == 1 else name.with_name(path.name.replace(".", "_")) for path, name in names.items()
+    }
+
+
+def _common(folders: list[Path]) -> tuple[str, ...]:
+    parts = [folder.parts for folder in folders]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return tuple(shared)
+
+
+def _saves(text: str) -> set[Save]:
+    known = ", ".join(Save)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in set(Save):
+            raise ConfigError(f"--save={text}: {name!r} is not known: choose among {known}")
+    return {Save(name) for name in names}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _save(base: Path, image: "Tensor | None", detection: "Detection", wanted: set[Save]) -> None:
+    """Write what is wanted of one image, each file whole or not at all."""
+    from oddpatch.files import replacing
+    from oddpatch.report.overlay import heatmap, overlay
+
+    assert image is not None
+    if detection.anomaly_map is None or not wanted:
+        return
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        if Save.map in wanted:
+            import tifffile
+
+            with replacing(base.with_name(f"{base.name}_map.tiff"), "wb") as file:
+                tifffile.imwrite(file, detection.anomaly_map, compression=None)
+        pictures: dict[str, Any] = {}
+        if Save.heatmap in wanted and detection.normalized_map is not None:
+            pictures["heatmap"] = heatmap(detection.normalized_map)
+        if Save.overlay in wanted:
+            pictures["overlay"] = overlay((image * 255).round().byte().permute(1, 2, 0).numpy(), detection)
+        if Save.mask in wanted:
+            pictures["mask"] = detection.mask
+        for name, picture in pictures.items():
+            from PIL import Image
+
+            with replacing(base.with_name(f"{base.name}_{name}.png"), "wb") as file:
+                Image.fromarray(picture).save(file, "PNG")
+    except OSError as error:
+        raise ResourceError(f"{base.parent} cannot be written ({error.strerror}): choose another --out") from error
+
+
+def _tell(record: dict[str, Any], file: TextIO, terminal: bool) -> None:
+    if not terminal:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+    elif "error" in record:
+        typer.secho(f"error  {record['error']}", fg="red")
+    else:
+        p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
+        regions = f"  {len(record['regions'])} regions" if record["regions"] else ""
+        color = "yellow" if record["odd"] else None
+        line = f"{'odd ' if record['odd'] else 'good'}  {record['score']:9.4g}{p_value}  {record['path']}{regions}"
+        typer.secho(line, fg=color)

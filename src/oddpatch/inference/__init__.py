@@ -1,0 +1,1 @@
+"""Using a fitted model: single images, folders, and what is odd where."""

@@ -1,0 +1,69 @@
+"""Odd regions of an anomaly map: where they are, how large, how odd."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One connected region above the threshold, in pixels of the map it was found in."""
+
+    box: tuple[int, int, int, int]  # left, top, width, height
+    area: int
+    peak: float  # highest anomaly value
+    mean: float
+    contours: list[list[tuple[int, int]]]  # outer outlines (x, y); several where near regions were merged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "box": dict(zip(("left", "top", "width", "height"), self.box, strict=True)),
+            "area": self.area,
+            "peak": self.peak,
+            "mean": self.mean,
+            "contours": [[list(point) for point in contour] for contour in self.contours],
+        }
+
+
+def find_odd_regions(
+    anomaly_map: NDArray[np.floating], threshold: float, min_area: int = 1, merge_distance: int = 0
+) -> tuple[list[Region], NDArray[np.uint8]]:
+    """The 8-connected regions of pixels above the threshold, oddest first, and their mask (H, W), 255 inside.
+
+    Args:
+        anomaly_map: (H, W); NaN where nothing is known, which is never odd.
+        threshold: a pixel is odd if its value is above it.
+        min_area: regions of fewer pixels are left out (after merging).
+        merge_distance: regions with at most so many pixels between them count as one.
+    """
+    odd = np.asarray(anomaly_map > threshold, np.uint8)  # NaN compares as false
+    if not odd.any():
+        return [], odd
+    groups: Any = odd
+    if merge_distance > 0:
+        # A square of side d + 1 adds d pixels to each region, all told, along each axis: over d pixels they touch.
+        groups = cv2.dilate(odd, np.ones((merge_distance + 1, merge_distance + 1), np.uint8))
+    count, labels = cv2.connectedComponents(groups, connectivity=8, ltype=cv2.CV_32S)
+    labels = np.where(odd > 0, labels, 0)  # (H, W), grown pixels given back
+    large = np.bincount(labels.ravel(), minlength=count) >= min_area
+    large[0] = False
+    regions = [
+        _describe(anomaly_map[window], labels[window] == label, (window[1].start, window[0].start))
+        for label, window in enumerate(ndimage.find_objects(labels, count - 1), start=1)
+        if large[label]
+    ]
+    return sorted(regions, key=lambda region: -region.peak), np.where(large[labels], 255, 0).astype(np.uint8)
+
+
+def _describe(values: NDArray[np.floating], inside: NDArray[np.bool_], corner: tuple[int, int]) -> Region:
+    """Of the pixels `inside` the bounding box whose upper left corner (x, y) is given."""
+    height, width = inside.shape
+    odd = values[inside]
+    outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=corner)
+    contours = [[(int(x), int(y)) for x, y in outline[:, 0]] for outline in outlines]
+    return Region((*corner, width, height), len(odd), float(odd.max()), float(odd.mean(dtype=np.float64)), contours)

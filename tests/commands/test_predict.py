@@ -1,0 +1,94 @@
+"""`oddpatch predict`: clean JSON, files, exit codes, and files that cannot be read."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import ROOT, make_dataset
+from PIL import Image
+from test_pipeline import run, tiny
+
+from oddpatch.commands.predict import find_images, output_names
+from oddpatch.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("predict")
+    make_dataset(root, good=45)
+    run(tiny(root, root / "run", "callbacks.pictures=null", "backbone=resnet18", "model.num_features=20"))
+    return root
+
+
+def predict(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "oddpatch.cli", "predict", *map(str, arguments)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+
+
+def test_json_files_and_exit_codes(finished, tmp_path):
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True)
+    for source, name in (("good/000", "one"), ("spot/000", "deep/two")):
+        (images / f"{name}.png").write_bytes((finished / f"tile/test/{source}.png").read_bytes())
+    (images / "broken.png").write_bytes(b"no image")
+    done = predict(finished / "run", images, "--save", "heatmap,overlay,mask,map", "--out", tmp_path / "out",
+                   "--threshold", "1e-6")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    records = {record["path"]: record for record in map(json.loads, done.stdout.splitlines())}
+    assert len(records) == 3
+    assert "not an image" in records[str(images / "broken.png")]["error"]
+    odd = records[str(images / "deep/two.png")]
+    assert odd["odd"] is True
+    assert odd["latency_ms"] > 0
+    assert 0 < odd["p_value"] < 1
+    saved = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    kinds = ("heatmap.png", "mask.png", "map.tiff", "overlay.png")
+    assert saved == {f"{stem}_{kind}" for stem in ("one", "deep/two") for kind in kinds}
+    anomaly_map = tifffile.imread(tmp_path / "out/deep/two_map.tiff")
+    assert anomaly_map.dtype == np.float32
+    assert anomaly_map.shape == (48, 48)
+    assert np.nanmax(anomaly_map) == pytest.approx(odd["score"], rel=0.1)
+    assert Image.open(tmp_path / "out/one_overlay.png").size == (48, 48)
+
+    (images / "broken.png").unlink()
+    assert predict(finished / "run", images, "--threshold", "1e-6").returncode == 1
+    assert predict(finished / "run", images, "--threshold", "1e9").returncode == 0
+
+
+def test_errors_are_one_line(finished, tmp_path):
+    for arguments, told in (
+        ((finished / "run", tmp_path / "nowhere"), "nowhere: no such file or folder"),
+        ((finished / "run", tmp_path), "no image in this folder"),
+        ((tmp_path / "norun", finished / "tile/test"), "does not exist: give the folder of a finished run"),
+        ((finished / "run", finished / "tile/test", "--save", "maps"), "'maps' is not known: choose among heatmap"),
+    ):
+        done = predict(*arguments)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+
+
+def test_a_run_without_threshold_says_how_to_get_one(tiles, tmp_path):
+    run(tiny(tiles, tmp_path / "run", "callbacks.pictures=null", "backbone=resnet18", "calibration=none"))
+    done = predict(tmp_path / "run", tiles / "tile/test/good")
+    assert done.returncode == 2
+    assert "give --threshold VALUE, or fit again with calibration=holdout" in done.stderr
+
+
+def test_sources_are_found_once_and_in_order(tiles):
+    good = tiles / "tile/test/good"
+    assert find_images([str(good / "00[01].png"), str(good), str(good / "004.png")]) == sorted(good.iterdir())
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_images([str(good / "*.tif")])
+
+
+def test_outputs_never_share_a_name(tmp_path):
+    paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.z.png")]
+    names = output_names(paths)
+    assert [name.as_posix() for name in names.values()] == ["a/x_png", "a/x_jpg", "b/x", "b/y.z"]

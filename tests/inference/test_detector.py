@@ -1,0 +1,117 @@
+"""The detector of a finished run gives the numbers of its test, whatever form the image comes in."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyBackbone, make_dataset
+from PIL import Image
+from test_pipeline import run, tiny
+
+from oddpatch import AnomalyDetector, pipeline
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.inference.detector import to_tensor
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of images of 48x48, resized to 40 and cropped to 32, whose folder is all that is left of it."""
+    root = tmp_path_factory.mktemp("inference")
+    make_dataset(root, good=45)
+    with pytest.MonkeyPatch.context() as patch:
+        original = pipeline.make
+
+        def make(part, **kwargs):
+            target = part.get("_target_", "") if hasattr(part, "get") else ""
+            return TinyBackbone() if str(target).startswith("oddpatch.backbones.") else original(part, **kwargs)
+
+        patch.setattr(pipeline, "make", make)
+        run(tiny(root, root / "run", "data.resize=40", "callbacks.pictures=null"))
+        yield root
+
+
+@pytest.fixture(scope="module")
+def detector(finished):
+    return AnomalyDetector.load(finished / "run")
+
+
+def rows(finished):
+    with (finished / "run/predictions.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_numbers_are_those_of_the_test_loop(finished, detector):
+    tested = rows(finished)
+    results = detector([row["path"] for row in tested])
+    for row, result in zip(tested, results, strict=True):
+        assert result.score == pytest.approx(float(row["score"]), rel=1e-6)
+        assert result.p_value == pytest.approx(float(row["p_value"]), rel=1e-6)
+        assert result.odd == bool(int(row["odd"]))
+        assert (result.anomaly_score > 0.5) == result.odd
+    assert any(result.odd for result in results)
+    assert not all(result.odd for result in results)
+
+
+def test_every_form_of_an_image_gives_the_same(finished, detector):
+    path = finished / "tile/test/spot/000.png"
+    picture = Image.open(path)
+    array = np.array(picture)
+    wanted = detector(path)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    for form in (str(path), picture, array, array.astype(np.float32) / 255, tensor, tensor.float() / 255):
+        assert detector(form).score == pytest.approx(wanted.score, rel=1e-6)
+    grey = np.array(picture.convert("L"))
+    assert detector(grey).score == pytest.approx(detector(np.repeat(grey[..., None], 3, 2)).score, rel=1e-6)
+
+
+def test_a_list_equals_one_by_one_and_may_mix_sizes(finished, detector):
+    paths = sorted((finished / "tile/test/spot").iterdir())
+    images = [*paths, Image.open(paths[0]).resize((96, 64))]
+    together = detector(images)
+    for image, result in zip(images, together, strict=True):
+        assert detector(image).score == pytest.approx(result.score, rel=1e-5)
+    assert [result.anomaly_map.shape for result in together] == [(48, 48)] * 4 + [(64, 96)]
+
+
+def test_map_mask_and_regions_lie_on_the_image(finished, detector):
+    path = finished / "tile/test/spot/000.png"
+    result = detector(path)
+    assert result.anomaly_map.shape == result.mask.shape == (48, 48)
+    outside = np.isnan(result.anomaly_map)
+    assert outside[0].all()  # the crop took 40 of 48 pixels' worth
+    assert not outside[8:40, 8:40].any()
+    truth = np.array(Image.open(finished / "tile/ground_truth/spot/000_mask.png")) > 0
+    assert result.regions
+    left, top, width, height = result.regions[0].box
+    rows, columns = np.nonzero(truth)
+    assert left <= columns.mean() <= left + width
+    assert top <= rows.mean() <= top + height
+    assert (result.mask > 0).sum() == sum(region.area for region in result.regions)
+    np.testing.assert_array_equal(result.mask > 0, result.normalized_map > 0.5)
+
+
+def test_thresholds_can_be_chosen(finished, detector):
+    good = finished / "tile/test/good/000.png"
+    assert AnomalyDetector.load(finished / "run", threshold=0.0)(good).odd is True
+    loose = AnomalyDetector.load(finished / "run", target_fpr=0.3)
+    assert loose.image_threshold < detector.image_threshold
+    with pytest.raises(ConfigError, match=r"threshold='validation': the run has conformal; fit with data.validation"):
+        AnomalyDetector.load(finished / "run", threshold="validation")
+    with pytest.raises(ConfigError, match=r"device='cuda:77' cannot be used"):
+        AnomalyDetector.load(finished / "run", device="cuda:77")
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (np.zeros((4, 4, 4, 3), np.uint8), "image"),
+        (np.full((40, 40), 3.0), "not all in"),
+        (torch.zeros(40, 40), "give .3, H, W."),
+        (42, "int is no image"),
+        ("nowhere.png", "nowhere.png"),
+    ],
+)
+def test_what_is_no_image_is_refused(bad, told):
+    with pytest.raises(DataError, match=told):
+        to_tensor(bad)
