@@ -27,9 +27,10 @@ def config(name="train", *overrides, out):
 
 
 def tiny(tiles, out, *overrides):
+    padim = [] if any(override.startswith("model=") for override in overrides) else ["model.num_features=10"]
     return config(
         "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
-        "data.batch_size=5", "data.num_workers=0", "model.num_features=10", "callbacks.progress=null",
+        "data.batch_size=5", "data.num_workers=0", *padim, "callbacks.progress=null",
         "backbone.weights=random", "trainer.accelerator=cpu", *overrides, out=out,
     )  # fmt: skip
 

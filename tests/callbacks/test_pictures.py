@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 
+from oddpatch.calibration import Calibration
 from oddpatch.callbacks.loggers import LogConfig, Pictured, log_pictures
 from oddpatch.callbacks.pictures import Pictures, choose_look
 from oddpatch.data.layout import Sample
@@ -35,6 +36,7 @@ class Reader(nn.Module):
         self.detector = nn.Identity()
         self.detector.localizes = mapped
         self.mapped = mapped
+        self.calibration = Calibration()
 
     def forward(self, images):
         maps = 100 * self.preprocess.to_image(images)[:, :1]
@@ -60,6 +62,9 @@ class Data(L.LightningDataModule):
             mask[:, 6:12, 6:12] = 1
             mask = mask if self.masks else torch.full_like(mask, IGNORE)
         return (image - 0.5) / 0.25, mask
+
+    def gather(self):
+        """Nothing to learn of other ranks."""
 
     def test_dataloader(self):
         indices = torch.arange(len(self.levels)).split(self.batch_size)

@@ -1,5 +1,6 @@
 """Pictures of a test: the worst mistakes, typical images, and the curves behind the metrics."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from oddpatch.report.canvas import Sheet
 from oddpatch.report.curves import draw_curves
 from oddpatch.report.examples import Candidates, Example
 from oddpatch.report.figures import Look, draw_example, draw_overview
+from oddpatch.report.histogram import draw_scores
 from oddpatch.types import Batch, Prediction
 
 #: Bytes of a picture's name, so that the longest stem still makes a file name.
 MAX_NAME = 160
 #: Files that an earlier test into the same folder may have left; no others are ever removed.
-_OWN_FILES = re.compile(r"(miss|false_alarm|typical)_\d+_.*\.png|(overview|roc|precision_recall|pro)\.png")
+_OWN_FILES = re.compile(r"(miss|false_alarm|typical)_\d+_.*\.png|(overview|roc|precision_recall|pro|scores)\.png")
 
 
 class Pictures(L.Callback):
@@ -47,6 +49,8 @@ class Pictures(L.Callback):
                 raise ConfigError(f"callbacks.pictures.{name}={value} must be 0 or more")
         self.folder = Path(folder) / "figures"
         self.worst, self.typical = worst, typical
+        #: What the last test drew, on rank zero.
+        self.pictured: Pictured | None = None
         self._candidates = Candidates(worst, typical)
         self._levels: list[Tensor] = []
 
@@ -94,7 +98,8 @@ class Pictures(L.Callback):
             levels = self._gather()
             if trainer.is_global_zero and pl_module.scored:
                 title = f"{trainer.datamodule.category}, {type(pl_module.model.detector).__name__}"  # type: ignore[attr-defined]
-                log_pictures(trainer.loggers, self._write(pl_module, levels, title))
+                self.pictured = self._write(pl_module, levels, title)
+                log_pictures(trainer.loggers, self.pictured)
             self.on_test_start(trainer, pl_module)  # let go of the images
 
     def _gather(self) -> Tensor:
@@ -121,6 +126,8 @@ class Pictures(L.Callback):
         curves = draw_curves(
             _image_ranking(module), module.pixel_metrics.computed, module.pixel_metrics.fpr_limits, look.warning
         )
+        if scores:
+            curves["scores"] = draw_scores(scores, image_thresholds(module), warning=look.warning)
         figures = [self._save(name, sheet) for name, sheet in curves.items()]
         if chosen:
             figures.append(self._save("overview", draw_overview(chosen, look, title)))
@@ -160,7 +167,14 @@ def choose_look(levels: Tensor, module: Any) -> Look:
         # Without defects to compare with, the oddest good pixel is put half way up: it should not look like one.
         high = float(odd[:, 2].median()) if len(odd) else low + 2 * (float(good[:, 2].max()) - low)
     threshold, name = None, ""
-    if "pixel_f1_max_threshold" in module.results:
+    calibration = module.model.calibration
+    image_threshold, image_name = module.results.get("image_f1_max_threshold"), "F1-max, oracle"
+    if calibration.calibrated:
+        # An image is odd above the conformal threshold, and in pictures from a threshold on.
+        image_threshold, image_name = math.nextafter(calibration.image.value, math.inf), "from held-out good images"
+    if (pixel := calibration.pixel) is not None:
+        threshold, name = pixel.value, "the pixel threshold from held-out good images"
+    elif "pixel_f1_max_threshold" in module.results:
         threshold, name = module.results["pixel_f1_max_threshold"], "the pixel F1-max threshold (oracle)"
     elif len(good) and len(odd):
         threshold, name = float(good[:, 2].max()), "the highest pixel of the good images (oracle)"
@@ -170,9 +184,18 @@ def choose_look(levels: Tensor, module: Any) -> Look:
         high=max(high, low + 1e-6 * max(abs(low), 1.0)),
         threshold=threshold,
         threshold_name=name,
-        image_threshold=module.results.get("image_f1_max_threshold"),
+        image_threshold=image_threshold,
+        image_threshold_name=image_name,
         warning="random weights: not a result" if random else "",
     )
+
+
+def image_thresholds(module: Any) -> dict[str, float]:
+    """Image thresholds worth marking, by name; the oracle where there is no other."""
+    found = {f"{name} threshold": value for name, value in module.model.calibration.thresholds().items()}
+    if not found and "image_f1_max_threshold" in module.results:
+        found["F1-max threshold (oracle)"] = module.results["image_f1_max_threshold"]
+    return found
 
 
 def _image_ranking(module: Any) -> Ranking | None:

@@ -37,7 +37,8 @@ class Look:
         high: anomaly value where it is strongest.
         threshold: anomaly value from which on a pixel is outlined; None for no outline.
         threshold_name: where that threshold comes from; it is written above the outline.
-        image_threshold: F1-max threshold of the image scores, an oracle; None if there is none.
+        image_threshold: image score from which on an image is called odd; None if there is no threshold.
+        image_threshold_name: where that comes from.
         warning: a line to print on every picture.
     """
 
@@ -46,6 +47,7 @@ class Look:
     threshold: float | None = None
     threshold_name: str = ""
     image_threshold: float | None = None
+    image_threshold_name: str = "F1-max, oracle"
     warning: str = ""
 
     def verdict(self, example: Example) -> str:
@@ -128,7 +130,8 @@ def caption(example: Example, look: Look) -> str:
 def _sentence(example: Example, look: Look) -> str:
     sentence = f"{'anomalous' if example.label else 'good'}, score {example.score:.4g}"
     if look.image_threshold is not None:
-        sentence += f": {look.verdict(example)} at the image threshold {look.image_threshold:.4g} (F1-max, oracle)"
+        name = look.image_threshold_name
+        sentence += f": {look.verdict(example)} at the image threshold {look.image_threshold:.4g} ({name})"
     if example.anomaly_map is not None and look.threshold is not None:
         sentence += f"; outline at {look.threshold:.4g}, {look.threshold_name}"
     return sentence
@@ -141,7 +144,7 @@ def _legend(look: Look, mapped: bool) -> str:
             f"left: image, mask outlined; right: anomaly value, {look.low:.4g} (clear) to {look.high:.4g} (bright)"
         )
     if look.image_threshold is not None:
-        parts.append(f"image threshold {look.image_threshold:.4g} (F1-max, oracle)")
+        parts.append(f"image threshold {look.image_threshold:.4g} ({look.image_threshold_name})")
     return "; ".join(parts)
 
 
@@ -168,7 +171,8 @@ def _panels(example: Example, look: Look) -> dict[str, Draw]:
             _show(axes, example.image)
             _outline(axes, anomaly_map, threshold, FOUND)
 
-        panels[f"outline at {threshold:.4g} (oracle)"] = show_outline
+        oracle = " (oracle)" if "oracle" in look.threshold_name else ""
+        panels[f"outline at {threshold:.4g}{oracle}"] = show_outline
     return panels
 
 

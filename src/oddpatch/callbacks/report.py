@@ -1,0 +1,104 @@
+"""`report.html` at the end of a test."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+from omegaconf import OmegaConf
+
+from oddpatch.callbacks.loggers import Pictured
+from oddpatch.callbacks.pictures import Pictures
+from oddpatch.files import replacing
+from oddpatch.report.examples import Example
+from oddpatch.report.figures import KINDS
+from oddpatch.report.html import Shown, render_report
+
+
+class HtmlReport(L.Callback):
+    """Writes `report.html` from what `Results` and `Pictures` have written before it.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write the report."""
+        if not trainer.is_global_zero:
+            return
+        metrics = json.loads((self.folder / "metrics.json").read_text())
+        pictured = next((c.pictured for c in trainer.callbacks if isinstance(c, Pictures)), None)  # type: ignore[attr-defined]
+        with pl_module.timed("report"):
+            page = render_report(
+                metrics,
+                gallery=self._gallery(pl_module, trainer.datamodule, pictured),  # type: ignore[attr-defined]
+                look=pictured.look if pictured else None,
+                figures=[path for path in pictured.figures if path.stem != "overview"] if pictured else [],
+                types=by_type(pl_module),
+                config=OmegaConf.to_yaml(OmegaConf.create(pl_module.config)),
+            )
+            with replacing(self.folder / "report.html") as file:
+                file.write(page)
+
+    def _gallery(self, module: Any, data: Any, pictured: Pictured | None) -> dict[str, list[Shown]]:
+        if pictured is None:
+            return {}
+        # A scale of its own for each kind of error would hide that a miss is worse than a near miss: worst first.
+        return {
+            KINDS[kind][1]: [Shown(example, kind, nearest_patch(module, data, example)) for example in examples]
+            for kind, examples in pictured.chosen.items()
+        }
+
+
+def by_type(module: Any) -> list[dict[str, Any]]:
+    """A row for each type of the test images, good first: count, AUROC, how many are called odd, median score."""
+    thresholds = module.model.calibration.thresholds()
+    threshold = next(iter(thresholds.values()), None)
+    rows = []
+    for name in sorted({image.defect_type for image in module.scored}, key=lambda name: (name != "good", name)):
+        scores = [image.score for image in module.scored if image.defect_type == name]
+        rows.append(
+            {
+                "name": name,
+                "count": len(scores),
+                "auroc": module.results.get("image_auroc_by_defect_type", {}).get(name),
+                "odd": None if threshold is None else sum(score > threshold for score in scores),
+                "median": median(scores),
+            }
+        )
+    return rows
+
+
+def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, str, float] | None:
+    """The oddest patch of an image and the normal patch nearest to it, where the detector keeps normal patches."""
+    from oddpatch.commands.explain import find_matches
+    from oddpatch.data.decoding import read_image
+    from oddpatch.models.patchcore import PatchCore
+
+    detector = module.model.detector
+    names = module.train_images
+    if names is None:
+        names = [str(sample.path) for sample in data.train_samples]
+    if not isinstance(detector, PatchCore) or not names:
+        return None
+    preprocess = module.model.preprocess
+    image = preprocess(read_image(example.path))  # (3, H, W)
+    match = max(find_matches(module.model, detector, image.to(module.device), names), key=lambda m: m.distance)
+    if not Path(match.train_image).is_file():  # tested again where the training images are not at hand
+        return None
+    normal = preprocess.to_image(preprocess(read_image(match.train_image)))  # (3, H, W)
+    picture = (normal * 255).round().byte().permute(1, 2, 0).numpy()
+    return _around(example.image, match.patch), _around(picture, match.normal), match.train_image, match.distance
+
+
+def _around(image: Any, box: Any) -> Any:
+    """A square of the image around a patch, thrice its size: alone, a patch is too small to be recognised."""
+    height, width = image.shape[:2]
+    side = round(min(3 * max(box.width, box.height), height, width))
+    top = round(min(max(box.top + box.height / 2 - side / 2, 0), height - side))
+    left = round(min(max(box.left + box.width / 2 - side / 2, 0), width - side))
+    return image[top : top + side, left : left + side]
