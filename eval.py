@@ -9,12 +9,14 @@ from dotenv import load_dotenv
 from omegaconf import DictConfig
 
 from oddpatch.errors import one_line_errors
+from oddpatch.parallel.launcher import on_every_device
 
 load_dotenv(".env")  # variables that are set already stand
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 @one_line_errors
+@on_every_device
 def main(cfg: DictConfig) -> float | None:
     """Score the run's test images with its fitted model, and write the results into a folder of their own."""
     from oddpatch.pipeline import rebuild

@@ -3,6 +3,7 @@
 python train.py                                     # PaDiM on rendered circuit boards
 python train.py model=padim backbone=effnet_b4 data=pcb
 python train.py data=mvtec data.root=/data/mvtec data.category=bottle
+python train.py -m model=padim,patchcore data=mvtec data.category=all    # a sweep, see docs/sweeps.md
 """
 
 import hydra
@@ -10,16 +11,24 @@ from dotenv import load_dotenv
 from omegaconf import DictConfig
 
 from oddpatch.errors import one_line_errors
+from oddpatch.parallel.launcher import on_every_device
+from oddpatch.sweep.composition import explain_overrides, print_config
+from oddpatch.sweep.job import sweep_job
 
 load_dotenv(".env")  # variables that are set already stand
 
 
+@explain_overrides
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 @one_line_errors
+@sweep_job
+@on_every_device
 def main(cfg: DictConfig) -> float | None:
     """Run what the config describes; the headline metric is returned, for sweeps that search."""
     from oddpatch.pipeline import build
 
+    if cfg.print_config:
+        print_config(cfg)
     run = build(cfg)
     run.fit()
     run.calibrate()

@@ -80,11 +80,15 @@ def _skip(size):
 
     class Skip:
         image_size = size
+        roi_mask = None
 
-        def __call__(self, image):
+        def register(self, image):
+            return None
+
+        def __call__(self, image, registration):
             return torch.zeros(3, *size)
 
-        def mask(self, mask):
+        def mask(self, mask, registration):
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about
 
     return Skip()

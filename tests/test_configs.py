@@ -8,6 +8,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from oddpatch import pipeline
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.report.published import matches
+from oddpatch.report.runs import FinishedRun
 
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml"))
@@ -52,8 +55,94 @@ def test_every_model_can_be_built(choice):
 
 @pytest.mark.parametrize("choice", GROUPS["data"])
 def test_every_dataset_can_be_built(choice, tmp_path):
-    data = pipeline.make(composed(f"data={choice}", f"paths.data_dir={tmp_path}").data, mean=[0.5] * 3, std=[0.5] * 3)
+    named = ["data.root=/parts", "data.category=housing"] if choice == "custom" else []
+    cfg = composed(f"data={choice}", f"paths.data_dir={tmp_path}", *named).data
+    data = pipeline.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
     assert data.preprocess.image_size
+    if data.scene is None:  # what is not rendered says who has it, or how to arrange it, and downloads nothing
+        with pytest.raises(DataError, match=r"no such folder: .*(https://|oddpatch data convert)") as error:
+            data.setup()
+        assert "\n" not in str(error.value)
+        assert "oddpatch data convert" in str(error.value) or choice in ("mvtec", "mpdd")
+
+
+def test_custom_asks_for_its_folder():
+    with pytest.raises(ConfigError, match=r"data\.root=None and data\.category=None"):
+        pipeline.make(composed("data=custom").data, mean=[0.5] * 3, std=[0.5] * 3)
+
+
+@pytest.mark.parametrize("choice", GROUPS["experiment"])
+def test_every_recipe_can_be_built(choice, tmp_path):
+    cfg = composed(f"experiment={choice}", f"paths.data_dir={tmp_path}")
+    with torch.device("meta"):  # as wide as published, without the gigabytes
+        backbone = pipeline.make(cfg.backbone, weights="random")
+    detector = pipeline.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    data = pipeline.make(cfg.data, mean=backbone.mean, std=backbone.std)
+    height, width = data.preprocess.image_size
+    shapes = [(c, -(-height // s), -(-width // s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    assert detector.required_memory(shapes, 60)[0] > 0
+    if choice != "patchcore_ensemble_lite":
+        assert pipeline.make(cfg.calibration).method == "none", "papers fit to all good images"
+
+
+#: The published row that a recipe is for, as `oddpatch.report.published` names it, and its means over MVTec AD.
+ROWS = {
+    "gaussian_b4": ("stages 1-9 sum; no-dim-reduction; no augmentation", 0.948, None),
+    "padim_effnet_b5": ("EfficientNet-B5", 0.979, None),
+    "padim_effnet_b7": ("EfficientNet-B7 last blocks 11-18-38", 0.963, 0.970),
+    "padim_effnet_b7_first": ("EfficientNet-B7 first blocks 5-12-29", 0.958, 0.974),
+    "padim_effnet_b7_middle": ("EfficientNet-B7 middle blocks 8-15-33", 0.963, 0.971),
+    "padim_r18": ("R18-Rd100", None, 0.967),
+    "padim_r18_anomalib": ("anomalib dev 2023-07", 0.892, 0.968),
+    "padim_r18_port": ("R18-Rd100 (re-implementation)", 0.905, 0.965),
+    "padim_wr50": ("WR50-Rd550", 0.953, 0.975),
+    "padim_wr50_ind_knn": ("ind_knn_ad d=250 eps=0.04", 0.943, 0.969),
+    "padim_wr50_port": ("WR50-Rd550 (re-implementation)", 0.955, 0.973),
+    "padim_wr50_semi_orthogonal": ("k100", None, 0.979),
+    "patchcore_ensemble": ("IM224_Ensemble_L2-3_P001_D1024-384_PS-3_AN-1", 0.993, 0.981),
+    "patchcore_ensemble_320": ("IM320_Ensemble_L2-3_P001_D1024-384_PS-3_AN-1", 0.996, 0.982),
+    "patchcore_vit_b16": ("layer 3", 0.962, 0.967),
+    "patchcore_vit_b16_34": ("layers 3+4", 0.962, 0.967),
+    "patchcore_vit_b16_45": ("layers 4+5", 0.960, 0.966),
+    "patchcore_vit_b32": ("layer 6", 0.940, 0.944),
+    "patchcore_wr50_1": ("PatchCore-1%", 0.990, 0.980),
+    "patchcore_wr50_10": ("PatchCore-10%", 0.990, 0.981),
+    "patchcore_wr50_25": ("PatchCore-25%", 0.991, 0.981),
+    "patchcore_wr50_320": ("IM320_WR50_L2-3_P001_D1024-1024_PS-3_AN-1", 0.993, 0.978),
+    "patchcore_wr50_320_p5": ("IM320_WR50_L2-3_P001_D1024-1024_PS-5_AN-3", 0.989, 0.983),
+    "patchcore_wr50_anomalib": ("anomalib dev 2023-07", 0.987, 0.976),
+    "patchcore_wr50_ind_knn": ("ind_knn_ad coreset 0.1 reweight 3", 0.977, 0.972),
+    "spade_wr50": ("k=50 kappa=1", 0.855, 0.960),
+    "spade_wr50_ind_knn": ("ind_knn_ad k=50", 0.826, 0.968),
+}
+
+
+def test_recipes_without_a_row_say_so():
+    for choice in set(GROUPS["experiment"]) - ROWS.keys() - {"patchcore_ensemble_lite"}:
+        assert "o figure" in (CONFIGS / f"experiment/{choice}.yaml").read_text(), choice
+
+
+@pytest.mark.parametrize("choice", ROWS)
+def test_a_recipe_is_set_as_its_row_was_published(choice, tmp_path):
+    cfg = composed(f"experiment={choice}", "paths.data_dir=/data")
+    size = cfg.data.crop or cfg.data.resize
+    names = {"category": "bottle", "image_size": [size, size] if isinstance(size, int) else list(size)}
+    (tmp_path / ".hydra").mkdir()
+    OmegaConf.save(
+        {k: cfg[k] for k in ("model", "backbone", "data", "seed", "paths")},
+        tmp_path / ".hydra/config.yaml",
+        resolve=True,
+    )
+    run = FinishedRun(tmp_path, {"num_test_images": 83, "num_train_images": 209, "weights": "file", "run": names})
+    variant, image_auroc, pixel_auroc = ROWS[choice]
+    (match,) = [m for m in matches(run)[0] if m.published.variant == variant]
+    assert set(match.differences) == set(match.published.notes), "settings differ from the published ones"
+    means = {key[2]: value for key, value in match.published.values.items() if key[:2] == ("mvtec_ad", "average")}
+    text = " ".join((CONFIGS / f"experiment/{choice}.yaml").read_text().replace("\n#", " ").split())
+    for metric, value in (("image_auroc", image_auroc), ("pixel_auroc", pixel_auroc)):
+        if value is not None:
+            assert means[metric] == pytest.approx(value, abs=5.1e-4)
+            assert f"{value:.3f}" in text, "the comment states another figure"
 
 
 @pytest.mark.parametrize("choice", [c for c in GROUPS["logger"] if c != "wandb"])

@@ -8,7 +8,10 @@ from rich.console import Console
 
 from oddpatch import __version__
 from oddpatch.commands import backbone, data
+from oddpatch.commands.compare import compare
 from oddpatch.commands.explain import explain
+from oddpatch.commands.predict import predict
+from oddpatch.commands.report import report
 from oddpatch.commands.update import update
 from oddpatch.errors import OddpatchError
 
@@ -35,8 +38,11 @@ def _options(
     """Options before the command."""
 
 
+app.command()(predict)
 app.command()(explain)
 app.command()(update)
+app.command()(compare)
+app.command()(report)
 
 
 def main() -> None:

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+#: Exit code that a shell reports of a program that Ctrl-C has ended.
+INTERRUPTED = 130
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -41,7 +44,8 @@ class ResourceError(OddpatchError, RuntimeError):
 def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
     """Have a Hydra task end with one line, not a traceback, when the user can mend what went wrong.
 
-    In a sweep the error travels on, so that the launcher counts the job as failed and goes on with the next.
+    In a sweep the error travels on, so that the launcher counts the job as failed and goes on with the next. Ctrl-C
+    ends a run with exit code 130, without a traceback.
     """
 
     @functools.wraps(task)
@@ -56,5 +60,10 @@ def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             sys.exit(1)
+        except SystemExit as error:
+            # Lightning puts its files away after Ctrl-C, and then exits as if a run had failed.
+            if isinstance(error.__context__, KeyboardInterrupt):
+                sys.exit(INTERRUPTED)
+            raise
 
     return wrapped

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from oddpatch.calibration import FoldDetectors
 from oddpatch.errors import DataError
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
 from oddpatch.metrics.thresholds import at_threshold, highest_but
 from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
+from oddpatch.parallel import ranks
 from oddpatch.resources import check_memory
 from oddpatch.types import Batch, Prediction
 
@@ -54,6 +56,8 @@ class AnomalyModule(L.LightningModule):
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics(fpr_limits=tuple(fpr_limits))
         self.folds = folds
+        #: Paths of the images the detector was fitted to, by index, where they are not the datamodule's.
+        self.train_images: list[str] | None = None
         self.fold_detectors: FoldDetectors | None = None
         self.progress: ProgressFn = no_progress
         #: Metric values of the last test, and why others could not be computed.
@@ -74,6 +78,23 @@ class AnomalyModule(L.LightningModule):
 
     def configure_optimizers(self) -> None:
         """None: a frozen backbone and a fitted detector have nothing to optimise."""
+
+    # -- features, from the backbone or a cache ---------------------------------------------------------------------
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """Feature maps [(B, C_l, h_l, w_l)] of a batch: what the cache had, or what the backbone gives and it keeps."""
+        cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
+        if batch.features is not None:
+            cache.found += len(batch.index)
+            return batch.features
+        features = self.model.backbone(batch.image)
+        if cache is not None and batch.entries:
+            cache.store(batch.entries, features)
+        return features
+
+    def score(self, batch: Batch) -> Prediction:
+        """Score a batch."""
+        return self.model.detector(self.features(batch), self.model.preprocess.image_size)
 
     # -- one epoch over good images, then fit ---------------------------------------------------------------------
 
@@ -96,7 +117,7 @@ class AnomalyModule(L.LightningModule):
             odd = batch.path[int(batch.label.nonzero()[0])]
             raise DataError(f"{odd} is among the training images but is not good: move it to test/")
         if len(batch.image):
-            features = self.model.backbone(batch.image)
+            features = self.features(batch)
             self.model.detector.update(features, batch.index)
             if self.fold_detectors is not None:
                 self.fold_detectors.update(features, batch.index)
@@ -104,10 +125,10 @@ class AnomalyModule(L.LightningModule):
     def on_train_end(self) -> None:
         """Fit the detector to what the epoch took in."""
         self.timing["embed"] = time.perf_counter() - self._epoch_start
+        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
         with self.timed("fit"):
-            self.model.detector.fit(self.progress)
-            if self.fold_detectors is not None:
-                self.fold_detectors.fit(self.progress)
+            for detector in (self.model.detector, *(self.fold_detectors.detectors if self.fold_detectors else ())):
+                ranks.fit(detector, self.progress)
 
     # -- thresholds ---------------------------------------------------------------------------------------------------
 
@@ -123,12 +144,12 @@ class AnomalyModule(L.LightningModule):
             return
         part = self.trainer.datamodule.validation_parts[dataloader_idx]  # type: ignore[attr-defined]
         if part == "validation":
-            self.validation.update(self.model(batch.image).score, batch.label, batch.index)
+            self.validation.update(self.score(batch).score, batch.label, batch.index)
             return
         if self.fold_detectors is None:
-            prediction = self.model(batch.image)
+            prediction = self.score(batch)
         else:
-            features = self.model.backbone(batch.image)
+            features = self.features(batch)
             prediction = self.fold_detectors(features, batch.index, self.model.preprocess.image_size)
         self.good_scores.update(prediction.score, batch.label, batch.index)
         if prediction.anomaly_map is not None:
@@ -139,6 +160,7 @@ class AnomalyModule(L.LightningModule):
         """Set the thresholds."""
         parts, calibration = self.trainer.datamodule.validation_parts, self.model.calibration  # type: ignore[attr-defined]
         self.fold_detectors = None
+        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
         if "calibration" in parts:
             for metric in (
                 (self.good_scores, self.good_pixels) if self.model.detector.localizes else (self.good_scores,)
@@ -172,7 +194,7 @@ class AnomalyModule(L.LightningModule):
         """Score one batch and keep what the metrics need; None if all of its files were skipped."""
         if not len(batch.image):
             return None
-        prediction = self.model(batch.image)
+        prediction = self.score(batch)
         self.image_metrics.update(prediction.score, batch.label, batch.index)
         if prediction.anomaly_map is not None:
             self.pixel_metrics.update(prediction.anomaly_map, batch.mask, batch.index)
@@ -181,6 +203,7 @@ class AnomalyModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Compute every metric that these images allow, and log them."""
         self.timing["test"] = time.perf_counter() - self._epoch_start
+        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
         with self.timed("metrics"):
             localizes = self.model.detector.localizes
             for metric in (self.image_metrics, self.pixel_metrics) if localizes else (self.image_metrics,):

@@ -1,6 +1,7 @@
 """From a config to objects and back: the one file that knows Hydra."""
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
 from oddpatch.models.base import AnomalyModel
 from oddpatch.module import AnomalyModule
+from oddpatch.parallel import ranks
 from oddpatch.quiet import hush_lightning
 from oddpatch.report.summary import print_summary
 
@@ -77,11 +79,13 @@ def build(cfg: DictConfig) -> Run:
     Raises:
         ConfigError, DataError, WeightsError: before anything expensive has begun.
     """
+    ranks.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     backbone = make(cfg.backbone)
     data = make(cfg.data, mean=backbone.mean, std=backbone.std)
-    data.prepare_data()
+    with ranks.first_of_machine_first():
+        data.prepare_data()
     data.setup("fit")
     calibration = make(cfg.calibration)
     folds = calibration.folds(len(data.train_samples))
@@ -91,10 +95,14 @@ def build(cfg: DictConfig) -> Run:
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
     config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}
-    config["data"]["root"] = str(Path(config["data"]["root"]).resolve())  # a run can be tested from anywhere
+    for key in ("root", "split"):  # a run can be tested from anywhere
+        if config["data"].get(key):
+            config["data"][key] = str(Path(config["data"][key]).resolve())
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=config, folds=folds)
-    return Run(data, module, build_trainer(cfg), folder)
+    trainer = build_trainer(cfg)
+    use_cache(cfg, data, model, config["backbone"], trainer)
+    return Run(data, module, trainer, folder)
 
 
 def names(cfg: DictConfig) -> dict[str, Any]:
@@ -114,20 +122,36 @@ def rebuild(cfg: DictConfig) -> Run:
     """
     if OmegaConf.is_missing(cfg, "run"):
         raise ConfigError("which run? give its folder: python eval.py run=outputs/FOLDER")
+    ranks.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     model, about = restore(Path(cfg.run))
     _refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
     changes: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    settings = {**about["config"]["data"], **changes}
+    # What the run aligned to and inspected is in its checkpoint: the files may be gone.
+    kept = {key: value for key, value in model.preprocess.settings().items() if key in ("align", "roi") and value}
+    settings = {**about["config"]["data"], **kept, **changes}
     data = make(settings, mean=model.preprocess.mean, std=model.preprocess.std)
     if data.preprocess.settings() != model.preprocess.settings():
         raise ConfigError(
-            f"data gives {data.preprocess.settings()}, the run was fitted with {model.preprocess.settings()}: "
-            "leave resize, crop and interpolation as they were"
+            f"data gives {data.preprocess}, the run was fitted with {model.preprocess}: "
+            "leave resize, crop, interpolation, align and roi as they were"
         )
     module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=about["config"])
-    return Run(data, module, build_trainer(cfg), folder)
+    module.train_images = [str(data.root / name) for name in about.get("train_images", [])]
+    trainer = build_trainer(cfg)
+    use_cache(cfg, data, model, about["config"]["backbone"], trainer)
+    return Run(data, module, trainer, folder)
+
+
+def use_cache(cfg: DictConfig, data: Any, model: AnomalyModel, backbone: Any, trainer: L.Trainer) -> None:
+    """Have features looked for in the cache that `cfg.cache` describes, if it does, and kept there."""
+    if not cfg.get("cache"):
+        return
+    from oddpatch.cache.fingerprint import fingerprint
+
+    data.cache = make(cfg.cache)
+    data.cache.fingerprint = fingerprint(model, backbone, trainer.strategy.root_device)
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
@@ -140,13 +164,17 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         cfg.trainer,
         callbacks=callbacks,
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *ranks.environment()],
         enable_progress_bar=shows_progress,  # Lightning would add its own
     )
 
 
-def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
+def restore(folder: Path, **runtime: Any) -> tuple[AnomalyModel, dict[str, Any]]:
     """The fitted model of a finished run, and its checkpoint's description (config, versions, ...).
+
+    Args:
+        folder: of the run, or its checkpoint file.
+        runtime: how to run the backbone, where that differs from the run: `engine`, `precision` or `compile`.
 
     Raises:
         CheckpointError: the run has no readable checkpoint, or one that asks for code outside oddpatch.
@@ -158,7 +186,7 @@ def restore(folder: Path) -> tuple[AnomalyModel, dict[str, Any]]:
     for key in ("model", "backbone", "calibration"):
         _refuse_foreign_targets(config.get(key), path)
     # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
-    backbone = make({**config["backbone"], "weights": "random"})
+    backbone = make({**config["backbone"], "weights": "random", **runtime})
     backbone.weights_origin = about["weights"]
     detector = make(config["model"], channels=backbone.channels, strides=backbone.strides)
     calibration = make(config["calibration"]) if "calibration" in config else None
@@ -187,7 +215,7 @@ def _refuse_foreign_targets(config: Any, path: Path) -> None:
 def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
+        probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

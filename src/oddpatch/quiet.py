@@ -12,6 +12,7 @@ NOT_FOR_US = (
     r".*The number of training batches.*smaller than the logging interval.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*No .* dataloader.*configured.*",
+    r".*sync_dist=True.*",  # metrics bring the devices together themselves
 )
 
 

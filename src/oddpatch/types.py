@@ -1,8 +1,11 @@
 """The two things that travel through oddpatch: a `Batch` into the backbone, a `Prediction` out of the detector."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from oddpatch.cache.features import Entry
 
 #: Mask value of pixels whose truth is not known: no metric looks at them.
 IGNORE = 255
@@ -16,6 +19,9 @@ class Batch(NamedTuple):
     label: Tensor  # (B,) int64, 0 good, 1 anomalous
     index: Tensor  # type: ignore[assignment]  # (B,) int64, position in the dataset: what makes several devices exact
     path: list[str]
+    # With a cache: features [(B, C_l, h_l, w_l)] found in it, and then image is (B, 3, 0, 0); or where to keep them.
+    features: list[Tensor] | None = None
+    entries: "list[Entry] | None" = None
 
 
 class Prediction(NamedTuple):

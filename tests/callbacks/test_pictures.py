@@ -25,6 +25,16 @@ from oddpatch.types import IGNORE, Batch, Prediction
 SIZE = 24
 
 
+class RedChannel(nn.Module):
+    def __init__(self, preprocess, mapped):
+        super().__init__()
+        self.preprocess, self.localizes = preprocess, mapped
+
+    def forward(self, features, image_size):
+        maps = 100 * self.preprocess.to_image(features)[:, :1]
+        return Prediction(maps.amax((1, 2, 3)), maps if self.localizes else None)
+
+
 class Reader(nn.Module):
     """Reads the anomaly map off the image's red channel: the test says what is odd."""
 
@@ -33,20 +43,17 @@ class Reader(nn.Module):
         self.preprocess = Preprocess(SIZE, SIZE, (0.5,) * 3, (0.25,) * 3)
         self.backbone = nn.Identity()
         self.backbone.weights_origin = weights
-        self.detector = nn.Identity()
-        self.detector.localizes = mapped
-        self.mapped = mapped
+        self.detector = RedChannel(self.preprocess, mapped)
         self.calibration = Calibration()
 
     def forward(self, images):
-        maps = 100 * self.preprocess.to_image(images)[:, :1]
-        return Prediction(maps.amax((1, 2, 3)), maps if self.mapped else None)
+        return self.detector(self.backbone(images), SIZE)
 
 
 class Data(L.LightningDataModule):
     """Images with a square as bright as `levels` says, 0..1; no training."""
 
-    category = "tile"
+    category, cache = "tile", None
 
     def __init__(self, levels, types, masks=True, batch_size=4):
         super().__init__()
@@ -107,7 +114,7 @@ def names(folder):
     return sorted(path.stem for path in (folder / "figures").iterdir())
 
 
-CURVES = {"roc", "precision_recall", "pro"}
+CURVES = {"roc", "precision_recall", "pro", "scores"}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +132,7 @@ def test_worst_and_typical_are_pictured_under_their_names(finished):
     found = names(folder)
     assert expected | CURVES | {"overview"} <= set(found)
     assert len([name for name in found if name.startswith("typical_")]) == 4
-    assert len(found) == 4 + 4 + 4 + 4
+    assert len(found) == 4 + 4 + 4 + 5
 
 
 def test_time_is_counted(finished):
@@ -176,7 +183,7 @@ def test_without_masks_the_highest_good_pixel_is_the_threshold(tmp_path):
 def test_good_images_only(tmp_path):
     module = run(Data([0.2, 0.3, 0.4, 0.5, 0.6], ["good"] * 5), tmp_path, worst=2, typical=2)
     assert names(tmp_path) == [
-        "false_alarm_1_good_004", "false_alarm_2_good_003", "overview", "typical_1_good_002", "typical_2_good_001",
+        "false_alarm_1_good_004", "false_alarm_2_good_003", "overview", "scores", "typical_1_good_002", "typical_2_good_001",
     ]  # fmt: skip
     look = choose_look(torch.tensor([[0, 2.0, 7.0], [0, 2.0, 5.0]]), module)
     assert (look.low, look.high, look.threshold, look.image_threshold) == (2.0, 12.0, None, None)
@@ -184,7 +191,7 @@ def test_good_images_only(tmp_path):
 
 def test_anomalous_images_only(tmp_path):
     run(Data([0.3, 0.6], ["spot"] * 2), tmp_path, worst=4)
-    assert names(tmp_path) == ["miss_1_spot_000", "miss_2_spot_001", "overview", "precision_recall", "pro", "roc"]
+    assert names(tmp_path) == ["miss_1_spot_000", "miss_2_spot_001", "overview", "precision_recall", "pro", "roc", "scores"]
 
 
 def test_method_that_scores_whole_images_only(tmp_path):

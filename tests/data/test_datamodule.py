@@ -1,5 +1,6 @@
 """The data module: what it finds, in which order, on how many devices, and rendering in place of missing data."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from torch import distributed
 
 from oddpatch.data import datamodule as module
 from oddpatch.data.datamodule import MVTecDataModule, ShardedSampler
+from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 
 MEAN, STD = [0.5] * 3, [0.5] * 3
@@ -138,7 +140,7 @@ def test_workers_auto(monkeypatch, tmp_path, cores, workers):
 
 @pytest.mark.parametrize(("length", "world"), [(10, 3), (2, 4), (0, 2), (7, 1)])
 def test_sharded_sampler_gives_every_item_once(monkeypatch, length, world):
-    sampler = ShardedSampler(length)
+    sampler = ShardedSampler(range(length))
     assert list(sampler) == list(range(length)), "without a process group"
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: world)
@@ -249,3 +251,95 @@ def test_real_bottle_with_workers():
     assert tuple(batch.image.shape) == (24, 3, 224, 224)
     assert set(batch.mask[batch.label == 1].flatten(1).amax(1).tolist()) == {1}
     assert data.test_dataloader().dataset.warnings() == []
+
+
+# Region, split and what is not there
+
+
+def test_a_region_is_ignored_outside_in_every_mask(root):
+    region = np.zeros((30, 30), np.uint8)
+    region[3:20, 5:17] = 1
+    Image.fromarray(region).save(root / "roi.png")
+    data = make(root, roi=root / "roi.png")
+    data.setup()
+    plain = make(root)
+    plain.setup()
+    inside = plain.preprocess.mask(torch.from_numpy(region)) > 0
+    assert torch.equal(data.preprocess.roi_mask, inside)
+    for (batch,), (other,) in (
+        (data.test_dataloader(), plain.test_dataloader()),
+        (data.train_dataloader(), plain.train_dataloader()),
+    ):
+        assert torch.equal(batch.image, other.image)
+        assert (batch.mask[:, ~inside] == 255).all()
+        assert torch.equal(batch.mask[:, inside], other.mask[:, inside])
+
+
+def test_a_defect_outside_the_region_is_said(root):
+    for number in range(3):
+        mask = np.zeros((30, 30), np.uint8)
+        mask[:8, :8] = 255
+        Image.fromarray(mask).save(root / f"part/ground_truth/hole/{number}_mask.png")
+    region = np.zeros((30, 30), np.uint8)
+    region[15:, 15:] = 1
+    Image.fromarray(region).save(root / "roi.png")
+    data = make(root, roi=root / "roi.png")
+    data.setup()
+    list(data.test_dataloader())
+    assert [line.split("hole/")[1] for line in data._test.warnings()] == [
+        f"{number}_mask.png: no defect pixel is left in the roi after resizing and cropping to 20x20"
+        for number in range(3)
+    ]
+
+
+def test_regions_that_cannot_work(root):
+    Image.new("L", (30, 30)).save(root / "black.png")
+    with pytest.raises(DataError, match=r"black\.png: is zero throughout"):
+        make(root, roi=root / "black.png")
+    edge = np.zeros((30, 30), np.uint8)
+    edge[:, 0] = 1
+    Image.fromarray(edge).save(root / "edge.png")
+    with pytest.raises(ConfigError, match="leaves nothing to inspect"):
+        make(root, roi=root / "edge.png")
+    Image.new("L", (31, 30), 255).save(root / "wide.png")
+    data = make(root, roi=root / "wide.png")
+    data.setup()
+    with pytest.raises(DataError, match=r"train/good/0.png: image of 30x30 pixels, but roi was drawn on 30x31"):
+        list(data.train_dataloader())
+    with pytest.raises(ConfigError, match=r"roi has 30x31 pixels, the reference of align 30x30"):
+        make(root, roi=root / "wide.png", align=root / "part/train/good/0.png")
+
+
+def test_the_settings_of_a_region_build_the_same_preprocessing(root):
+    region = np.zeros((30, 30), np.uint8)
+    region[3:20, 5:17] = 1
+    Image.fromarray(region).save(root / "roi.png")
+    preprocess = make(root, roi=root / "roi.png").preprocess
+    again = Preprocess(**preprocess.settings())
+    assert torch.equal(again.roi_mask, preprocess.roi_mask)
+    assert again.settings() == preprocess.settings()
+    assert "base64" not in repr(again)
+    assert "roi='35%'" in repr(again)  # 14 rows and 10 columns of 20 x 20
+
+
+def test_a_split_decides_what_is_trained_on(root):
+    rows = [{"path": f"train/good/{k}.png", "part": "train" if k < 2 else "test"} for k in range(5)]
+    (root / "s.json").write_text(json.dumps({"files": [*rows, {"path": "test/hole/1.png", "part": "test"}]}))
+    data = make(root, split=root / "s.json")
+    data.setup()
+    assert [s.path.name for s in data.train_samples] == ["0.png", "1.png"]
+    assert [(s.path.name, s.label) for s in data.test_samples] == [
+        ("1.png", 1),
+        ("2.png", 0),
+        ("3.png", 0),
+        ("4.png", 0),
+    ]
+
+
+def test_what_is_absent_says_how_to_obtain_it(root):
+    with pytest.raises(DataError, match="no such folder: ask its owner"):
+        MVTecDataModule(root / "nothing", "part", MEAN, STD, obtain="ask its owner").setup()
+    with pytest.raises(DataError, match="no such category; there are part"):
+        MVTecDataModule(root, "prat", MEAN, STD, obtain="ask its owner").setup()
+    with pytest.raises(ConfigError, match=r"data\.root=None and data\.category=part"):
+        MVTecDataModule(None, "part", MEAN, STD)

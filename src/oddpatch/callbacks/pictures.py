@@ -79,7 +79,9 @@ class Pictures(L.Callback):
             for position, (score, label, index) in enumerate(rows):
                 defect_type = samples[index].defect_type
                 if self._candidates.pools(score, label, defect_type, index):
-                    image = pl_module.model.preprocess.to_image(batch.image[position])  # (3, H, W)
+                    # Where the features came from the cache, the images were not decoded.
+                    given = batch.image[position] if batch.features is None else trainer.datamodule.test_image(index)  # type: ignore[attr-defined]
+                    image = pl_module.model.preprocess.to_image(given)  # (3, H, W)
                     example = Example(
                         image=(image * 255).round().byte().permute(1, 2, 0).cpu().numpy(),
                         mask=_copy(batch.mask[position, 0]),

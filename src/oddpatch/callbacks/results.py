@@ -1,14 +1,20 @@
-"""The files a test leaves: metrics.json and predictions.csv."""
+"""The files a test leaves: metrics.json, predictions.csv and pixel_statistics.npz."""
 
 import csv
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 
 from oddpatch.checkpoint import git_commit, library_versions
 from oddpatch.files import replacing
+from oddpatch.metrics.bootstrap import Confidence, confidence_intervals
+from oddpatch.metrics.operating import operating_figures, overlap_histogram
+from oddpatch.metrics.pixel_statistics import FILE_NAME
 from oddpatch.resources import peak_memory
 
 
@@ -16,11 +22,21 @@ class Results(L.Callback):
     """Writes what was measured and every image's score.
 
     Args:
-        folder: where `metrics.json` and `predictions.csv` go.
+        folder: where `metrics.json`, `predictions.csv` and, if there are masks, `pixel_statistics.npz` go.
+        confidence: draws, level and seed of the confidence intervals, see `oddpatch.metrics.bootstrap.Confidence`.
+
+    Raises:
+        ConfigError: a value of `confidence` cannot work.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, confidence: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
+        self.confidence = Confidence(**(confidence or {}))
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Have the statistics gathered that intervals and comparisons are made from; one device is enough."""
+        pl_module.pixel_metrics.keep_statistics = trainer.is_global_zero
+        pl_module.pixel_metrics.statistics = None
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write what was measured."""
@@ -36,11 +52,15 @@ class Results(L.Callback):
         if not trainer.is_global_zero:
             return
         module = pl_module
+        with module.timed("confidence"):
+            resampled = self._resample(module)
         calibration = module.model.calibration
         metrics = {
             "run": module.config.get("run"),
             **module.results,
+            **resampled,
             "thresholds": calibration.describe(),
+            "operating": _operating(module, calibration.describe()),
             "absent": module.absent,
             "num_train_images": len(trainer.datamodule.fitted),  # type: ignore[attr-defined]
             "num_test_images": len(module.scored),
@@ -55,6 +75,7 @@ class Results(L.Callback):
         with replacing(self.folder / "metrics.json") as file:
             json.dump(metrics, file, indent=2)
             file.write("\n")
+        self._write_statistics(module)
         with replacing(self.folder / "predictions.csv") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "label", "defect_type", "score", "p_value", "odd"])
@@ -67,3 +88,41 @@ class Results(L.Callback):
                 (image.path, image.label, image.defect_type, repr(image.score), *verdict)
                 for image, verdict in zip(module.scored, verdicts, strict=True)
             )
+
+    def _resample(self, module: Any) -> dict[str, Any]:
+        """Confidence intervals of the metrics that have a value, and how they were made."""
+        if not self.confidence.draws:
+            return {}
+        scores, labels = _scores_and_labels(module)
+        found = confidence_intervals(scores, labels, module.pixel_metrics.statistics, self.confidence)
+        settings = {"method": "percentile bootstrap over images, good and anomalous apart", **asdict(self.confidence)}
+        intervals = {name: list(ends) for name, ends in found.items() if name in module.results}
+        return {"confidence": intervals, "confidence_settings": settings}
+
+    def _write_statistics(self, module: Any) -> None:
+        path = self.folder / FILE_NAME
+        if module.pixel_metrics.statistics is not None:
+            module.pixel_metrics.statistics.save(path)
+        else:
+            path.unlink(missing_ok=True)  # an earlier test's would pass for this one's
+
+
+def _scores_and_labels(module: Any) -> tuple[list[float], list[int]]:
+    return [image.score for image in module.scored], [image.label for image in module.scored]
+
+
+def _operating(module: Any, thresholds: Mapping[str, Any] | None) -> dict[str, Any]:
+    """See `oddpatch.metrics.operating`; regions are judged at the calibrated pixel threshold if there is one."""
+    threshold = thresholds["image"] if thresholds else None
+    cache = module.trainer.datamodule.cache
+    seconds = None if cache is not None and cache.found else module.timing.get("test")  # else the backbone's are missing
+    figures = operating_figures(*_scores_and_labels(module), threshold, seconds)
+    statistics = module.pixel_metrics.statistics
+    if statistics is not None:
+        pixel, method = thresholds["pixel"] if thresholds else None, "calibrated"
+        if pixel is None:  # a pixel is odd above a threshold; F1-max counts a score equal to it as odd
+            pixel = float(np.nextafter(module.results["pixel_f1_max_threshold"], -np.inf))
+            method = "pixel F1-max (oracle)"
+        overlaps = statistics.region_overlaps(pixel)
+        figures["region_overlap"] = {"threshold": pixel, "method": method, **overlap_histogram(overlaps)}
+    return figures

@@ -4,19 +4,25 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler
 
+from oddpatch.cache.features import FeatureCache
+from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
-from oddpatch.data.layout import Sample, scan, scan_types
+from oddpatch.data.layout import Layout, Sample, categories, scan, scan_types
+from oddpatch.data.roi import load_roi
+from oddpatch.data.splits import follow
 from oddpatch.data.transforms import Preprocess
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.parallel.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +49,24 @@ class ShardedSampler(Sampler[int]):
         return len(self._positions())
 
 
+class ShardedBatches(Sampler[list[int]]):
+    """The positions of a `ShardedSampler` in batches, as many on every rank: the last may hold fewer, or none.
+
+    Lightning has the ranks talk to each other in every step, so none may have a step less than the others.
+    """
+
+    def __init__(self, positions: Sequence[int], batch_size: int) -> None:
+        self.sampler, self.batch_size = ShardedSampler(positions), batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        own = list(self.sampler)
+        return (own[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self)))
+
+    def __len__(self) -> int:
+        longest = -(-len(self.sampler.positions) // Ranks().size)
+        return -(-longest // self.batch_size)
+
+
 class MVTecDataModule(LightningDataModule):
     """Good images to train on and labelled images to test on.
 
@@ -57,6 +81,11 @@ class MVTecDataModule(LightningDataModule):
         resize: see `Preprocess`.
         crop: see `Preprocess`.
         interpolation: see `Preprocess`.
+        align: reference image onto which every image is moved, or a mapping of `reference`, `method` and `min_quality`,
+            see `oddpatch.data.alignment`.
+        roi: mask image that is not zero where to inspect, of the size of the images (of the reference, with `align`).
+        split: manifest by `oddpatch data split`, which says what is for training and what for testing.
+        fold: the fold to test on, of a manifest of folds.
         batch_size: images a batch, on each device.
         num_workers: decoding processes; "auto" for one a core, at most 8, and none on a single core.
         mask_threshold: see `oddpatch.data.decoding.read_mask`.
@@ -66,21 +95,26 @@ class MVTecDataModule(LightningDataModule):
         render: scene to render if the category's folder is absent; true for the one named like the category; false or
             None to refuse.
         render_seed: seed of the rendering.
+        obtain: what to say where the category's folder is absent: who offers the images, and how they are laid out.
 
     Raises:
         ConfigError: a setting cannot work.
-        DataError: from `setup`, what `oddpatch.data.layout.scan` raises.
+        DataError: the reference or the region cannot be read; from `setup`, what `oddpatch.data.layout.scan` raises.
     """
 
     def __init__(
         self,
-        root: str | Path,
-        category: str,
+        root: str | Path | None,
+        category: str | None,
         mean: Sequence[float],
         std: Sequence[float],
         resize: int | Sequence[int] | None = 256,
         crop: int | Sequence[int] | None = 224,
         interpolation: str = "bilinear",
+        align: str | Path | Mapping[str, Any] | None = None,
+        roi: str | Path | None = None,
+        split: str | Path | None = None,
+        fold: int | None = None,
         batch_size: int = 32,
         num_workers: int | str = "auto",
         mask_threshold: float = 0.0,
@@ -88,13 +122,23 @@ class MVTecDataModule(LightningDataModule):
         validation: float | str | Path | None = None,
         render: str | bool | None = None,
         render_seed: int = 0,
+        obtain: str | None = None,
     ) -> None:
         super().__init__()
+        if not root or not category:
+            raise ConfigError(
+                f"data.root={root} and data.category={category}: set the folder of the categories, and the one to use"
+            )
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
         self.root = Path(root)
         self.category = category
-        self.preprocess = Preprocess(resize, crop, mean, std, interpolation)
+        self.preprocess = Preprocess(
+            resize, crop, mean, std, interpolation, align=load_alignment(align), roi=load_roi(roi)
+        )
+        self.split = Path(split) if split else None
+        self.fold = fold
+        self.obtain = obtain
         self.batch_size = batch_size
         self.num_workers = _workers(num_workers)
         self.mask_threshold = mask_threshold
@@ -113,6 +157,8 @@ class MVTecDataModule(LightningDataModule):
         #: Positions of the training images that are fitted to, and of those scored afterwards for the threshold.
         self.fitted: Sequence[int] = []
         self.held_out: Sequence[int] = []
+        #: Where features are looked for and kept; None computes them.
+        self.cache: FeatureCache | None = None
         # Made now, so that a wrong setting fails before anything is read.
         self._train, self._test, self._validation = (self._dataset([]) for _ in range(3))
 
@@ -136,7 +182,7 @@ class MVTecDataModule(LightningDataModule):
         """Find the images and pair them with their masks, once."""
         if self.train_samples:
             return
-        self.train_samples, self.test_samples, self.warnings = scan(self.root, self.category)
+        self.train_samples, self.test_samples, self.warnings = self._scan()
         if isinstance(self.validation, float | int):
             self.validation_samples, self.test_samples = take_share(self.test_samples, self.validation)
         elif self.validation:
@@ -145,6 +191,13 @@ class MVTecDataModule(LightningDataModule):
         self._validation = self._dataset(self.validation_samples)
         self.fitted = range(len(self.train_samples))
         self._log(self.warnings)
+
+    def _scan(self) -> Layout:
+        folder = self.root / self.category
+        if self.obtain and not folder.is_dir() and not (self.root.is_dir() and categories(self.root)):
+            raise DataError(f"{folder}: no such folder: {self.obtain}")
+        found = scan(self.root, self.category)
+        return follow(found, folder, self.split, self.fold) if self.split else found
 
     def hold_out(self, folds: Sequence[int], fit_too: bool) -> None:
         """Score the good images that have a fold (0 or more) after the fit; fit to them, too, if `fit_too`."""
@@ -174,21 +227,32 @@ class MVTecDataModule(LightningDataModule):
         return self._loader(self._test, range(len(self._test)))
 
     def _loader(self, dataset: MVTecDataset, positions: Sequence[int]) -> DataLoader[Item | None]:
+        dataset.cache = self.cache
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=ShardedSampler(positions),
+            batch_sampler=ShardedBatches(positions, self.batch_size),
             num_workers=self.num_workers,
             collate_fn=partial(collate, image_size=self.preprocess.image_size),
             pin_memory=torch.cuda.is_available(),
         )
 
     def skipped(self) -> list[str]:
-        """One line for each file that was left out so far on this device (with `on_error="skip"`)."""
+        """One line for each file that was left out so far (with `on_error="skip"`), see `gather`."""
         return self._train.skipped() + self._validation.skipped() + self._test.skipped()
 
+    def test_image(self, index: int) -> Tensor:
+        """A prepared test image (3, h, w), where its features came from the cache."""
+        return self._test.image(index)
+
+    def gather(self) -> None:
+        """Learn of the files that other ranks left out; called on all of them."""
+        for dataset in (self._train, self._validation, self._test):
+            Ranks().maximum_(dataset.outcome)
+
     def teardown(self, stage: str) -> None:
-        """Say which files were left out, and which masks show no defect."""
+        """Say which files were left out, which masks show no defect, and what a cache was good for."""
+        if self.cache is not None:
+            log.info("cache: features of %d images so far, %d computed and kept", self.cache.found, self.cache.stored)
         dataset = {"fit": self._train, "validate": self._validation}.get(stage, self._test)
         skipped = dataset.skipped()
         if skipped:
@@ -252,6 +316,7 @@ def _workers(num_workers: int | str) -> int:
     if num_workers == "auto":
         affinity = getattr(os, "sched_getaffinity", None)  # Linux only; knows of cores this process may not use
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # other ranks of this run decode too
         # A worker prepares images on one thread, which costs fewer CPU seconds than several threads on one image.
         return min(cores, 8) if cores > 1 else 0
     if not isinstance(num_workers, int) or num_workers < 0:

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from oddpatch.cache.features import Cached, Entry, FeatureCache, stack
+from oddpatch.data.alignment import Registration
 from oddpatch.data.decoding import read_image, read_mask
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
@@ -29,6 +33,8 @@ class Item:
     label: int
     index: int
     path: str
+    cached: Cached | None = None  # the image's features: then it was not decoded, and `image` is (3, 0, 0)
+    entry: Entry | None = None  # where its features are to be kept, once they are known
 
 
 class ItemError(DataError):
@@ -44,7 +50,7 @@ class MVTecDataset(Dataset[Item | None]):
     """Samples of one split.
 
     The mask of an item is 1 on the defect and 0 elsewhere; 0 everywhere if the image is good; IGNORE everywhere if it
-    is anomalous and has no mask.
+    is anomalous and has no mask, and outside the region of interest of `preprocess`.
 
     Args:
         samples: as `oddpatch.data.layout.scan` gives them; the position is the item's index.
@@ -72,32 +78,84 @@ class MVTecDataset(Dataset[Item | None]):
         self.preprocess = preprocess
         self.on_error = on_error
         self.mask_threshold = mask_threshold
-        self._outcome = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
+        #: Where to look for features, so that images need not be decoded.
+        self.cache: FeatureCache | None = None
+        #: What became of each item so far, in this process or its workers.
+        self.outcome = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item | None:
         """Item at `index`; None if it is unusable and `on_error` is "skip"."""
+        return self._item(index, None)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item | None]:
+        """The items of a batch: with their features if the cache has those of all, else with their images."""
+        cached: list[Cached | None] = []
+        for index in indices if self.cache is not None else ():
+            cached.append(self._find(index))
+            if cached[-1] is None:  # the backbone will have to run anyway, on the batch as it would be without a cache
+                break
+        complete = len(cached) == len(indices) and None not in cached
+        return [self._item(index, cached[i] if complete else None) for i, index in enumerate(indices)]
+
+    def _find(self, index: int) -> Cached | None:
+        assert self.cache is not None
         try:
-            return self._load(index)
+            return self.cache.load(self.cache.key(Path(self.samples[index].path).read_bytes()))
+        except OSError:  # decoding says what is wrong with the file
+            return None
+
+    def image(self, index: int) -> Tensor:
+        """The prepared image (3, h, w) of an item whose features came from the cache."""
+        return self.preprocess(read_image(self.samples[index].path))
+
+    def _item(self, index: int, cached: Cached | None) -> Item | None:
+        try:
+            return self._load(index) if cached is None else self._load_cached(index, cached)
         except DataError as error:
             if self.on_error == "raise":
                 raise ItemError(str(error)) from None
-            self._outcome[index] = _SKIPPED
+            self.outcome[index] = _SKIPPED
             return None
 
     def _load(self, index: int) -> Item:
         sample = self.samples[index]
+        key = self._key(sample.path)
         image = read_image(sample.path)  # (3, H, W)
         try:
-            prepared = self.preprocess(image)  # (3, h, w)
+            registration = self.preprocess.register(image)
+            prepared = self.preprocess(image, registration)  # (3, h, w)
         except DataError as error:
             raise DataError(f"{sample.path}: {error}") from None
-        mask = self._mask(index, (image.shape[1], image.shape[2]))  # (1, h, w)
-        return Item(prepared, mask, sample.label, index, str(sample.path))
+        mask = self._mask(index, (image.shape[1], image.shape[2]), registration)  # (1, h, w)
+        # Not kept if the file has changed while it was read.
+        same = key is not None and key == self._key(sample.path)
+        entry = Entry(key, _facts(image, registration)) if key and same else None
+        return Item(prepared, mask, sample.label, index, str(sample.path), entry=entry)
 
-    def _mask(self, index: int, original_size: tuple[int, int]) -> Tensor:
+    def _load_cached(self, index: int, cached: Cached) -> Item:
+        sample = self.samples[index]
+        height, width, *registered = cached.facts
+        registration = None
+        if registered:
+            registration = Registration(np.array(registered[:9]).reshape(3, 3), registered[9])
+        mask = self._mask(index, (int(height), int(width)), registration)  # (1, h, w)
+        return Item(torch.empty(3, 0, 0), mask, sample.label, index, str(sample.path), cached=cached)
+
+    def _key(self, path: Path) -> str | None:
+        return self.cache.key(path.read_bytes()) if self.cache is not None and path.is_file() else None
+
+    def _mask(self, index: int, original_size: tuple[int, int], registration: Registration | None) -> Tensor:
+        mask, region = self._whole_mask(index, original_size, registration), self.preprocess.roi_mask
+        if region is None:
+            return mask
+        if (mask == 1).any() and not (mask[region] == 1).any():
+            self.outcome[index] = _CROPPED_DEFECT
+        return mask.masked_fill(~region, IGNORE)
+
+    def _whole_mask(self, index: int, original_size: tuple[int, int], registration: Registration | None) -> Tensor:
         sample = self.samples[index]
         if sample.mask_path is None:
             return torch.full((1, *self.preprocess.image_size), IGNORE if sample.label else 0, dtype=torch.uint8)
@@ -108,11 +166,11 @@ class MVTecDataset(Dataset[Item | None]):
                 f"{sample.mask_path}: the mask is {mask_h}x{mask_w} pixels but its image {sample.path} is {h}x{w}: "
                 "save both in one size"
             )
-        prepared = self.preprocess.mask(mask)  # (1, h, w)
+        prepared = self.preprocess.mask(mask, registration)  # (1, h, w)
         if not mask.any():
-            self._outcome[index] = _EMPTY_MASK
+            self.outcome[index] = _EMPTY_MASK
         elif not prepared.any():
-            self._outcome[index] = _CROPPED_DEFECT
+            self.outcome[index] = _CROPPED_DEFECT
         return prepared
 
     def skipped(self) -> list[str]:
@@ -123,13 +181,15 @@ class MVTecDataset(Dataset[Item | None]):
         """One line for each item used so far whose mask shows no defect."""
         empty = [f"{self.samples[i].mask_path}: empty mask of an anomalous image" for i in self._with(_EMPTY_MASK)]
         height, width = self.preprocess.image_size
+        within = " in the roi" if self.preprocess.roi else ""
         return empty + [
-            f"{self.samples[i].mask_path}: no defect pixel is left after resizing and cropping to {height}x{width}"
+            f"{self.samples[i].mask_path}: no defect pixel is left{within} after resizing and cropping to "
+            f"{height}x{width}"
             for i in self._with(_CROPPED_DEFECT)
         ]
 
     def _with(self, outcome: int) -> list[int]:
-        return (self._outcome == outcome).nonzero().flatten().tolist()
+        return (self.outcome == outcome).nonzero().flatten().tolist()
 
     def _reason(self, index: int) -> str:
         # Workers leave only a flag behind; reading the few bad files again tells what was wrong.
@@ -140,21 +200,31 @@ class MVTecDataset(Dataset[Item | None]):
         return f"{self.samples[index].path}: could not be read at the time, but can be now"
 
 
+def _facts(image: Tensor, registration: Registration | None) -> tuple[float, ...]:
+    """What the mask of an image (3, H, W) depends on, see `Entry`."""
+    size = (float(image.shape[1]), float(image.shape[2]))
+    return size if registration is None else (*size, *registration.matrix.ravel().tolist(), registration.quality)
+
+
 def collate(items: Sequence[Item | None], image_size: tuple[int, int]) -> Batch:
     """Stack items, leaving out those that were skipped; with none left, the batch has B = 0.
 
     Args:
-        items: as `MVTecDataset` gives them.
+        items: as `MVTecDataset` gives them: all with features, or none.
         image_size: (h, w) of the items, needed if all were skipped.
     """
     kept = [item for item in items if item is not None]
     image, mask = torch.empty(0, 3, *image_size), torch.empty(0, 1, *image_size, dtype=torch.uint8)
     if kept:
         image, mask = torch.stack([item.image for item in kept]), torch.stack([item.mask for item in kept])
+    cached = [item.cached for item in kept if item.cached is not None]
+    entries = [item.entry for item in kept if item.entry is not None]
     return Batch(
         image=image,
         mask=mask,
         label=torch.tensor([item.label for item in kept], dtype=torch.int64),
         index=torch.tensor([item.index for item in kept], dtype=torch.int64),
         path=[item.path for item in kept],
+        features=stack(cached) if cached else None,
+        entries=entries if kept and len(entries) == len(kept) else None,
     )

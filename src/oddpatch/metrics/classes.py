@@ -16,6 +16,7 @@ from oddpatch.errors import DataError
 from oddpatch.metrics.arrays import NonFiniteScoreError, UndefinedMetricError, check_fpr_limits, non_finite_message
 from oddpatch.metrics.gather import gather_rows
 from oddpatch.metrics.pixel import PixelRanking, rank_pixels
+from oddpatch.metrics.pixel_statistics import PixelStatistics
 from oddpatch.metrics.ranking import rank
 
 _NOTHING_SEEN = "no image was seen: call update() first"
@@ -117,6 +118,9 @@ class PixelMetrics(_ByImage):
         self.fpr_limits = tuple(dict.fromkeys(check_fpr_limits(fpr_limits)))
         #: The pixels of all images over all devices, ranked by the last `compute`, for curves; None if it could not.
         self.computed: PixelRanking | None = None
+        #: Whether `compute` also gathers `statistics`, for resampling the images; None if it could not.
+        self.keep_statistics = False
+        self.statistics: PixelStatistics | None = None
         self.names = (
             *("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_f1_max_threshold", "au_pro"),
             *(f"au_pro@{limit:g}" for limit in self.fpr_limits[1:]),
@@ -158,8 +162,11 @@ class PixelMetrics(_ByImage):
         return rank_pixels(self._in_order("maps"), self._in_order("masks"))
 
     def _values(self) -> tuple[float, ...]:
-        self.computed = None
+        self.computed, self.statistics = None, None
         self.computed = self.ranking()
+        if self.keep_statistics:
+            maps, masks = self._in_order("maps"), self._in_order("masks")
+            self.statistics = PixelStatistics.from_maps(maps, masks, self.fpr_limits)
         result = self.computed.metrics(self.fpr_limits)
         return result.auroc, result.ap, result.f1_max, result.f1_threshold, *result.au_pro.values()
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from oddpatch.calibration import Calibration
 from oddpatch.errors import ConfigError, NotFittedError
+from oddpatch.models.region import Region
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
     from oddpatch.backbones.base import Backbone
     from oddpatch.data.transforms import Preprocess
+    from oddpatch.parallel.ranks import Ranks
 
 #: Told how far a long `fit` has come: (steps done, steps in all, what is being done).
 ProgressFn = Callable[[int, int, str], None]
@@ -53,6 +55,12 @@ class Detector(nn.Module, ABC):
         self.channels = [channels[i] for i in self.layers]
         self.strides = [strides[i] for i in self.layers]
         self.register_buffer("fitted", torch.tensor(False))
+        #: Patches outside are neither fitted to nor scored.
+        self.region = Region()
+
+    def restrict(self, mask: Tensor) -> None:
+        """Inspect nothing but the pixels where mask (H, W) bool is true; to be called before `update`."""
+        self.region = Region(mask)
 
     def select(self, features: list[Tensor]) -> list[Tensor]:
         """The maps this detector uses, of all that the backbone gave."""
@@ -70,6 +78,35 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def fit(self, progress: ProgressFn = no_progress) -> None:
         """Turn what was taken in into the fitted buffers, and let go of the rest."""
+
+    def merge(self, ranks: "Ranks") -> None:
+        """Bring what all ranks took in to rank zero, as if it had taken in all of it; the others let go of theirs.
+
+        Called on every rank before rank zero fits; a rank may have taken in nothing. A method that does not say how
+        its state is merged runs on one device only.
+
+        Raises:
+            ConfigError: this method does not say how.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot be fitted on several devices yet: set trainer=default")
+
+    @torch.no_grad()
+    def share(self, ranks: "Ranks") -> None:
+        """Give every rank the buffers of rank zero, which has fitted."""
+        for detector in self.modules():  # the members of an ensemble are detectors too
+            if not isinstance(detector, Detector):
+                continue
+            own = dict(detector.named_buffers(recurse=False))
+            shapes = ranks.exchange({name: (tuple(b.shape), b.dtype) for name, b in own.items()})[0]
+            for name, (shape, dtype) in shapes.items():
+                buffer = own[name].contiguous() if ranks.first else detector.allocate(name, shape, dtype)
+                ranks.broadcast_(buffer)
+                if not ranks.first:
+                    setattr(detector, name, buffer)
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for one of the buffers, to be filled."""
+        return torch.empty(shape, dtype=dtype, device=self.fitted.device)
 
     @abstractmethod
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
@@ -122,6 +159,8 @@ class AnomalyModel(nn.Module):
         self.backbone = backbone
         self.detector = detector
         self.calibration = calibration or Calibration()
+        if preprocess.roi_mask is not None:
+            detector.restrict(preprocess.roi_mask[0])
 
     def forward(self, images: Tensor) -> Prediction:
         """Score preprocessed images (B, 3, H, W)."""

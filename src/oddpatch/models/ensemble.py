@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.types import Prediction
+
+if TYPE_CHECKING:
+    from oddpatch.parallel.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +69,12 @@ class EnsembleDetector(Detector):
         self.register_buffer("scale", torch.empty(0))
         self._held_out: list[tuple[int, list[Tensor]]] = []  # index and maps [(1, C_l, h_l, w_l)] of each image
 
+    def restrict(self, mask: Tensor) -> None:
+        """See `Detector.restrict`: for every member."""
+        super().restrict(mask)
+        for detector in self.detectors:
+            detector.restrict(mask)
+
     @property
     def detectors(self) -> list[Detector]:
         """The members."""
@@ -86,6 +96,18 @@ class EnsembleDetector(Detector):
         kept = index[~held_out.to(index.device)]
         for detector, maps in zip(self.detectors, self.split(features), strict=True):
             detector.update([feature[~held_out] for feature in maps], kept)
+
+    def merge(self, ranks: "Ranks") -> None:
+        """Merge every member, and bring the held-out images together."""
+        for detector in self.detectors:
+            detector.merge(ranks)
+        images = ranks.exchange([(image, len(maps)) for image, maps in self._held_out])
+        received = ranks.collect([m.contiguous() for _, maps in self._held_out for m in maps], self.fitted.device)
+        if not ranks.first:
+            self._held_out = []
+            return
+        for image, count in (entry for other in images[1:] for entry in other):
+            self._held_out.append((image, [next(received) for _ in range(count)]))
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
@@ -122,7 +144,7 @@ class EnsembleDetector(Detector):
         # The size of the image itself is not known here; for sizes that the stride divides it is this.
         size = (finest.shape[2] * stride, finest.shape[3] * stride)
         score, anomaly_map = self.detectors[number](maps, size)
-        return score, score if anomaly_map is None else anomaly_map.flatten()
+        return score, score if anomaly_map is None else self.region.values(anomaly_map)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Mean of the members' standardised scores, and of their standardised maps."""
@@ -133,7 +155,7 @@ class EnsembleDetector(Detector):
             scores.append((score - self.center[i, 0]) / self.scale[i, 0])
             if anomaly_map is not None:
                 maps.append((anomaly_map - self.center[i, 1]) / self.scale[i, 1])
-        mean_map = torch.stack(maps).mean(0) if self.localizes else None  # (B, 1, H, W)
+        mean_map = self.region.cut(torch.stack(maps).mean(0)) if self.localizes else None  # (B, 1, H, W)
         return Prediction(torch.stack(scores).mean(0), mean_map)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:

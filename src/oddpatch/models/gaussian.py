@@ -1,6 +1,7 @@
 """Gaussian-AD: one Gaussian per stage of the network on globally pooled features (Rippel et al., arXiv 2005.14140)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.gallery import in_order
 from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, sample_covariance
 from oddpatch.types import Prediction
+
+if TYPE_CHECKING:
+    from oddpatch.parallel.ranks import Ranks
 
 SHRINKAGES = ("ledoit_wolf", "epsilon")
 
@@ -59,14 +63,20 @@ class GaussianAD(Detector):
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """Global averages (B, sum C_i) of feature maps [(B, C_i, h_i, w_i)]."""
-        # float64, so that the order in which a memory layout is summed does not show.
-        return torch.cat([f.mean(dim=(2, 3), dtype=torch.float64) for f in self.select(features)], dim=1).float()
+        return torch.cat([self.region.average(feature) for feature in self.select(features)], dim=1).float()
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
         """Take in the averages of one batch."""
         self._pooled.append(self.embed(features).cpu())
         self._index.append(index.cpu())
+
+    def merge(self, ranks: "Ranks") -> None:
+        """Bring the averages together."""
+        self._pooled += ranks.collect(self._pooled, "cpu")
+        self._index += ranks.collect(self._index, "cpu")
+        if not ranks.first:
+            self._pooled, self._index = [], []
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:

@@ -1,6 +1,7 @@
 """PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,12 +11,17 @@ from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.patches import ALIGNMENTS, align
 from oddpatch.ops.projection import semi_orthogonal
-from oddpatch.ops.statistics import Moments, add_samples, empty_moments, mahalanobis, whiten_
+from oddpatch.ops.statistics import Moments, add_samples, empty_moments, mahalanobis, merge, whiten_
 from oddpatch.types import Prediction
+
+if TYPE_CHECKING:
+    from oddpatch.parallel.ranks import Ranks
 
 #: Bytes of float64 covariances that are inverted at a time.
 #: Small enough to stay in cache, which is several times faster.
 CHUNK_BYTES = 8 * 2**20
+#: Bytes of covariances that are merged at a time.
+MERGE_BYTES = 64 * 2**20
 
 
 class PaDiM(Detector):
@@ -132,6 +138,37 @@ class PaDiM(Detector):
         self._moments = add_samples(self._moments, samples)
 
     @torch.no_grad()
+    def merge(self, ranks: "Ranks") -> None:
+        """Merge counts, means and covariances, some positions at a time: rank zero never holds them twice.
+
+        Raises:
+            DataError: the ranks have images of different sizes.
+        """
+        own = self._moments
+        taken_in = ranks.exchange(None if own is None else (own.count, self.grid.tolist()))
+        grids = {tuple(other[1]) for other in taken_in if other}
+        if not grids:
+            return
+        if len(grids) > 1:
+            raise DataError(f"images give grids of {sorted(grids)} patches: use images of one size")
+        (height, width), dim, device = grids.pop(), self.num_features, self.fitted.device
+        step = max(1, MERGE_BYTES // (4 * dim * dim))
+        parts = [slice(start, start + step) for start in range(0, height * width, step)]
+        received = ranks.collect([] if own is None else [t[p] for p in parts for t in (own.mean, own.scatter)], device)
+        if not ranks.first:
+            self._moments = None
+            return
+        if own is None:
+            own = empty_moments(height * width, dim, device)
+            self.grid = torch.tensor([height, width], device=device)
+        for count, _ in filter(None, taken_in[1:]):
+            for part in parts:
+                theirs = Moments(count, next(received), next(received))
+                merge(Moments(own.count, own.mean[part], own.scatter[part]), theirs)
+            own = own._replace(count=own.count + count)
+        self._moments = own
+
+    @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
         """Factorise the covariance of every position.
 
@@ -165,10 +202,13 @@ class PaDiM(Detector):
                 "use images of the size it was fitted with"
             )
         distances = mahalanobis(samples, self.mean, self.whitening)  # (P, B)
-        scores = distances.T.unflatten(1, (height, width))  # (B, h, w)
-        smoothed = anomaly_map(scores, image_size, self.smoothing, self.interpolation)  # (B, 1, H, W)
-        scored = smoothed if self.score_from == "smoothed" else anomaly_map(scores, image_size, 0, self.interpolation)
-        return Prediction(scored.amax(dim=(1, 2, 3)), smoothed)
+        inside = self.region.take(distances, (height, width))  # (P', B)
+        scores = self.region.spread(inside.T, (height, width))  # (B, h, w)
+        smoothed = self.region.cut(anomaly_map(scores, image_size, self.smoothing, self.interpolation))  # (B, 1, H, W)
+        if self.score_from == "smoothed":
+            return Prediction(smoothed.amax(dim=(1, 2, 3)), smoothed)
+        raw = self.region.cut(anomaly_map(scores, image_size, 0, self.interpolation))
+        return Prediction(raw.amax(dim=(1, 2, 3)), smoothed)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """Covariances of all positions; they are inverted in place, a few at a time."""

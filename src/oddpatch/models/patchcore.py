@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.neighbours import NearestIndex
 from oddpatch.ops.patches import join_patches, pool_patches
 from oddpatch.ops.projection import random_projection
+from oddpatch.parallel.coreset import merge_streams
 from oddpatch.types import Prediction
+
+if TYPE_CHECKING:
+    from oddpatch.parallel.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +149,12 @@ class PatchCore(Detector):
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
         """Take in the patches of one batch."""
-        embeddings = self.embed(features).flatten(1, 2)  # (B, P, D)
+        embeddings = self.embed(features)  # (B, h, w, D)
+        grid = embeddings.shape[1:3]
+        embeddings = self.region.take(embeddings.flatten(1, 2), grid, dim=1)  # (B, P, D)
         batch, positions, _ = embeddings.shape
         images = index.to(embeddings.device).view(batch, 1).expand(batch, positions)
-        places = torch.arange(positions, device=embeddings.device).expand(batch, positions)
+        places = self.region.positions(grid).to(embeddings.device).expand(batch, positions)
         source = torch.stack([images, places], dim=2)  # (B, P, 2)
         self._take_in(embeddings.flatten(0, 1), source.flatten(0, 1))
 
@@ -162,6 +169,19 @@ class PatchCore(Detector):
             row_bytes = embeddings.shape[1] * embeddings.element_size() + 16
             self._stream = StreamingCoreset(max(2, self.max_bank_memory // row_bytes), self.generator)
         self._stream.add(embeddings, source)
+
+    @torch.no_grad()
+    def merge(self, ranks: "Ranks") -> None:
+        """Bring all patches together; with `max_bank_memory` those that each rank still holds, reduced further.
+
+        Exact unless `max_bank_memory` made a rank drop patches; see `oddpatch.parallel.coreset.merge_streams`.
+        """
+        if self.max_bank_memory is not None:
+            self._stream = merge_streams(self._stream, ranks, self.generator, self.fitted.device)
+            return
+        received = ranks.collect([part for pair in self._held for part in pair], self.fitted.device)
+        held = self._held + list(zip(received, received, strict=True))
+        self._held = held if ranks.first else []
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
@@ -261,15 +281,15 @@ class PatchCore(Detector):
         self.require_fitted()
         embeddings = self.embed(features)  # (B, h, w, D)
         batch, height, width, dim = embeddings.shape
-        queries = embeddings.view(-1, dim)  # (B*P, D)
+        queries = self.region.take(embeddings.flatten(1, 2), (height, width), dim=1).reshape(-1, dim)  # (B*P, D)
         distances, neighbours = self.index.search(queries, min(self.k, len(self.memory_bank)))  # (B*P, k) both
-        scores = distances.mean(dim=1).view(batch, height * width)  # (B, P)
+        scores = distances.mean(dim=1).view(batch, -1)  # (B, P)
         image_score, hottest = scores.max(dim=1)  # (B,) both
         if self.num_neighbors:
-            rows = torch.arange(batch, device=hottest.device) * (height * width) + hottest
+            rows = torch.arange(batch, device=hottest.device) * scores.shape[1] + hottest
             image_score = image_score * self._weight(queries[rows], distances[rows, 0], neighbours[rows, 0])
-        patch_map = scores.view(batch, height, width)
-        return Prediction(image_score, anomaly_map(patch_map, image_size, self.smoothing))
+        patch_map = self.region.spread(scores, (height, width))  # (B, h, w)
+        return Prediction(image_score, self.region.cut(anomaly_map(patch_map, image_size, self.smoothing)))
 
     def _weight(self, hottest: Tensor, distance: Tensor, neighbour: Tensor) -> Tensor:
         """Weights (B,) of the image scores by local density.
@@ -291,18 +311,19 @@ class PatchCore(Detector):
         """For each patch of a batch, its distance and where its nearest normal patch was seen.
 
         Returns:
-            distances (B, h, w), and source (B, h, w, 2): training image and position in its grid.
+            distances (B, h, w), 0 outside the region that is inspected, and source (B, h, w, 2): training image and
+            position in its grid.
         """
         self.require_fitted()
         embeddings = self.embed(features)  # (B, h, w, D)
         shape = embeddings.shape[:3]
         distances, neighbours = self.index.search(embeddings.flatten(0, 2))  # (B*P, 1)
-        return distances.view(shape), self.source[neighbours[:, 0]].view(*shape, 2)
+        return self.region.cut(distances.view(shape)[:, None])[:, 0], self.source[neighbours[:, 0]].view(*shape, 2)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """All patches, and once more the coreset and what selecting it takes; or what `max_bank_memory` allows."""
         _, height, width = shapes[self.layers[0]]
-        rows = num_images * -(-height // self.stride) * -(-width // self.stride)
+        rows = num_images * len(self.region.positions((-(-height // self.stride), -(-width // self.stride))))
         held = rows * (4 * self.dim + 16)
         if self.max_bank_memory is not None:
             held = min(held, self.max_bank_memory)

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.neighbours import nearest
 from oddpatch.ops.patches import join
 from oddpatch.types import Prediction
+
+if TYPE_CHECKING:
+    from oddpatch.parallel.ranks import Ranks
 
 PYRAMIDS = ("sum", "join")
 GALLERY_DTYPES = ("float32", "float16")
@@ -95,8 +99,7 @@ class SPADE(Detector):
     def pool(self, features: list[Tensor]) -> Tensor:
         """Global averages (B, sum C_l) of the maps (B, C_l, h_l, w_l) that retrieve."""
         maps = self.select(features)
-        # float64, so that the order in which a memory layout is summed does not show.
-        return torch.cat([maps[i].mean(dim=(2, 3), dtype=torch.float64) for i in self.pool_layers], dim=1).float()
+        return torch.cat([self.region.average(maps[i]) for i in self.pool_layers], dim=1).float()
 
     def maps(self, features: list[Tensor]) -> list[Tensor]:
         """The maps (B, C_l, h_l, w_l) that localise."""
@@ -119,6 +122,49 @@ class SPADE(Detector):
             spool.append(part)
         self._pooled.append(self.pool(features).cpu())
         self._index.append(index.cpu())
+
+    @torch.no_grad()
+    def merge(self, ranks: "Ranks") -> None:
+        """Write one gallery, image by image in the order of the dataset; none is held in memory or sorted again."""
+        index = torch.cat([torch.empty(0, dtype=torch.int64), *self._index])
+        pooled = self._pooled + list(ranks.collect(self._pooled, "cpu"))
+        shapes = {tuple(s) for s in ranks.exchange([spool.shape for spool in self._spools]) if s}
+        if len(shapes) > 1:
+            raise DataError(f"images give patches (number, channels) of {sorted(shapes)}: use images of one size")
+        held = ranks.exchange(index.tolist())
+        starts = [sum(len(images) for images in held[:rank]) for rank in range(ranks.size)]
+        # Who holds what, in the order of the dataset: (image, rank, row on that rank).
+        order = sorted((image, rank, row) for rank, images in enumerate(held) for row, image in enumerate(images))
+        spools = [
+            self._merge_gallery(ranks, order, spool, shape)
+            for spool, shape in zip_longest(self._spools, next(iter(shapes), ()))
+        ]
+        self._spools, self._pooled, self._index = [], [], []
+        if ranks.first and order:
+            self._spools = spools
+            self._pooled = [torch.cat(pooled)[[starts[rank] + row for _, rank, row in order]]]
+            self._index = [torch.tensor([image for image, _, _ in order])]
+
+    def _merge_gallery(
+        self, ranks: "Ranks", order: list[tuple[int, int, int]], own: Spool | None, shape: tuple[int, ...]
+    ) -> Spool:
+        """One map layer's patches of all ranks, on rank zero; the spool of any other rank is empty."""
+        rows, merged = own.rows() if own else torch.empty(0), Spool(shape, self.gallery_dtype)
+        for _, rank, row in order:
+            if ranks.first:
+                mine = rank == ranks.rank
+                merged.append(
+                    rows[row : row + 1] if mine else ranks.receive((1, *shape), self.gallery_dtype, "cpu", rank)
+                )
+            elif rank == ranks.rank:
+                ranks.send(rows[row])
+        return merged
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A gallery lies in a file on every rank that computes on a CPU."""
+        if name in self.gallery_names and self.fitted.device.type == "cpu":
+            return Spool(shape[1:], dtype).allocate(shape[0])
+        return super().allocate(name, shape, dtype)
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
@@ -170,11 +216,12 @@ class SPADE(Detector):
                 ]
             )  # (B, h, w)
             total = total + anomaly_map(scores, image_size, self.smoothing, self.interpolation)  # (B, 1, H, W)
-        return Prediction(distances.mean(1), total)
+        return Prediction(distances.mean(1), self.region.cut(total))
 
     def _patch_scores(self, maps: list[Tensor], level: list[int], rows: list[int]) -> Tensor:
         """Distances (h, w) of one image's patches in `maps` [(1, C_l, h_l, w_l)] to those of the images `rows`."""
         joined = join(maps)  # (1, C, h, w); the one map itself where the pyramid is not joined
+        grid = joined.shape[-2:]
         galleries = [getattr(self, self.gallery_names[i]) for i in level]
         if len(level) > 1 and any(g.shape[1] != m.shape[2] * m.shape[3] for g, m in zip(galleries, maps, strict=True)):
             raise DataError(
@@ -184,15 +231,15 @@ class SPADE(Detector):
 
         def load(image: int) -> Tensor:
             if len(level) == 1:
-                return galleries[0][rows[image]]
+                return self.region.take(galleries[0][rows[image]], grid)
             parts = [
                 gallery[rows[image]].to(m.dtype).mT.unflatten(1, m.shape[-2:])[None]
                 for gallery, m in zip(galleries, maps, strict=True)
             ]
-            return join(parts)[0].flatten(1).mT  # (P, C)
+            return self.region.take(join(parts)[0].flatten(1).mT, grid)  # (P, C)
 
-        queries = joined[0].flatten(1).mT.float().contiguous()  # (P, C)
-        return correspondence_distances(queries, load, len(rows), self.kappa).unflatten(0, joined.shape[-2:])
+        queries = self.region.take(joined[0].flatten(1).mT, grid).float().contiguous()  # (P, C)
+        return self.region.spread(correspondence_distances(queries, load, len(rows), self.kappa), grid)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """The pooled vectors and the work on one image; on a GPU the gallery too, which a CPU leaves on disk.

@@ -162,7 +162,7 @@ class StreamingCoreset:
 
     def select(self, count: int, progress: ProgressFn | None = None) -> tuple[Tensor, Tensor]:
         """The coreset of what was added: points (count, D) and their labels (count, C), in the order of picking."""
-        points, labels = self._held()
+        points, labels = self.held()
         if count > self.num_held or (self.num_held < self.num_seen and count > self.max_rows // 2):
             raise ConfigError(
                 f"cannot select {count} points from the {self.num_held} held of {self.num_seen}: "
@@ -172,12 +172,13 @@ class StreamingCoreset:
         return points[picks], labels[picks]
 
     def _reduce(self) -> None:
-        points, labels = self._held()
+        points, labels = self.held()
         kept = k_center_greedy(points, self.max_rows // 2, generator=self.generator)
         points[: len(kept)], labels[: len(kept)] = points[kept], labels[kept]
         self.num_held = len(kept)
 
-    def _held(self) -> tuple[Tensor, Tensor]:
+    def held(self) -> tuple[Tensor, Tensor]:
+        """What is held now: points (n, D) and their labels (n, C), views that the next `add` may overwrite."""
         if self._points is None or self._labels is None:
             raise ConfigError("nothing to select from: add points first")
         return self._points[: self.num_held], self._labels[: self.num_held]

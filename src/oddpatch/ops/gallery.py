@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import os
 import shutil
 import tempfile
 from typing import IO
@@ -37,10 +38,7 @@ class Spool:
             self._file.write(rows.detach().to("cpu", self.dtype).contiguous().numpy().data)
             self._file.flush()
         except OSError as error:
-            raise ResourceError(
-                f"the gallery could not be written to {tempfile.gettempdir()} ({error.strerror}): "
-                "free disk space there, or set TMPDIR to a folder with more"
-            ) from error
+            raise self._no_room(error) from error
         self.count += len(rows)
 
     def finish(self, order: Tensor) -> Tensor:
@@ -54,6 +52,34 @@ class Spool:
                 sorted_spool.append(mapped[row : row + 1])
             self._file, self.count = sorted_spool._file, sorted_spool.count
         return self._map()
+
+    def rows(self) -> Tensor:
+        """What was appended, (n, *shape) with n > 0, mapped from the file."""
+        return self._map()
+
+    def allocate(self, count: int) -> Tensor:
+        """`count` rows of an empty spool to be filled in place, mapped from the file.
+
+        Raises:
+            ResourceError: the disk has no room for them.
+        """
+        size = count * row_bytes(self.shape, self.dtype)
+        try:
+            if hasattr(os, "posix_fallocate"):  # a sparse file would kill the process when the disk is full
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:
+                self._file.truncate(size)
+        except OSError as error:
+            raise self._no_room(error) from error
+        self.count = count
+        return self._map()
+
+    @staticmethod
+    def _no_room(error: OSError) -> ResourceError:
+        return ResourceError(
+            f"the gallery could not be written to {tempfile.gettempdir()} ({error.strerror}): "
+            "free disk space there, or set TMPDIR to a folder with more"
+        )
 
     def _map(self) -> Tensor:
         region = mmap.mmap(self._file.fileno(), 0)

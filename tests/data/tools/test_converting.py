@@ -2,10 +2,14 @@
 
 import csv
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import REAL_DATA
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from oddpatch.data.layout import scan
@@ -144,7 +148,7 @@ def test_folder_of_ones_own(tmp_path):
 
 
 def test_converters_are_found_by_name_and_never_replace(deeppcb, tmp_path):
-    assert KINDS == ("btad", "deeppcb", "folder", "kolektor", "mpdd", "visa")
+    assert KINDS == ("btad", "deeppcb", "folder", "kolektor", "mpdd", "mvtec_ad2", "mvtec_loco", "visa")
     with pytest.raises(ConfigError, match="choose one of btad"):
         make_plans("coco", tmp_path, Options())
     convert("deeppcb", deeppcb, tmp_path / "out")
@@ -170,3 +174,83 @@ def test_real_deeppcb(tmp_path):
     for x1, y1, x2, y2 in boxes:
         expected[y1 : y2 + 1, x1 : x2 + 1] = True
     np.testing.assert_array_equal(np.asarray(Image.open(first.mask_path)) > 0, expected)
+
+
+def test_mvtec_ad2(tmp_path):
+    base = tmp_path / "mvtec_ad_2"
+    for name in (
+        "train/good/000_regular.png", "train/good/001_regular.png", "validation/good/000_regular.png",
+        "test_public/good/000_regular.png", "test_public/bad/000_regular.png", "test_public/bad/000_overexposed.png",
+        "test_private/000_regular.png", "test_private_mixed/000_shift_1.png",
+    ):  # fmt: skip
+        picture(base / "vial" / name)
+    for light in ("regular", "overexposed"):
+        picture(base / f"vial/test_public/ground_truth/bad/000_{light}_mask.png", 255)
+    found = convert("mvtec_ad2", base, tmp_path / "out")["vial"]
+    assert (len(found.train), tally(found.test), found.warnings) == (2, {"bad": 2, "good": 1}, [])
+    assert [s.mask_path.name for s in found.test if s.label] == ["000_overexposed_mask.png", "000_regular_mask.png"]
+    assert (tmp_path / "out/vial/validation/good/000_regular.png").is_file()
+    assert not list((tmp_path / "out").rglob("*private*"))
+    lines = deviations(make_plans("mvtec_ad2", base, Options())[0])
+    assert "vial train/good: 2 images, but the owner states 291" in lines
+    (base / "vial/test_public/ground_truth/bad/000_regular_mask.png").unlink()
+    with pytest.raises(DataError, match=r"bad/000_regular\.png: has no mask"):
+        make_plans("mvtec_ad2", base, Options())
+    with pytest.raises(DataError, match="no CATEGORY/test_public of can"):
+        make_plans("mvtec_ad2", base, Options(category="can"))
+
+
+def test_mvtec_loco(tmp_path):
+    base = tmp_path / "mvtec_loco_anomaly_detection"
+    box = base / "breakfast_box"
+    for name in (
+        "train/good/000.png", "validation/good/000.png", "test/good/000.png", "test/logical_anomalies/000.png",
+        "test/structural_anomalies/000.png",
+    ):  # fmt: skip
+        picture(box / name)
+    # A defect's value is that of its kind, and need not be 255.
+    parts = np.zeros((2, 6, 8), np.uint8)
+    parts[0, 1:3, 2:5], parts[1, 2:5, 4:7] = 251, 7
+    for number, part in enumerate(parts):
+        path = box / f"ground_truth/logical_anomalies/000/{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(part).save(path)
+    picture(box / "ground_truth/structural_anomalies/000/000.png", 240)
+    found = convert("mvtec_loco", base, tmp_path / "out")["breakfast_box"]
+    wanted = {"good": 1, "logical_anomalies": 1, "structural_anomalies": 1}
+    assert (len(found.train), tally(found.test), found.warnings) == (1, wanted, [])
+    mask = next(s.mask_path for s in found.test if s.defect_type == "logical_anomalies")
+    np.testing.assert_array_equal(np.asarray(Image.open(mask)), parts.any(0) * np.uint8(255))
+    assert any("sPRO" in note for note in make_plans("mvtec_loco", base, Options())[0].notes)
+    for path in (box / "ground_truth/structural_anomalies/000").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=r"structural_anomalies/000\.png: has no mask in"):
+        make_plans("mvtec_loco", base, Options())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    stems=st.lists(st.text("ab0_. ", min_size=1, max_size=6).filter(lambda s: s.strip(". ")), min_size=2, unique=True),
+    suffix=st.sampled_from([".png", ".jpg"]),
+)
+def test_converted_masks_belong_to_their_images(stems, suffix):
+    """Whatever the names: each image has its own mask, recognised by its content, or the whole is refused."""
+    stems = [stem.strip(". ") + "x" for stem in stems]
+    if len(set(stems)) < len(stems):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder) / "photos"
+        picture(base / "good/a.png")
+        for number, stem in enumerate(stems):
+            picture(base / f"scratch/{stem}{suffix}", 10)
+            mask = np.zeros((6, 8), np.uint8)
+            mask.flat[number] = 255
+            (base / "ground_truth/scratch").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(base / f"ground_truth/scratch/{stem}_mask.png")
+        try:
+            found = convert("folder", base, Path(folder) / "out", test_share=0.0)["photos"]
+        except DataError:
+            return
+        for sample in (s for s in found.test if s.label):
+            number = stems.index(sample.path.stem)
+            assert np.flatnonzero(np.asarray(Image.open(sample.mask_path))).tolist() == [number]

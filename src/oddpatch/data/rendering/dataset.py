@@ -7,7 +7,7 @@ import pkgutil
 import signal
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,7 +88,7 @@ def render_dataset(
     *,
     train: int = 80,
     test_good: int = 20,
-    test_per_defect: int = 12,
+    test_per_defect: int | Mapping[str, int] = 12,
     size: int = 320,
     seed: int = 0,
     workers: int | None = None,
@@ -103,7 +103,7 @@ def render_dataset(
     Args:
         root: folder to make; it may exist if it is empty.
         scene: one of `SCENES`.
-        train, test_good, test_per_defect: numbers of images; the last for each defect type.
+        train, test_good, test_per_defect: numbers of images; the last for each defect type, or by its name, others 0.
         size: width and height in pixels.
         seed: of the design and of every specimen.
         workers: processes; by default one for each core at hand, as far as there are images for them. They are
@@ -118,10 +118,11 @@ def render_dataset(
         DataError: `root` is in the way.
     """
     root = Path(root).absolute()
-    _check(root, scene, {"train": train, "test_good": test_good, "test_per_defect": test_per_defect}, size, workers)
+    defects = defect_counts(scene, test_per_defect)
+    _check(root, {"train": train, "test_good": test_good, **defects}, size, workers)
     design = _design(scene, size, seed)
     jobs = [Job("train", "good", i) for i in range(train)] + [Job("test", "good", i) for i in range(test_good)]
-    jobs += [Job("test", defect_type, i) for defect_type in design.defects for i in range(test_per_defect)]
+    jobs += [Job("test", defect_type, i) for defect_type, count in defects.items() for i in range(count)]
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
         draft = Path(scratch) / root.name
@@ -139,13 +140,27 @@ def render_dataset(
     return root
 
 
-def _check(root: Path, scene: str, counts: dict[str, int], size: int, workers: int | None) -> None:
-    load_scene(scene)
+def defect_counts(scene: str, wanted: int | Mapping[str, int]) -> dict[str, int]:
+    """Images of each defect type of a scene, in its order.
+
+    Raises:
+        ConfigError: there is no such scene, or it has no such defect type.
+    """
+    known = list(_design(scene, SIZES[0], 0).defects)
+    if isinstance(wanted, int):
+        return dict.fromkeys(known, wanted)
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"defect type {name!r}: {scene} has {', '.join(known)}")
+    return {name: wanted.get(name, 0) for name in known}
+
+
+def _check(root: Path, counts: Mapping[str, int], size: int, workers: int | None) -> None:
     for name, count in counts.items():
         if count < 0:
             raise ConfigError(f"{name}={count} is negative: give 0 or more images")
     if not any(counts.values()):
-        raise ConfigError("train, test_good and test_per_defect are all 0: ask for at least one image")
+        raise ConfigError("train, test_good and the defect types are all 0: ask for at least one image")
     if not SIZES[0] <= size <= SIZES[1]:
         raise ConfigError(f"size={size} is out of range: choose {SIZES[0]}..{SIZES[1]}")
     if workers is not None and workers < 1:

@@ -6,26 +6,21 @@ hash only proposes pairs; small pictures of both decide.
 """
 
 import hashlib
-import multiprocessing
-import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from oddpatch.data.decoding import read_image
+from oddpatch.data.tools.pool import run_many
 from oddpatch.data.tools.writing import Progress
 from oddpatch.errors import DataError
 
 HASH_SIDE = 16  # HASH_SIDE ** 2 bits
 THUMBNAIL = 32  # pixels a side
-_WORTH_A_POOL = 200  # images that make up for the start of the workers
 
 
 @dataclass(frozen=True)
@@ -64,32 +59,7 @@ def fingerprints(
     paths: Sequence[Path], workers: int | None = None, progress: Progress | None = None
 ) -> list[Fingerprint]:
     """Describe many images, in order, in several processes where that pays."""
-    if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = cores if len(paths) >= _WORTH_A_POOL else 1
-    found: list[Fingerprint] = []
-    if workers == 1:
-        for path in paths:
-            found.append(fingerprint(path))
-            if progress is not None:
-                progress(len(found), len(paths))
-        return found
-    # Spawned rather than forked: the caller may hold threads, which do not survive a fork.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
-        try:
-            for item in pool.map(fingerprint, paths, chunksize=16):
-                found.append(item)
-                if progress is not None:
-                    progress(len(found), len(paths))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return found
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    return run_many(fingerprint, paths, workers, progress)
 
 
 def near_pairs(

@@ -1,0 +1,183 @@
+"""Sweepers that plan jobs with folders of their own, go on after a failed job, and end with a table."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+
+def _job_hash(*, _root_: DictConfig) -> str:
+    from oddpatch.sweep.identity import config_hash
+
+    return config_hash(_root_)[:8]
+
+
+OmegaConf.register_new_resolver("job_hash", _job_hash, replace=True)
+
+
+class _OddpatchSweeper(Sweeper):
+    """What a grid and a search have in common."""
+
+    hydra_context: HydraContext
+    config: DictConfig
+
+    def __init__(self, params: dict[str, Any] | None = None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """As Hydra asks for it."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run all jobs and end with the table; the exit code is 1 if a job has failed, 130 after Ctrl-C."""
+        from oddpatch.sweep.outcome import Interrupted, Outcome, failed
+        from oddpatch.sweep.table import conclude
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        # The last one of a setting stands, as everywhere in Hydra.
+        last = {override.get_key_element(): override for override in overrides}
+        folder = Path(str(self.config.hydra.sweep.dir)).resolve()
+        outcomes: list[Outcome] = []
+        interrupted = False
+        try:
+            self._run(list(last.values()), folder, outcomes)
+        except Interrupted as interruption:
+            outcomes += interruption.outcomes
+            interrupted = True
+        conclude(outcomes, folder, str(self.config.objective))
+        if interrupted:
+            sys.exit(130)
+        if failed(outcomes):
+            sys.exit(1)
+
+    def _run(self, overrides: list[Override], folder: Path, outcomes: list[Any]) -> None:
+        """Run the jobs and add what became of them to `outcomes`."""
+        raise NotImplementedError
+
+    def _plan(self, combinations: Sequence[Sequence[str]]) -> list[Any]:
+        from oddpatch.sweep.plan import plan
+
+        return plan(self.hydra_context.config_loader, self.config, combinations)
+
+    def _save_config(self, folder: Path) -> None:
+        from oddpatch.files import replacing
+
+        with replacing(folder / "multirun.yaml") as file:
+            file.write(OmegaConf.to_yaml(self.config))
+
+
+class GridSweeper(_OddpatchSweeper):
+    """Every combination of the values given.
+
+    Args:
+        max_batch_size: jobs that the launcher gets at a time; None for all.
+        params: overrides of a config file; the command line's stand before them.
+    """
+
+    def __init__(self, max_batch_size: int | None = None, params: dict[str, Any] | None = None) -> None:
+        super().__init__(params)
+        self.max_batch_size = max_batch_size
+
+    def _run(self, overrides: list[Override], folder: Path, outcomes: list[Any]) -> None:
+        from oddpatch.sweep.outcome import run_all
+        from oddpatch.sweep.plan import grid
+
+        jobs = self._plan(grid(overrides))
+        self._save_config(folder)
+        size = self.max_batch_size or len(jobs)
+        for start in range(0, len(jobs), size):
+            outcomes += run_all(self.launcher, jobs[start : start + size], start)
+
+
+class SearchSweeper(_OddpatchSweeper):
+    """A search with Optuna: what is given with several values or an interval is drawn anew for each trial.
+
+    Its study lies in the sweep's folder: the same sweep run again goes on with it, two at once share it. A trial over
+    several categories is worth the mean of their objectives.
+
+    Args:
+        n_trials: trials of the study, those of earlier runs included.
+        n_jobs: trials that are run at a time.
+        direction: maximize or minimize.
+        sampler: an Optuna sampler, as a config with a `_target_`.
+        params: overrides of a config file; the command line's stand before them.
+    """
+
+    def __init__(
+        self, n_trials: int, n_jobs: int, direction: Any, sampler: Any, params: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(params)
+        self.n_trials, self.n_jobs, self.direction, self.sampler = n_trials, n_jobs, direction, sampler
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """As Hydra asks for it.
+
+        Raises:
+            ConfigError: Optuna is not installed, or a number cannot work.
+        """
+        from oddpatch.errors import ConfigError
+        from oddpatch.sweep.composition import need_extra
+
+        need_extra("optuna")
+        if self.n_trials < 1 or self.n_jobs < 1 or self.direction not in ("maximize", "minimize"):
+            raise ConfigError(
+                f"hydra.sweeper: n_trials={self.n_trials} and n_jobs={self.n_jobs} must be at least 1, and "
+                f"direction={self.direction} maximize or minimize"
+            )
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def _run(self, overrides: list[Override], folder: Path, outcomes: list[Any]) -> None:
+        from oddpatch.sweep.plan import grid
+        from oddpatch.sweep.search import Search
+        from oddpatch.sweep.space import split
+
+        space, others = split(overrides)
+        self._save_config(folder)
+        search = Search(folder / "study.log", space, self.direction, self.sampler)
+        fixed = grid(others)
+        while batch := search.ask(min(self.n_jobs, self.n_trials - search.finished)):
+            search.run(batch, fixed, self._plan, self.launcher, outcomes)
+        search.tell_best(folder / "best.yaml")
+
+
+@dataclass
+class GridSweeperConf:
+    """`hydra/sweeper=oddpatch_grid`."""
+
+    _target_: str = "hydra_plugins.oddpatch_sweep.sweepers.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+
+
+@dataclass
+class SearchSweeperConf:
+    """`hydra/sweeper=oddpatch_search`."""
+
+    _target_: str = "hydra_plugins.oddpatch_sweep.sweepers.SearchSweeper"
+    _recursive_: bool = False  # the sampler is made once it is known that Optuna is there
+    n_trials: int = 20
+    n_jobs: int = 1
+    direction: str = "maximize"
+    sampler: Any = field(default_factory=lambda: {"_target_": "optuna.samplers.TPESampler", "seed": 0})
+    params: dict[str, str] | None = None
+
+
+store = ConfigStore.instance()
+store.store(group="hydra/sweeper", name="oddpatch_grid", node=GridSweeperConf, provider="oddpatch")
+store.store(group="hydra/sweeper", name="oddpatch_search", node=SearchSweeperConf, provider="oddpatch")

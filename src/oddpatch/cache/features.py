@@ -1,0 +1,167 @@
+"""The cache itself: a folder of small files that any number of jobs fill, read and thin out at the same time."""
+
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from oddpatch.errors import ConfigError
+from oddpatch.files import replacing
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+#: Eviction begins and ends at these shares of the size, and each job looks after having written the third: jobs do not
+#: see each other's writes in between, and up to eight of them together stay within the size.
+BEGIN, END, LOOK = 7 / 8, 3 / 4, 1 / 64
+#: Seconds after which a file that was never completed counts as left behind by a job that was killed.
+ABANDONED = 86400.0
+
+
+class Entry(NamedTuple):
+    """Under which name an image's features are kept, and what else is known of the image once it is decoded."""
+
+    key: str
+    facts: tuple[float, ...]  # height and width; where it is aligned, also the registration's matrix and quality
+
+
+class Cached(NamedTuple):
+    """What is kept of an image."""
+
+    features: list[Tensor]  # [(C_l, h_l, w_l)] in the type the backbone gave
+    channels_last: list[bool]  # whether each map of a batch was laid out so: it decides in which order sums are rounded
+    facts: tuple[float, ...]
+
+
+class FeatureCache:
+    """Feature maps of images at full precision, found by what made them: the content of the file and everything else.
+
+    What computes the features is summed up in a fingerprint (`oddpatch.cache.fingerprint`), an image file by a hash
+    of its bytes, which are read each time: a changed file, setting or weight is never served old features. A file
+    appears whole or not at all; two jobs that compute the same write the same. Files hold tensors and nothing that
+    could be executed. Those used longest ago go first.
+
+    A cache that is too small for the images of a job is of no use to it: each goes before it is needed again.
+
+    Args:
+        folder: where the files lie; made if it does not exist. It may be shared by jobs and machines.
+        max_gib: the most they may take together, in GiB.
+
+    Raises:
+        ConfigError: the size is not positive, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, max_gib: float = 20.0) -> None:
+        if not max_gib > 0:
+            raise ConfigError(f"cache.max_gib={max_gib}: give a size above 0")
+        self.folder = Path(folder).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be made ({error.strerror}): set cache.folder to another") from error
+        self.max_bytes = int(max_gib * 2**30)
+        self.fingerprint = ""
+        #: Images whose features were found, and whose were not but are now.
+        self.found = self.stored = 0
+        self._unseen = self.max_bytes  # bytes written since the folder was looked at: as good as all of them
+        self._works = True
+
+    def key(self, content: bytes) -> str:
+        """Name of the features of an image file with this content."""
+        assert self.fingerprint, "say first what computes the features"
+        return f"{self.fingerprint}/{hashlib.blake2b(content, digest_size=20).hexdigest()}"
+
+    def load(self, key: str) -> Cached | None:
+        """What is kept under `key`; None if there is nothing, or nothing usable."""
+        path = self._path(key)
+        try:
+            tensors = load(path.read_bytes())
+            os.utime(path)  # last used now
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            log.warning("%s cannot be read (%s): its features are computed again", path, error)
+            return None
+        facts, layout = tensors.pop("facts").tolist(), tensors.pop("channels_last").tolist()
+        return Cached([tensors[str(number)] for number in range(len(tensors))], layout, tuple(facts))
+
+    def store(self, entries: Sequence[Entry], features: Sequence[Tensor]) -> None:
+        """Keep the features [(B, C_l, h_l, w_l)] of a batch, image by image; a full disk ends that with a warning."""
+        layout = torch.tensor([feature.is_contiguous(memory_format=torch.channels_last) for feature in features])
+        host = [feature.detach().cpu() for feature in features]
+        for number, entry in enumerate(entries):
+            tensors = {str(i): feature[number].contiguous() for i, feature in enumerate(host)}
+            tensors["facts"] = torch.tensor(entry.facts, dtype=torch.float64)
+            content = save({**tensors, "channels_last": layout})
+            if not self._works or len(content) > self.max_bytes * (1 - BEGIN):
+                return
+            try:
+                self._make_room(len(content))
+                with replacing(self._path(entry.key), "wb") as file:
+                    file.write(content)
+            except OSError as error:
+                log.warning("%s cannot be written (%s): no more features are cached", self.folder, error.strerror)
+                self._works = False
+                return
+            self.stored += 1
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{SUFFIX}"
+
+    def _make_room(self, size: int) -> None:
+        """Look at the folder every so often, and drop what was used longest ago if it is nearly full."""
+        self._unseen += size
+        if self._unseen < self.max_bytes * LOOK:
+            return
+        with self._lock() as alone:
+            if alone:
+                self._evict()
+                self._unseen = size
+
+    def _evict(self) -> None:
+        entries, now = [], time.time()
+        for path in self.folder.rglob("*"):
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another job was faster
+                continue
+            if path.suffix == SUFFIX:
+                entries.append((status.st_mtime_ns, status.st_size, path))
+            elif path.suffix == ".partial" and now - status.st_mtime > ABANDONED:
+                path.unlink(missing_ok=True)
+        total = sum(size for _, size, _ in entries)
+        if total < self.max_bytes * BEGIN:
+            return
+        for _, size, path in sorted(entries):
+            path.unlink(missing_ok=True)
+            total -= size
+            if total <= self.max_bytes * END:
+                break
+
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """Whether no other job is looking at the folder now; that would make room for both."""
+        with (self.folder / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def stack(cached: Sequence[Cached]) -> list[Tensor]:
+    """Feature maps [(B, C_l, h_l, w_l)] of a batch, laid out in memory as the backbone laid out its own."""
+    batches = [torch.stack(maps) for maps in zip(*(it.features for it in cached), strict=True)]
+    layout = (torch.channels_last if last else torch.contiguous_format for last in cached[0].channels_last)
+    return [batch.contiguous(memory_format=format) for batch, format in zip(batches, layout, strict=True)]

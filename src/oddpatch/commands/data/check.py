@@ -1,0 +1,51 @@
+"""`oddpatch data check`."""
+# ruff: noqa: B008 - an option is declared by a call in the default, which is how Typer reads it
+
+import json
+from pathlib import Path
+
+import typer
+
+from oddpatch.commands.data.common import DRY, FORCE, WORKERS, progress_bar, show_table
+
+
+def check(
+    root: Path = typer.Argument(help="Folder of the categories, or a category."),
+    category: str | None = typer.Argument(None, help="Category; all by default."),
+    fix: Path | None = typer.Option(None, help="Write a copy of the category there, mended where that is safe."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
+    workers: int | None = WORKERS,
+    dry_run: bool = DRY,
+    force: bool = FORCE,
+) -> None:
+    """All that is wrong with a dataset at once; exit code 0 if nothing is, 1 if something is, 2 after an error."""
+    from oddpatch.data.tools.checking import check, find_categories, mend
+    from oddpatch.errors import ConfigError
+
+    folders = find_categories(root, category)
+    if fix and len(folders) > 1:
+        raise ConfigError(f"--fix mends one category at a time: name one of {', '.join(p.name for p in folders)}")
+    reports = []
+    for folder in folders:
+        with progress_bar(folder.name) as progress:
+            reports.append(check(folder, workers, progress))
+    if as_json:
+        found = [
+            {"category": str(r.category), "counts": r.counts, "findings": [f._asdict() for f in r.findings]}
+            for r in reports
+        ]
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        for report in reports:
+            counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
+            typer.echo(f"{report.category}: {counts}")
+            show_table(("kind", "file", "what"), report.findings)
+    if fix:
+        if not dry_run:
+            mend(reports[0], fix, force=force)
+        text = f"{fix}: without {len(reports[0].dropped)} files, {len(reports[0].rewritten)} masks rewritten"
+        typer.echo(f"{'would write: ' if dry_run else ''}{text}", err=as_json)
+    total = sum(len(report.findings) for report in reports)
+    typer.echo(f"{total} findings", err=as_json)
+    if total:
+        raise typer.Exit(1)

@@ -1,0 +1,256 @@
+"""Registration of images to a reference image, so that what lies at a pixel is the same place of the part in each.
+
+One transformation is found for the whole image, from what most of it agrees on: a part that is missing or out of its
+place stays so.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from oddpatch.data.decoding import read_image
+from oddpatch.errors import ConfigError, DataError
+
+Floats = NDArray[np.float64]
+METHODS = ("homography", "translation")
+#: Images are compared at this length of the longer side, in pixels, or at their own if that is less.
+WORKING_SIDE = 640
+#: Rendered boards and real bottles register at 0.8 and more, other scenes and mirrored images below 0.2 (docs/data.md).
+MIN_QUALITY = 0.6
+_URI = "data:image/png;base64,"
+_BLOCKS = 8  # along each side of the image, for the quality
+_RATIO = 0.8  # of the distances to the best and the second match (Lowe, IJCV 2004)
+_TOLERANCE = 2.0  # working pixels by which matched points may disagree
+
+
+class Registration(NamedTuple):
+    """Where an image lies on the reference."""
+
+    matrix: Floats  # (3, 3), from the image's pixel (x, y, 1) to the reference's
+    quality: float  # at most 1, see `Alignment.measure`
+
+
+class Alignment:
+    """Finds where images lie on a reference image, and moves them there.
+
+    Args:
+        reference: the image, as `encode` gives it: it travels with a model, so no file is needed later.
+        size: (height, width) of the reference before it was encoded.
+        method: "homography" (SIFT points, MAGSAC++: shift, turn, scale and tilt) or "translation" (phase correlation
+            of the gradients; the image must have the size of the reference).
+        min_quality: images that register with less are refused.
+
+    Raises:
+        ConfigError: a setting cannot work, or the reference shows nothing to register to.
+    """
+
+    def __init__(
+        self, reference: str, size: tuple[int, int], method: str = "homography", min_quality: float = MIN_QUALITY
+    ) -> None:
+        if method not in METHODS:
+            raise ConfigError(f"align.method={method!r}: choose one of {', '.join(METHODS)}")
+        if not 0 <= min_quality <= 1:
+            raise ConfigError(f"align.min_quality={min_quality}: choose 0..1")
+        self.reference = reference
+        self.size = (int(size[0]), int(size[1]))
+        self.method = method
+        self.min_quality = min_quality
+        self._grey = decode(reference)  # (h, w) uint8
+        self._gradient = _gradient(self._grey)
+        self._features: tuple[Floats, NDArray[np.float32]] | None = None
+        if self._gradient.std() == 0:
+            raise ConfigError("align.reference is of one colour throughout: choose an image with the part in it")
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values that build the same alignment: `Alignment(**settings)`."""
+        return {
+            "reference": self.reference,
+            "size": list(self.size),
+            "method": self.method,
+            "min_quality": self.min_quality,
+        }
+
+    def __repr__(self) -> str:
+        return f"{self.method} to a reference of {self.size[0]}x{self.size[1]}, min_quality={self.min_quality}"
+
+    def register(self, image: Tensor) -> Registration:
+        """Where an image (3, H, W) in [0, 1] lies on the reference.
+
+        Raises:
+            DataError: it registers with less than `min_quality`.
+        """
+        found = self.measure(image)
+        if found.quality < self.min_quality:
+            raise DataError(
+                f"registers to the reference image with quality {found.quality:.2f}, below "
+                f"min_quality={self.min_quality:g}: take the picture anew, choose another reference, or lower it"
+            )
+        return found
+
+    def measure(self, image: Tensor) -> Registration:
+        """As `register`, but whatever the quality.
+
+        The quality is the correlation of the gradient magnitudes of the moved image and of the reference, in
+        8x8 blocks, as the median over blocks weighted by the contrast of the reference: what half of the part fits.
+        0 if nothing was found.
+        """
+        size = (image.shape[-2], image.shape[-1])
+        grey = _to_grey(image)
+        between = self._homography(grey) if self.method == "homography" else self._translation(grey, size)
+        if between is None or not np.isfinite(between).all() or abs(np.linalg.det(between)) < 1e-9:
+            return Registration(np.eye(3), 0.0)
+        quality = self._quality(grey, between)
+        matrix = np.linalg.inv(_scaling(self.size, self._grey.shape)) @ between @ _scaling(size, grey.shape)
+        return Registration(matrix / matrix[2, 2], quality)
+
+    def _homography(self, grey: NDArray[np.uint8]) -> Floats | None:
+        import cv2
+
+        if self._features is None:
+            self._features = _features(self._grey)
+        points, descriptors = _features(grey)
+        targets, known = self._features
+        if min(len(points), len(targets)) < 4:
+            return None
+        pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(descriptors, known, k=2)
+        kept = [(a.queryIdx, a.trainIdx) for a, b in pairs if a.distance < _RATIO * b.distance]
+        if len(kept) < 4:
+            return None
+        source, target = np.array(kept).T
+        found, _ = cv2.findHomography(
+            points[source], targets[target], cv2.USAC_MAGSAC, _TOLERANCE, maxIters=5000, confidence=0.9999
+        )
+        return None if found is None else np.asarray(found, np.float64)
+
+    def _translation(self, grey: NDArray[np.uint8], size: tuple[int, int]) -> Floats:
+        import cv2
+
+        if size != self.size:
+            raise DataError(
+                f"image of {size[0]}x{size[1]} pixels, the reference has {self.size[0]}x{self.size[1]}: "
+                "align.method=translation needs one size, homography does not"
+            )
+        window = cv2.createHanningWindow(grey.shape[::-1], cv2.CV_32F)
+        # OpenCV multiplies its arguments by the window in place where it need not pad them.
+        (dx, dy), _ = cv2.phaseCorrelate(_gradient(grey), self._gradient.copy(), window)
+        return np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1]], np.float64)
+
+    def _quality(self, grey: NDArray[np.uint8], between: Floats) -> float:
+        import cv2
+
+        target = (self._grey.shape[1], self._grey.shape[0])
+        moved = _gradient(cv2.warpPerspective(grey, between, target, borderMode=cv2.BORDER_REPLICATE))
+        covered = cv2.warpPerspective(np.ones_like(grey), between, target, flags=cv2.INTER_NEAREST)
+        fits, contrasts = _block_correlations(self._gradient, moved * covered)
+        order = np.argsort(fits)
+        total = np.cumsum(contrasts[order])
+        return float(np.clip(fits[order][np.searchsorted(total, total[-1] / 2)], 0, 1))
+
+    def warp(self, image: Tensor, registration: Registration) -> Tensor:
+        """An image (C, H, W) of floats moved onto the reference: (C, *size), linear; the border is repeated outside."""
+        import cv2
+
+        moved = cv2.warpPerspective(
+            image.permute(1, 2, 0).contiguous().numpy(), registration.matrix, self.size[::-1],
+            flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
+        )  # fmt: skip
+        return torch.from_numpy(moved.reshape(*self.size, -1)).permute(2, 0, 1)
+
+    def warp_mask(self, mask: Tensor, registration: Registration) -> Tensor:
+        """A mask (H, W) uint8 moved onto the reference: (*size) with no new values, 0 outside the image."""
+        import cv2
+
+        moved = cv2.warpPerspective(mask.numpy(), registration.matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
+        return torch.from_numpy(moved)
+
+
+def load_alignment(value: str | Path | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Settings of an `Alignment` from what a user gives: the path of the reference, or a mapping with it in it.
+
+    Raises:
+        ConfigError: an unknown or missing setting.
+        DataError: the reference cannot be read.
+    """
+    if value is None:
+        return None
+    given: dict[str, Any] = dict(value) if isinstance(value, Mapping) else {"reference": value}
+    unknown = sorted(given.keys() - {"reference", "size", "method", "min_quality"})
+    if unknown or not given.get("reference"):
+        wrong = f"has no setting {unknown[0]!r}" if unknown else "names no reference"
+        raise ConfigError(f"data.align {wrong}: give an image, or reference, method and min_quality")
+    if not str(given["reference"]).startswith(_URI):
+        image = read_image(given["reference"])
+        given["reference"], given["size"] = encode(_to_grey(image)), [image.shape[1], image.shape[2]]
+    return Alignment(**given).settings()
+
+
+def encode(image: NDArray[Any]) -> str:
+    """A grey image (H, W) of uint8 or bool as a data URI of a PNG: text that a checkpoint can hold."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return _URI + base64.b64encode(file.getvalue()).decode()
+
+
+def decode(uri: str) -> NDArray[np.uint8]:
+    """What `encode` was given, as uint8."""
+    data = base64.b64decode(uri.removeprefix(_URI))
+    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).astype(np.uint8)
+
+
+def _to_grey(image: Tensor) -> NDArray[np.uint8]:
+    """An image (3, H, W) in [0, 1] as 8-bit grey at working size."""
+    import cv2
+
+    grey = image.float().mean(dim=0).numpy()
+    height, width = grey.shape
+    scale = min(1.0, WORKING_SIDE / max(height, width))
+    if scale < 1:
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+    return np.asarray((grey * 255).round().clip(0, 255), np.uint8)
+
+
+def _scaling(original: tuple[int, int], working: tuple[int, ...]) -> Floats:
+    """From pixels of an image to those of its working size, both counted from the centre of the first pixel."""
+    sy, sx = working[0] / original[0], working[1] / original[1]
+    return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]], np.float64)
+
+
+def _features(grey: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.float32]]:
+    import cv2
+
+    points, descriptors = cv2.SIFT.create(nfeatures=2000).detectAndCompute(grey, None)
+    if not points:
+        return np.empty((0, 2)), np.empty((0, 128), np.float32)
+    return np.array([point.pt for point in points]), np.asarray(descriptors, np.float32)
+
+
+def _gradient(grey: NDArray[Any]) -> NDArray[np.float32]:
+    """Gradient magnitude at the scale of 0.6 % of the image: what is left of a picture in another light."""
+    import cv2
+
+    smooth = cv2.GaussianBlur(grey.astype(np.float32), (0, 0), max(1.0, 0.006 * max(grey.shape)))
+    gradient = cv2.magnitude(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
+    return np.asarray(gradient, np.float32)
+
+
+def _block_correlations(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """Correlation of each block of two images (h, w), and the deviation of the first there; both (blocks,)."""
+    fits, contrasts = [], []
+    for rows in zip(np.array_split(first, _BLOCKS), np.array_split(second, _BLOCKS), strict=True):
+        for a, b in zip(*(np.array_split(row.astype(np.float64), _BLOCKS, axis=1) for row in rows), strict=True):
+            if not a.size:
+                continue
+            a, b = a - a.mean(), b - b.mean()
+            spread = np.sqrt((a * a).sum() * (b * b).sum())
+            fits.append((a * b).sum() / spread if spread > 0 else 0.0)
+            contrasts.append(a.std())
+    return np.array(fits), np.array(contrasts)

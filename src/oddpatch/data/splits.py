@@ -1,0 +1,98 @@
+"""Split manifests, as `oddpatch data split` writes them: which images are for training, and which for testing."""
+
+import csv
+import json
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from oddpatch.data.layout import GOOD, Layout, Sample
+from oddpatch.errors import ConfigError, DataError
+
+_PARTS = ("train", "test", "unused")
+_FOLD = "fold"
+
+
+def read_parts(manifest: Path) -> dict[str, str]:
+    """The part of each image, by its path below the category: train, test, unused, or fold0, fold1, ...
+
+    Raises:
+        DataError: the file cannot be read as a manifest, or names an image twice.
+    """
+    try:
+        with manifest.open(encoding="utf-8", newline="") as file:
+            rows: Any = csv.DictReader(file) if manifest.suffix.lower() == ".csv" else json.load(file)["files"]
+            named = [(unicodedata.normalize("NFC", row["path"]), str(row["part"])) for row in rows]
+    except FileNotFoundError:
+        raise DataError(f"{manifest}: no such file: make it by `oddpatch data split`, or set data.split=null") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{manifest}: is not a manifest of `oddpatch data split` ({error}): make it anew") from error
+    parts = dict(named)
+    if len(parts) < len(named):
+        twice = next(path for path, part in named if [path for path, _ in named].count(path) > 1)
+        raise DataError(f"{manifest}: names {twice} twice: remove one")
+    for path, part in parts.items():
+        if part not in _PARTS and not part.removeprefix(_FOLD).isdecimal():
+            raise DataError(f"{manifest}: {path} is in part {part!r}: give train, test, unused, or fold0, fold1, ...")
+    return parts
+
+
+def follow(found: Layout, category: Path, manifest: Path, fold: int | None = None) -> Layout:
+    """A category's images as a manifest splits them; defective ones of a training part are left out.
+
+    Args:
+        found: what `scan` gave for `category`.
+        category: folder of the category.
+        manifest: JSON or CSV of `oddpatch data split`.
+        fold: the fold to test on, if the manifest is of folds; all others are trained on.
+
+    Returns:
+        Samples in the order of their paths.
+
+    Raises:
+        DataError: the manifest cannot be read, or names files that are not there.
+        ConfigError: `fold` does not go with the manifest, or no good image is left to train on.
+    """
+    parts = read_parts(manifest)
+    tested = _tested_part(set(parts.values()), manifest, fold)
+    samples = {_identity(sample, category): sample for sample in [*found.train, *found.test]}
+    missing = sorted(parts.keys() - samples.keys())
+    if missing:
+        raise DataError(
+            f"{manifest}: names {len(missing)} images that {category} does not have ({_some(missing)}): "
+            "is it this category's manifest? put them back, or make it anew by `oddpatch data split`"
+        )
+    train, test = [], []
+    for path in sorted(parts):
+        if parts[path] == tested:
+            test.append(samples[path])
+        elif parts[path] != "unused" and samples[path].defect_type == GOOD:
+            train.append(samples[path])
+    if not train:
+        raise ConfigError(f"{manifest}: leaves no good image to train on: make another split")
+    return Layout(train, test, found.warnings + _left_out(samples.keys() - parts.keys(), manifest))
+
+
+def _tested_part(parts: set[str], manifest: Path, fold: int | None) -> str:
+    folds = sorted(int(part.removeprefix(_FOLD)) for part in parts if part.startswith(_FOLD))
+    if not folds:
+        if fold is not None:
+            raise ConfigError(f"fold={fold} but {manifest} has no folds: set data.fold=null")
+        return "test"
+    if fold not in folds:
+        raise ConfigError(f"fold={fold} but {manifest} has the folds {_some(folds, 20)}: set data.fold to one of them")
+    return f"{_FOLD}{fold}"
+
+
+def _identity(sample: Sample, category: Path) -> str:
+    return unicodedata.normalize("NFC", sample.path.relative_to(category).as_posix())
+
+
+def _left_out(paths: Iterable[str], manifest: Path) -> list[str]:
+    names = sorted(paths)
+    return [f"{manifest}: does not name {len(names)} images ({_some(names)}): they are left out"] if names else []
+
+
+def _some(names: list[Any], limit: int = 3) -> str:
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")

@@ -1,0 +1,249 @@
+"""A report as text: for the terminal, Markdown, LaTeX, CSV and JSON."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from oddpatch.report.columns import Share, Value
+from oddpatch.report.datasets import DATASETS
+from oddpatch.report.table import (
+    RANDOM,
+    Grid,
+    Heading,
+    Report,
+    Row,
+    difference,
+    is_within,
+    measured,
+    published_value,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+_LATEX |= {"✓": r"$\checkmark$", "✗": r"$\times$", "†": r"$\dagger$"}
+
+
+def legend(report: Report) -> list[str]:
+    """What the columns are, and what is to be known of the numbers, a line each."""
+    lines = [f"{heading.key}: {heading.label}{_told(heading)}" for heading in report.headings]
+    if report.has_published:
+        lines.append(
+            "published numbers: the value, ours less theirs, and "
+            f"✓ within ±{report.tolerance:g} or ✗ beyond; averages as printed there, else the mean of its categories"
+        )
+    if any(heading.column.is_random for heading in report.headings):
+        lines.append(f"†: {RANDOM}")
+    return [*lines, *report.notes]
+
+
+def _told(heading: Heading) -> str:
+    return f" ({'; '.join(heading.notes)})" if heading.notes else ""
+
+
+def section_of(dataset: str) -> str:
+    """What stands above a dataset's rows."""
+    return DATASETS[dataset].title if dataset in DATASETS else "own data"
+
+
+def print_terminal(report: Report, console: "Console | None" = None) -> None:
+    """A table for each metric, in parts where it is wider than the terminal, and below what the columns are."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    for grid in report.grids:
+        for columns in _fitting(grid, console.width):
+            console.print(_part(grid, columns))
+            console.print()
+    for line in legend(report):
+        console.print(Text(line))
+
+
+def _fitting(grid: Grid, width: int) -> list[list[int]]:
+    """Positions of the columns, in parts that fit into the width; each has one column at least."""
+    labels = max(len(text) for row in grid.rows for text in (row.label, section_of(row.dataset)))
+    parts: list[list[int]] = []
+    room = 0
+    for position, heading in enumerate(grid.headings):
+        needed = 2 + max(len(heading.key), *(len(row.cells[position].text) for row in grid.rows))
+        if not parts or needed > room:
+            parts.append([])
+            room = width - labels
+            if heading.match is not None:  # what it is to be compared with comes first again
+                own = max(i for i in range(position) if grid.headings[i].match is None)
+                parts[-1].append(own)
+                room -= 2 + max(len(row.cells[own].text) for row in grid.rows)
+        parts[-1].append(position)
+        room -= needed
+    return parts
+
+
+def _part(grid: Grid, columns: list[int]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", title=grid.title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for position in columns:
+        table.add_column(grid.headings[position].key, justify="right", no_wrap=True)
+    section = ""
+    for row in grid.rows:
+        if row.dataset != section:
+            section = row.dataset
+            table.add_row(Text(section_of(section), style="dim"))
+        style = "bold" if row.is_average else ""
+        cells = [_styled(row.cells[position].text, row.cells[position].within, style) for position in columns]
+        table.add_row(Text(row.label, style=style), *cells)
+    return table
+
+
+def _styled(text: str, within: bool | None, style: str) -> Any:
+    from rich.text import Text
+
+    color = {True: "green", False: "red", None: ""}[within]
+    return Text(text, style=f"{style} {color}".strip())
+
+
+def to_markdown(report: Report) -> str:
+    """A table for each metric, and the legend as a list."""
+    lines = []
+    for grid in report.grids:
+        lines += [f"### {grid.title}", ""]
+        lines.append("| category | " + " | ".join(_escape(_name(h)) for h in grid.headings) + " |")
+        lines.append("|---|" + "---:|" * len(grid.headings))
+        for section, row in _sections(grid.rows):
+            if section:
+                lines.append(f"| *{_escape(section)}* |" + " |" * len(grid.headings))
+            strong = "**" if row.is_average else ""
+            cells = [f"{strong}{_escape(text)}{strong}" for text in (row.label, *(cell.text for cell in row.cells))]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join([*lines, *(f"- {_escape(line)}" for line in legend(report))]) + "\n"
+
+
+def _name(heading: Heading) -> str:
+    return heading.label if heading.match is None else f"{heading.key}: {heading.label}"
+
+
+def _sections(rows: tuple[Row, ...]) -> Iterator[tuple[str, Row]]:
+    """Each row with the title of its dataset where that begins, if there are several."""
+    several, last = len({row.dataset for row in rows}) > 1, None
+    for row in rows:
+        yield (section_of(row.dataset) if several and row.dataset != last else ""), row
+        last = row.dataset
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*") if "|" in text or "*" in text else text
+
+
+def to_latex(report: Report) -> str:
+    """A `table` environment for each metric; needs booktabs, and amssymb for the marks."""
+    lines = ["% \\usepackage{booktabs,amssymb}"]
+    for grid in report.grids:
+        lines += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(grid.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * len(grid.headings)}}}", r"\toprule"]
+        lines.append(" & ".join(["", *(_latex(heading.key) for heading in grid.headings)]) + r" \\")
+        lines.append(r"\midrule")
+        averaging = False
+        for section, row in _sections(grid.rows):
+            if row.is_average and not averaging:
+                lines.append(r"\midrule")
+            averaging = row.is_average
+            if section:
+                lines.append(rf"\multicolumn{{{len(grid.headings) + 1}}}{{l}}{{\emph{{{_latex(section)}}}}} \\")
+            lines.append(" & ".join(_latex(text) for text in (row.label, *(cell.text for cell in row.cells))) + r" \\")
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    lines += [f"% {line}" for line in legend(report)]
+    return "\n".join(lines) + "\n"
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
+
+
+def records_of(report: Report) -> list[dict[str, Any]]:
+    """Every value with all that is known of it: one record for each, or one for each published number beside it."""
+    records = []
+    for position, heading in enumerate(report.headings):
+        if heading.match is not None:
+            continue
+        own = (heading, *(h for h in report.headings[position + 1 :] if h.match and h.column is heading.column))
+        for grid in report.grids:
+            for row in grid.rows:
+                found = [record for beside in own[1:] if (record := _beside(beside, grid.metric, row, report))]
+                ours = _measured(heading, grid.metric, row)
+                if isinstance(ours, Value) or found:
+                    records += [{**_about(heading, grid.metric, row, ours), **record} for record in found or [{}]]
+    return records
+
+
+def _measured(heading: Heading, metric: str, row: Row) -> Value | Share | None:
+    return measured(heading.column, row.dataset, row.name, row.categories, metric)
+
+
+def _about(heading: Heading, metric: str, row: Row, ours: Value | Share | None) -> dict[str, Any]:
+    column, value = heading.column, ours if isinstance(ours, Value) else None
+    return {
+        "model": column.model,
+        "backbone": column.backbone,
+        "image_size": column.image_size,
+        "settings": "; ".join(column.settings),
+        "random_weights": column.is_random,
+        "dataset": row.dataset,
+        "category": row.name,
+        "metric": metric,
+        "value": value.mean if value else None,
+        "low": value.interval[0] if value and value.interval else None,
+        "high": value.interval[1] if value and value.interval else None,
+        "runs": value.runs if value else 0,
+        "spread": value.spread if value else None,
+    }
+
+
+def _beside(heading: Heading, metric: str, row: Row, report: Report) -> dict[str, Any] | None:
+    assert heading.match is not None
+    theirs = published_value(heading.match, row.dataset, row.name, row.categories, metric)
+    if theirs is None:
+        return None
+    change = difference(heading.column, _measured(heading, metric, row), theirs, metric)
+    return {
+        "published": theirs,
+        "published_variant": heading.label,
+        "published_source": ", ".join(source.source_id for source in heading.match.published.sources),
+        "difference": change,
+        "within_tolerance": None if change is None else is_within(change, report.tolerance),
+        "protocol_differences": "; ".join(heading.match.differences),
+    }
+
+
+def to_csv(report: Report) -> str:
+    """One line for each record."""
+    records = records_of(report)
+    names = list(dict.fromkeys(name for record in records for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def to_json(report: Report) -> str:
+    """The records, and which folders they come from."""
+    columns = [
+        {
+            "key": heading.key,
+            "label": heading.label,
+            "random_weights": heading.column.is_random,
+            "folders": [str(run.folder) for run in heading.column.runs],
+        }
+        for heading in report.headings
+        if heading.match is None
+    ]
+    told = {"columns": columns, "records": records_of(report), "notes": list(report.notes)}
+    return json.dumps({**told, "tolerance": report.tolerance}, indent=2) + "\n"

@@ -1,0 +1,241 @@
+"""One table over many runs: a row for each category, averages as papers give them, published numbers beside ours."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from oddpatch.errors import ConfigError
+from oddpatch.report.columns import Column, Share, Value, columns_of, run_dataset
+from oddpatch.report.datasets import DATASETS, OWN
+from oddpatch.report.published import Match, matches
+from oddpatch.report.runs import FinishedRun
+from oddpatch.report.summary import HEADLINES
+
+DEFAULT_METRICS = ("image_auroc", "pixel_auroc", "au_pro")
+#: Limit of AU-PRO in the publications.
+PUBLISHED_LIMIT = 0.3
+RANDOM = "random weights: not a result"
+
+
+class Heading(NamedTuple):
+    """One column of the printed table: runs, or published numbers beside them."""
+
+    key: str  # 1, or 1a for what was published of 1
+    label: str
+    notes: tuple[str, ...]
+    column: Column
+    match: Match | None = None
+
+
+class Cell(NamedTuple):
+    """One value of the printed table."""
+
+    text: str
+    value: float | None = None
+    within: bool | None = None  # of published numbers: whether ours is within the tolerance
+    note: str = ""
+
+
+class Row(NamedTuple):
+    """One line of the printed table."""
+
+    dataset: str
+    name: str  # category or group
+    label: str
+    categories: tuple[str, ...]  # those averaged over; of a category itself alone
+    is_average: bool
+    cells: tuple[Cell, ...]
+
+
+class Grid(NamedTuple):
+    """The table of one metric."""
+
+    metric: str
+    title: str
+    headings: tuple[Heading, ...]  # without publications that do not give this metric
+    rows: tuple[Row, ...]
+
+
+class Report(NamedTuple):
+    """Everything a report says, whatever its format."""
+
+    headings: tuple[Heading, ...]
+    grids: tuple[Grid, ...]
+    notes: tuple[str, ...]
+    tolerance: float
+    has_published: bool
+
+
+def build_report(
+    runs: Sequence[FinishedRun],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    with_published: bool = False,
+    tolerance: float = 0.01,
+) -> Report:
+    """Arrange runs for printing.
+
+    Args:
+        runs: finished runs; at least one.
+        metrics: keys of `metrics.json`, a table each.
+        with_published: put published numbers beside the columns that match some.
+        tolerance: how far from a published number one of ours may be to be marked as within.
+
+    Raises:
+        ConfigError: no run has a metric, or the tolerance is negative.
+    """
+    if tolerance < 0:
+        raise ConfigError(f"tolerance={tolerance} must be 0 or more, such as 0.01")
+    for metric in metrics:
+        if not any(isinstance(run.metrics.get(metric), float | int) for run in runs):
+            known = sorted({k for run in runs for k, v in run.metrics.items() if isinstance(v, float) and "@" not in k})
+            raise ConfigError(f"no run has the metric {metric}: choose of {', '.join(known)}")
+    headings, notes = _headings(columns_of(runs), with_published)
+    grids = tuple(_grid(metric, headings, runs, tolerance) for metric in metrics)
+    return Report(tuple(headings), grids, tuple(notes), tolerance, with_published)
+
+
+def _headings(columns: Sequence[Column], with_published: bool) -> tuple[list[Heading], list[str]]:
+    headings, notes = [], []
+    sizes = {column.image_size for column in columns}
+    for number, column in enumerate(columns, start=1):
+        label = column.label + (f", {column.image_size}" if len(sizes) > 1 else "")
+        about = [f"{len(column.runs)} runs"] if len(column.runs) > 1 else []
+        about += [RANDOM] if column.is_random else []
+        headings.append(Heading(str(number), label, tuple(about), column))
+        if not with_published:
+            continue
+        found, reason = _matches(column)
+        if reason and not column.is_random:  # of which enough is said
+            notes.append(f"{number} is beside no published numbers: {reason}")
+        for letter, match in enumerate(found):
+            told = (*match.differences, _cite(match))
+            label = f"{match.published.variant} [{match.published.sources[0].source_id}]"
+            headings.append(Heading(f"{number}{chr(ord('a') + letter)}", label, told, column, match))
+    for limit in sorted({run.fpr_limit for column in columns for run in column.runs} - {PUBLISHED_LIMIT}):
+        whose = [str(i) for i, column in enumerate(columns, 1) if any(run.fpr_limit == limit for run in column.runs)]
+        notes.append(f"au_pro of {', '.join(whose)} is integrated to {limit:g}, not to {PUBLISHED_LIMIT:g}")
+    return headings, notes
+
+
+def _matches(column: Column) -> tuple[list[Match], str]:
+    """Those of the first run that has some: runs of a column differ in what matters to none."""
+    reason = ""
+    for run in column.runs:
+        found, why = matches(run)
+        if found:
+            return found, ""
+        reason = reason or why
+    return [], reason
+
+
+def _cite(match: Match) -> str:
+    return "; ".join(dict.fromkeys(source.title for source in match.published.sources))
+
+
+def _grid(metric: str, headings: Sequence[Heading], runs: Sequence[FinishedRun], tolerance: float) -> Grid:
+    headings = tuple(heading for heading in headings if heading.match is None or _gives(heading.match, metric))
+    rows = []
+    tested: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        tested[run_dataset(run)].add(run.category)
+    for dataset in sorted(tested, key=lambda name: (name == OWN, name)):
+        for category in sorted(tested[dataset]):
+            cells = tuple(_cell(heading, dataset, category, (category,), metric, tolerance) for heading in headings)
+            rows.append(Row(dataset, category, category, (category,), False, cells))
+        for group, categories in groups_of(dataset, tested[dataset]).items():
+            if not tested[dataset].intersection(categories):
+                continue
+            cells = tuple(_cell(heading, dataset, group, categories, metric, tolerance) for heading in headings)
+            label = f"{'all' if group == 'average' else group}, {len(categories)}"
+            rows.append(Row(dataset, group, label, tuple(categories), True, cells))
+    return Grid(metric, title_of(metric), headings, tuple(rows))
+
+
+def _gives(match: Match, metric: str) -> bool:
+    return any(name == metric for _, _, name in match.published.values)
+
+
+def groups_of(dataset: str, tested: Iterable[str]) -> Mapping[str, Sequence[str]]:
+    """The groups of categories that are averaged over."""
+    if dataset in DATASETS:
+        return {name: sorted(members) for name, members in DATASETS[dataset].groups.items()}
+    own = sorted(tested)
+    return {"average": own} if len(own) > 1 else {}
+
+
+def title_of(metric: str) -> str:
+    """What people call a metric."""
+    return HEADLINES.get(metric, metric.replace("au_pro", "AU-PRO") if metric.startswith("au_pro") else metric)
+
+
+def _cell(heading: Heading, dataset: str, name: str, categories: Sequence[str], metric: str, tolerance: float) -> Cell:
+    ours = measured(heading.column, dataset, name, categories, metric)
+    if heading.match is not None:
+        return _published_cell(heading, ours, dataset, name, categories, metric, tolerance)
+    if ours is None:
+        return Cell("-", note=_why_absent(heading.column, dataset, name, metric))
+    if isinstance(ours, Share):
+        return Cell(f"{ours.there} of {ours.needed}", note="not all categories of this average are there")
+    mark = "†" if heading.column.is_random else ""
+    note = f"mean of {ours.runs} runs, standard deviation {ours.spread:.4f}" if ours.spread is not None else ""
+    if ours.interval:
+        note = f"{ours.interval[0]:.4f} to {ours.interval[1]:.4f}"
+    return Cell(f"{ours.mean:.4f}{mark}", ours.mean, note=note)
+
+
+def measured(column: Column, dataset: str, name: str, categories: Sequence[str], metric: str) -> Value | Share | None:
+    """A category's value, or a group's average."""
+    if list(categories) == [name]:
+        return column.value(dataset, name, metric)
+    return column.average(dataset, categories, metric)
+
+
+def _why_absent(column: Column, dataset: str, category: str, metric: str) -> str:
+    runs = [run for run in column.runs if (run_dataset(run), run.category) == (dataset, category)]
+    return str(runs[0].metrics.get("absent", {}).get(metric, "not measured")) if runs else "not run"
+
+
+def published_value(match: Match, dataset: str, name: str, categories: Sequence[str], metric: str) -> float | None:
+    """The printed value; of a group without one, the mean of its categories if all are printed."""
+    values = match.published.values
+    printed = values.get((dataset, name, metric))
+    if printed is not None:
+        return printed
+    found = [values.get((dataset, category, metric)) for category in categories]
+    there = [value for value in found if value is not None]
+    return fmean(there) if there and len(there) == len(found) else None
+
+
+def difference(column: Column, ours: Value | Share | None, theirs: float | None, metric: str) -> float | None:
+    """Ours less theirs, where both mean the same."""
+    if theirs is None or not isinstance(ours, Value):
+        return None
+    if metric == "au_pro" and any(run.fpr_limit != PUBLISHED_LIMIT for run in column.runs):
+        return None
+    return ours.mean - theirs
+
+
+def is_within(change: float, tolerance: float) -> bool:
+    """Whether a difference is no larger than the tolerance, but for float rounding."""
+    return abs(change) <= tolerance + 1e-9
+
+
+def _published_cell(
+    heading: Heading,
+    ours: Value | Share | None,
+    dataset: str,
+    name: str,
+    categories: Sequence[str],
+    metric: str,
+    tolerance: float,
+) -> Cell:
+    assert heading.match is not None
+    theirs = published_value(heading.match, dataset, name, categories, metric)
+    if theirs is None:
+        return Cell("-", note="not published")
+    change = difference(heading.column, ours, theirs, metric)
+    if change is None:
+        return Cell(f"{theirs:.3f}", theirs)
+    within = is_within(change, tolerance)
+    return Cell(f"{theirs:.3f} {change:+.3f} {'✓' if within else '✗'}", theirs, within)

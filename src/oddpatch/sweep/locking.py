@@ -1,0 +1,134 @@
+"""One job, one owner: a lock in the job's folder that the kernel lets go of when its owner dies."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from oddpatch.errors import ConfigError
+
+NAME = ".lock"
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class Holder(NamedTuple):
+    """The process that holds a lock."""
+
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    def is_dead(self) -> bool:
+        """Whether the process is known to be gone; of another machine's nothing is known."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+class JobBusyError(Exception):
+    """Another process runs the job."""
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(f"{holder} runs it")
+        self.holder = holder
+
+
+class JobLock:
+    """Holds a job's folder for this process and for the process it hands the lock to.
+
+    flock is let go of by the kernel when the last process that holds it is gone, however it ended, so there is no
+    stale lock to take over. On a network file system the server does that, if it is mounted with locks (NFS 4, or
+    NFS 3 with lockd; Lustre with `-o flock`); mounted with `nolock` or `local_lock`, machines do not see each other.
+
+    Args:
+        folder: of the job.
+        patience: seconds to wait while the lock is held for an owner that is dead: its job is about to end.
+            For others it waits a second, as a look at the lock takes it for a moment.
+
+    Raises:
+        JobBusyError: on entering, another process holds it.
+        ConfigError: the file system has no locks.
+    """
+
+    def __init__(self, folder: Path, patience: float = 30.0) -> None:
+        self.path = folder / NAME
+        self.patience = patience
+        self._file = -1
+
+    def __enter__(self) -> "JobLock":
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._acquire()
+        except BaseException:
+            self._close()
+            raise
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, json.dumps(Holder(socket.gethostname(), os.getpid())._asdict()).encode(), 0)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._close()
+
+    def _acquire(self) -> None:
+        start = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                holder = self._holder()
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    raise ConfigError(
+                        f"{self.path.parent} is on a file system without locks ({error.strerror}): mount it with "
+                        "locks, or set hydra.sweep.dir to another folder"
+                    ) from error
+                raise
+            if time.monotonic() - start > (self.patience if holder.is_dead() else min(self.patience, 1.0)):
+                raise JobBusyError(holder)
+            time.sleep(0.1)
+
+    def _holder(self) -> Holder:
+        for _ in range(10):
+            try:
+                return Holder(**json.loads(os.pread(self._file, 4096, 0)))
+            except (ValueError, TypeError):  # taken this moment, and not signed yet
+                time.sleep(0.05)
+        return Holder("an unknown host", 0)
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Hand the open file to a process that is being started: the lock is held until both have ended."""
+        from multiprocessing.reduction import DupFd
+
+        return {**self.__dict__, "_file": DupFd(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({**state, "_file": state["_file"].detach()})
+
+
+def held_by(folder: Path) -> Holder | None:
+    """The process that runs the job of `folder` now; None if nobody does."""
+    if not (folder / NAME).is_file():
+        return None
+    try:
+        with JobLock(folder, patience=0):
+            return None
+    except JobBusyError as error:
+        return error.holder

@@ -1,0 +1,90 @@
+"""Running planned jobs through a Hydra launcher, and what became of each of them."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from oddpatch.sweep.locking import held_by
+from oddpatch.sweep.plan import Job
+from oddpatch.sweep.process import explain
+from oddpatch.sweep.record import Record
+
+log = logging.getLogger(__name__)
+
+Status = Literal["done", "failed", "skipped", "not run"]
+
+
+class Outcome(NamedTuple):
+    """What became of a job."""
+
+    job: Job
+    status: Status
+    reason: str
+    record: Record | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its folder holds a result, of this sweep or an earlier one."""
+        return self.status != "failed" and self.record is not None and self.record.status == "done"
+
+    @property
+    def objective(self) -> float | None:
+        """The metric that the sweep looks at, of a finished job."""
+        return self.record.objective if self.record is not None and self.finished else None
+
+
+class Interrupted(BaseException):
+    """Ctrl-C has ended a sweep."""
+
+    def __init__(self, outcomes: list[Outcome]) -> None:
+        super().__init__()
+        self.outcomes = outcomes
+
+
+def run_all(launcher: Any, jobs: Sequence[Job], first: int = 0) -> list[Outcome]:
+    """Launch all jobs and find out what became of each, also where the launcher itself fails.
+
+    Raises:
+        Interrupted: by Ctrl-C; it carries the outcomes so far.
+    """
+    before = [Record.read(job.folder) for job in jobs]
+    try:
+        returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=first)
+    except KeyboardInterrupt:
+        rows = zip(jobs, before, strict=True)
+        raise Interrupted(
+            [_outcome(*row, lost="the sweep was interrupted", status="not run") for row in rows]
+        ) from None
+    except Exception as error:
+        # Jobs may have finished all the same: their records tell.
+        log.exception("the launcher failed")
+        lost = f"the launcher failed: {explain(error)[1]}"
+        return [_outcome(*row, lost=lost) for row in zip(jobs, before, strict=True)]
+    return [_of_return(*row) for row in zip(jobs, before, returns, strict=True)]
+
+
+def _of_return(job: Job, before: Record | None, returned: JobReturn) -> Outcome:
+    if returned.status != JobStatus.FAILED:
+        return _outcome(job, before, lost="it has left no record")
+    error = explain(returned._return_value)[1]
+    outcome = _outcome(job, before, lost=error)
+    return outcome if outcome.status != "skipped" else outcome._replace(status="failed", reason=error)
+
+
+def _outcome(job: Job, before: Record | None, lost: str, status: Status = "failed") -> Outcome:
+    """What became of a job, by its record; where this sweep has left none it has `status`, for the reason `lost`."""
+    after = Record.read(job.folder)
+    if after is not None and after.status == "done":
+        return Outcome(job, "skipped", "finished before", after) if after == before else Outcome(job, "done", "", after)
+    if holder := held_by(job.folder):
+        return Outcome(job, "skipped", f"{holder} runs it", after)
+    if after is not None and after.status == "failed" and after != before:
+        return Outcome(job, "failed", after.reason, after)
+    return Outcome(job, status, lost, after)
+
+
+def failed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those that need looking at."""
+    return [outcome for outcome in outcomes if outcome.status == "failed"]

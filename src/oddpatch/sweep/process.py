@@ -1,0 +1,160 @@
+"""A job's own process: `python SCRIPT ARGUMENTS`, forked from one that has imported everything already."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from oddpatch.errors import INTERRUPTED, OddpatchError
+
+#: What most jobs import; a job that needs more imports it itself.
+PRELOADED = [
+    "oddpatch.pipeline",
+    "oddpatch.data.datamodule",
+    "oddpatch.backbones.timm",
+    "timm",
+    "oddpatch.callbacks.pictures",
+    "oddpatch.callbacks.results",
+    "rich.progress",
+    "hydra.main",
+]
+#: Seconds that a job has to put its files away when it is interrupted.
+GRACE = 20.0
+
+
+class Ending(NamedTuple):
+    """How a job's process ended."""
+
+    code: int  # negative: the signal that killed it
+    reason: str  # one line; empty if all is well
+
+
+def run_script(
+    script: Path, arguments: Sequence[str], environment: dict[str, str], console: Path | None, lock: Any
+) -> Ending:
+    """Run `script` as a program in a process of its own and wait for it.
+
+    Importing torch and Lightning takes longer than many a job: a server process does it once for all jobs of this
+    process and forks for each. Nothing else is shared, so a job that dies takes nothing with it.
+
+    Args:
+        environment: variables to set.
+        console: file for what the job prints; None for where this process prints.
+        lock: is held by the job too, as long as it runs.
+    """
+    # Windows has no forkserver; a spawned process imports everything anew.
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
+    told, tell = context.Pipe(duplex=False)
+    process = context.Process(target=_main, args=(script, list(arguments), environment, console, lock, tell))
+    process.start()
+    tell.close()
+    try:
+        # The job's last words come before its end; without any, the pipe closes as it dies.
+        reason = _hear(told)
+        process.join()
+    except BaseException:
+        _stop(process)
+        raise
+    return Ending(process.exitcode, reason or _describe(process.exitcode))
+
+
+def _hear(told: Connection) -> str:
+    try:
+        return str(told.recv())
+    except EOFError:
+        return ""
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"it ended with exit code {code}" if code else ""
+    name = signal.Signals(-code).name
+    return f"it was killed by {name}" + (": is there enough memory?" if name == "SIGKILL" else "")
+
+
+def _stop(process: Any) -> None:
+    """Wait for a job that Ctrl-C has reached too; tell it, and in the end kill it, if it does not come to its end."""
+    process.join(GRACE / 4)
+    for signum in (signal.SIGINT, signal.SIGKILL):
+        if process.is_alive():
+            os.kill(process.pid, signum)
+            process.join(GRACE)
+
+
+def _main(
+    script: Path, arguments: list[str], environment: dict[str, str], console: Path | None, lock: Any, tell: Connection
+) -> None:
+    """In the new process."""
+    os.environ.update(environment)
+    if console is not None:
+        with console.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    sys.argv = [str(script), *arguments]
+    sys.path[0:0] = [str(script.parent)]
+    code, reason = 1, ""
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+        code = 0
+    except BaseException as error:
+        code, reason = explain(error)
+        if code not in (0, INTERRUPTED) and not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        _finish(code)
+        tell.send(reason)
+        del lock
+    sys.exit(code)
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and reason, in one line, of the exception that has ended a program."""
+    code: Any = 1
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if code == 0:
+            return 0, ""
+        # Whoever reports an error and exits does so while it is being handled.
+        while isinstance(error, SystemExit) and error.__context__ is not None:
+            error = error.__context__
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "it was interrupted"
+    if isinstance(error, SystemExit):
+        return code, f"it ended with exit code {code}"
+    first = next((line for line in str(error).splitlines() if line.strip()), "").strip()
+    return code, first if isinstance(error, OddpatchError) else f"{type(error).__name__}: {first}"
+
+
+def _finish(code: int) -> None:
+    """What the interpreter would do at its end, which a forked process does not come to."""
+    if "wandb" in sys.modules:
+        import wandb
+
+        wandb.teardown(code)
+    import atexit
+
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _follow_parent() -> None:
+    """Interrupt this process when the one that started it is gone, however it ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(GRACE)
+    os._exit(INTERRUPTED)

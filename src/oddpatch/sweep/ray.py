@@ -1,0 +1,174 @@
+"""Jobs on Ray: each with GPUs and cores of its own, run again when its machine is lost, given up when none is left."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from oddpatch.errors import ConfigError
+from oddpatch.sweep.job import JobError
+from oddpatch.sweep.process import explain
+from oddpatch.sweep.remote import RemoteJob
+
+log = logging.getLogger(__name__)
+
+#: Cores of a job where there are no GPUs to share them out by.
+CORES = 4
+#: Seconds between looks at the cluster while jobs wait.
+LOOK = 5.0
+
+
+class Need(NamedTuple):
+    """What a job takes of a machine."""
+
+    gpus: float
+    cpus: float
+
+    def __str__(self) -> str:
+        return f"{self.gpus:g} GPUs and {self.cpus:g} cores"
+
+    def fits(self, resources: Mapping[str, float]) -> bool:
+        """Whether a machine has as much."""
+        return resources.get("GPU", 0) >= self.gpus and resources.get("CPU", 0) >= self.cpus
+
+
+class Cluster:
+    """A connection to a Ray cluster, or one of this machine that lasts as long as the block.
+
+    Args:
+        address: as `ray.init` takes it.
+        init: further arguments of `ray.init`.
+
+    Raises:
+        ConfigError: on entering, there is no cluster at the address.
+    """
+
+    def __init__(self, address: str | None, init: Mapping[str, Any]) -> None:
+        self.address, self.init = address, init
+
+    def __enter__(self) -> "Cluster":
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone unasked
+        quiet = {"include_dashboard": False} if self.address in (None, "local") else {}
+        try:
+            # What jobs print goes to their folders.
+            ray.init(address=self.address, **{"log_to_driver": False, "logging_level": "warning", **quiet, **self.init})
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"no Ray cluster can be reached at {self.address} ({explain(error)[1]}): start one by "
+                "`ray start --head`, or leave hydra.launcher.address null for one of this machine"
+            ) from error
+        machines = _machines()
+        log.info("Ray: %d machines with %g GPUs and %g cores", len(machines), *_sum(machines))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        import ray
+
+        ray.shutdown()
+
+    def need(self, gpus: float | str, cpus: float | str) -> Need:
+        """What a job takes, "auto" worked out from the cluster.
+
+        Raises:
+            ConfigError: no machine has as much.
+        """
+        machines = _machines()
+        total_gpus, total_cpus = _sum(machines)
+        wanted_gpus = float(total_gpus > 0) if gpus == "auto" else float(gpus)
+        if cpus == "auto":
+            most = max((machine.get("CPU", 0.0) for machine in machines), default=0.0)
+            share = total_cpus / total_gpus * wanted_gpus if wanted_gpus else CORES
+            wanted_cpus = max(min(share, most) // 1, 1.0)
+        else:
+            wanted_cpus = float(cpus)
+        need = Need(wanted_gpus, wanted_cpus)
+        if not any(need.fits(machine) for machine in machines):
+            raise ConfigError(
+                f"a job needs {need}, which no machine of the Ray cluster has (all together: {total_gpus:g} GPUs, "
+                f"{total_cpus:g} cores): lower hydra.launcher.num_gpus or hydra.launcher.num_cpus"
+            )
+        log.info("each job has %s", need)
+        return need
+
+    def run(self, jobs: Sequence[RemoteJob], need: Need, max_retries: int, patience: float) -> list[JobReturn]:
+        """Run all jobs and wait for them; one that is lost for good is a failed `JobReturn`."""
+        import ray
+
+        # A task of its own each, by the process that asks for it: Ray gives it CUDA_VISIBLE_DEVICES.
+        task = ray.remote(_call).options(num_gpus=need.gpus, num_cpus=need.cpus, max_retries=max_retries)
+        threads = max(int(need.cpus), 1)
+        waiting = {task.remote(replace(job, threads=threads)): i for i, job in enumerate(jobs)}
+        returns: dict[int, JobReturn] = {}
+        try:
+            while waiting:
+                ready, _ = ray.wait(list(waiting), timeout=LOOK)
+                for reference in ready:
+                    number = waiting.pop(reference)
+                    returns[number] = _result(reference)
+                    name = jobs[number].name
+                    told = _told(returns[number]).removeprefix(f"{name}: ")
+                    log.info("%d/%d %s: %s", len(returns), len(jobs), name, told)
+                if not ready and not _appears(need, patience):
+                    lost = JobError(f"no machine with {need} is left in the Ray cluster")
+                    returns.update({i: _failure(lost) for i in waiting.values()})
+                    self._cancel(waiting)
+                    waiting = {}
+        except KeyboardInterrupt:
+            self._cancel(waiting)
+            raise
+        return [returns[i] for i in range(len(jobs))]
+
+    def _cancel(self, waiting: Mapping[Any, int]) -> None:
+        import ray
+
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+
+
+def _call(job: RemoteJob) -> JobReturn:
+    return job()
+
+
+def _result(reference: Any) -> JobReturn:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return _failure(JobError(f"it could not be run there ({explain(error.cause or error)[1]})"))
+    except ray.exceptions.RayError as error:
+        return _failure(JobError(f"its process or machine was lost ({type(error).__name__})"))
+
+
+def _failure(error: Exception) -> JobReturn:
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
+def _told(returned: JobReturn) -> str:
+    return "ended" if returned.status == JobStatus.COMPLETED else explain(returned._return_value)[1]
+
+
+def _machines() -> list[Mapping[str, float]]:
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _sum(machines: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    return sum(m.get("GPU", 0.0) for m in machines), sum(m.get("CPU", 0.0) for m in machines)
+
+
+def _appears(need: Need, patience: float) -> bool:
+    """Whether there is a machine that a job fits on, or comes to be one while we wait."""
+    deadline = time.monotonic() + patience
+    while not any(need.fits(machine) for machine in _machines()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1.0)
+    return True

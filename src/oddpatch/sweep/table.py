@@ -1,0 +1,212 @@
+"""What a sweep ends with: a table on the terminal, `sweep.csv`, `sweep.html` and the report over its runs."""
+
+import csv
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from oddpatch.errors import OddpatchError
+from oddpatch.files import replacing
+from oddpatch.sweep.job import METRICS
+from oddpatch.sweep.outcome import Outcome, Status
+
+log = logging.getLogger(__name__)
+
+STYLES: dict[Status, str] = {"done": "green", "failed": "bold red", "skipped": "dim", "not run": "yellow"}
+#: In the order people look at them; others follow by name.
+_FIRST = ("image_auroc", "pixel_auroc", "au_pro", "image_ap", "image_f1_max", "pixel_ap", "pixel_f1_max")
+_SHOWN = 3  # columns of metrics in sweep.html
+_NAMES = ("model", "backbone", "data", "category")
+
+
+def count(outcomes: Sequence[Outcome]) -> str:
+    """'6 done, 1 failed, 1 skipped'."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    return ", ".join(f"{counts[status]} {status}" for status in STYLES if counts[status]) or "no jobs"
+
+
+def print_table(outcomes: Sequence[Outcome], objective: str, console: Console | None = None) -> None:
+    """Print what became of each job; what went wrong comes last, where it is seen."""
+    console = console or Console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("job", overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column(objective.replace("_", " "), overflow="fold")
+    order = list(STYLES)[::-1]
+    names = varying(outcomes)
+    for outcome in sorted(outcomes, key=lambda outcome: order.index(outcome.status)):
+        value = outcome.objective
+        told = f"{value:.4f}" if value is not None else outcome.reason
+        seconds = f"{outcome.record.seconds:.0f} s" if outcome.record and outcome.status == "done" else ""
+        status = Text(outcome.status, style=STYLES[outcome.status])
+        table.add_row(Text(names[outcome.job.folder]), status, seconds, Text(told))
+    console.print()
+    console.print(table)
+    console.print(Text(f"\n{count(outcomes)}", style="bold"))
+
+
+def varying(outcomes: Sequence[Outcome]) -> dict[Path, str]:
+    """What tells each job from the others: the overrides that not all of them have; else its folder's name."""
+    told = {outcome.job.folder: outcome.job.told for outcome in outcomes}
+    common = set.intersection(*(set(texts) for texts in told.values())) if told else set()
+    return {folder: " ".join(t for t in texts if t not in common) or folder.name for folder, texts in told.items()}
+
+
+def rows(outcomes: Sequence[Outcome], folder: Path) -> list[dict[str, Any]]:
+    """One row for each job, with every number of its `metrics.json`."""
+    found = []
+    names = varying(outcomes)
+    for outcome in outcomes:
+        metrics = _metrics(outcome)
+        named = metrics.get("run") or {}
+        record = outcome.record
+        found.append(
+            {
+                "job": _relative(outcome.job.folder, folder),
+                "status": outcome.status,
+                "reason": outcome.reason,
+                **{name: named.get(name, "") for name in _NAMES},
+                **_numbers(metrics),
+                "seconds": record.seconds if record else "",
+                "host": record.host if record else "",
+                "cuda_visible_devices": (record.cuda_visible_devices or "") if record else "",
+                "weights": metrics.get("weights", ""),
+                "varies": names[outcome.job.folder],
+                "overrides": " ".join(outcome.job.told),
+            }
+        )
+    return found
+
+
+def _metrics(outcome: Outcome) -> Mapping[str, Any]:
+    if not outcome.finished:
+        return {}
+    path = outcome.job.folder / METRICS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): its numbers are missing from the tables", path, error)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    return {name: numbers[name] for name in (*_FIRST, *sorted(numbers.keys() - set(_FIRST))) if name in numbers}
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def write_csv(table: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write all rows; a job without a number has an empty cell."""
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    # A name of the last columns is in every row, so that metrics come before them.
+    last = ["seconds", "host", "cuda_visible_devices", "weights", "varies", "overrides"]
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, [name for name in columns if name not in last] + last, restval="")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #1b1f24 }}
+.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; width: 100% }}
+th, td {{ text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #d8dde3; vertical-align: top }}
+td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
+td.reason {{ min-width: 14rem; overflow-wrap: anywhere }} code {{ font-size: .85em; color: #57606a }}
+.done {{ color: #1a7f37 }} .failed {{ color: #b42318; font-weight: 600 }} .skipped, .not {{ color: #57606a }}
+.warning {{ color: #b42318 }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #14171a; color: #e6e9ec }} th, td {{ border-color: #3a4048 }}
+.done {{ color: #57c274 }} .failed, .warning {{ color: #ff8a7a }} .skipped, .not, code {{ color: #9aa4af }}
+a {{ color: #7fb4ff }} }}
+</style>
+<h1>{title}</h1><p>{count}{report}</p>{warning}
+<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>
+{body}
+</tbody></table></div>
+</html>
+"""
+
+
+def write_html(table: Sequence[Mapping[str, Any]], counted: str, path: Path, reported: bool) -> None:
+    """Write a page of all jobs with links to their folders, and to the report if there is one."""
+    known = [name for name in _FIRST if any(name in row for row in table)][:_SHOWN]
+    head = "<th>job<th>state" + "".join(f'<th class="n">{escape(name.replace("_", " "))}' for name in known)
+    body = [_html_row(row, known) for row in table]
+    random = any(row["weights"] == "random" for row in table)
+    warning = '<p class="warning">Some backbones have random weights: their numbers say nothing.</p>' if random else ""
+    page = _PAGE.format(
+        title=f"Sweep {escape(path.parent.name)}",
+        count=escape(counted),
+        report=' &middot; <a href="report.html">by category, beside published numbers</a>' if reported else "",
+        warning=warning,
+        head=head + '<th class="n">time<th>reason',
+        body="\n".join(body),
+    )
+    with replacing(path) as file:
+        file.write(page)
+
+
+def _html_row(row: Mapping[str, Any], known: Sequence[str]) -> str:
+    from urllib.parse import quote
+
+    link = f'<a href="{quote(str(row["job"]))}/">{escape(str(row["job"]))}</a><br><code>{escape(row["varies"])}</code>'
+    cells = "".join(f'<td class="n">{row[name]:.4f}' if name in row else '<td class="n">' for name in known)
+    seconds = f"{row['seconds']:.0f} s" if row["seconds"] != "" else ""
+    state = str(row["status"])
+    return (
+        f'<tr><td>{link}<td class="{state.split()[0]}">{state}{cells}<td class="n">{seconds}'
+        f'<td class="reason">{escape(str(row["reason"]))}'
+    )
+
+
+def conclude(outcomes: Sequence[Outcome], folder: Path, objective: str) -> None:
+    """Write `sweep.csv`, `sweep.html` and `report.html`; print the report of the finished runs, and all jobs below."""
+    table = rows(outcomes, folder)
+    write_csv(table, folder / "sweep.csv")
+    reported = print_report([outcome.job.folder for outcome in outcomes if outcome.finished], folder / "report.html")
+    write_html(table, count(outcomes), folder / "sweep.html", reported)
+    print_table(outcomes, objective)
+    Console().print(Text(str(folder / "sweep.html")), soft_wrap=True)
+
+
+def print_report(folders: Sequence[Path], page: Path) -> bool:
+    """Print and write what `oddpatch report --published` says of finished jobs; False if it says nothing."""
+    from oddpatch.report.formats import print_terminal
+    from oddpatch.report.page import to_html
+    from oddpatch.report.runs import read_run
+    from oddpatch.report.table import DEFAULT_METRICS, build_report
+
+    try:
+        runs = [read_run(folder) for folder in folders]
+        wanted = [name for name in DEFAULT_METRICS if any(name in run.metrics for run in runs)]
+        if not wanted:
+            return False
+        report = build_report(runs, wanted, with_published=True)
+        print_terminal(report)
+        with replacing(page) as file:
+            file.write(to_html(report, f"Sweep {page.parent.name}"))
+    except OddpatchError as error:
+        # The jobs are what a sweep is for, and what became of them is still to be told.
+        log.warning("there is no report: %s", error)
+        return False
+    return True

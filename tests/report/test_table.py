@@ -1,0 +1,223 @@
+"""Columns, averages and every format of the table, over runs that are written by hand."""
+
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+import yaml
+from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_all, write_run
+from rich.console import Console
+
+from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.report.columns import Share, Value, columns_of
+from oddpatch.report.datasets import DATASETS, TEXTURES, dataset_of
+from oddpatch.report.formats import print_terminal, to_csv, to_json, to_latex, to_markdown
+from oddpatch.report.page import contrast, heat_style, to_html
+from oddpatch.report.runs import find_runs, identity, read_run
+from oddpatch.report.table import build_report
+
+
+def test_runs_are_found_at_any_depth_and_evaluations_within_them_are_not(tmp_path):
+    write_run(tmp_path / "sweep/0-a")
+    write_run(tmp_path / "sweep/deep/er/1-b")
+    write_run(tmp_path / "sweep/0-a/eval/later")
+    assert [run.folder.name for run in find_runs([tmp_path])] == ["0-a", "1-b"]
+    again = find_runs([tmp_path / "sweep/0-a", tmp_path / "sweep/0-a/eval/later", tmp_path / "sweep/0-a/."])
+    assert [run.folder.name for run in again] == ["0-a", "later"]
+    with pytest.raises(ConfigError, match=r"nowhere holds no metrics.json"):
+        find_runs([tmp_path / "nowhere"])
+
+
+def test_a_broken_file_is_named(tmp_path):
+    for text, told in (("{", "cannot be read"), ("[1]", "not written by oddpatch"), ('{"a": 1}', "not written by")):
+        (tmp_path / "metrics.json").write_text(text)
+        with pytest.raises(CheckpointError, match=told) as error:
+            read_run(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_old_runs_are_named_by_their_config_and_those_that_nothing_names_are_refused(tmp_path):
+    folder = write_run(tmp_path / "old")
+    content = json.loads((folder / "metrics.json").read_text())
+    del content["run"]
+    (folder / "metrics.json").write_text(json.dumps(content))
+    choices = {"hydra": {"runtime": {"choices": {"model": "patchcore", "backbone": "wide_resnet50", "data": "mvtec"}}}}
+    (folder / ".hydra/hydra.yaml").write_text(yaml.safe_dump(choices))
+    names = read_run(folder).names
+    assert (names["model"], names["backbone"], names["category"]) == ("patchcore", "wide_resnet50", "bottle")
+    assert names["image_size"] == [224, 224]
+    (folder / ".hydra/hydra.yaml").unlink()
+    assert read_run(folder).names["model"] == "PatchCore"
+    (folder / ".hydra/config.yaml").unlink()
+    with pytest.raises(CheckpointError, match="does not say what was run"):
+        _ = read_run(folder).names
+
+
+def test_a_test_of_a_run_has_the_settings_of_the_run(tmp_path):
+    write_run(tmp_path / "run")
+    later = write_run(tmp_path / "run/eval/later")
+    tested = {"run": "run", "data": {"batch_size": 4}, "fpr_limits": [0.1]}
+    (later / ".hydra/config.yaml").write_text(yaml.safe_dump(tested))
+    run = read_run(later)
+    assert run.config["model"]["coreset_ratio"] == 0.1
+    assert run.config["data"] == {**read_run(tmp_path / "run").config["data"], "batch_size": 4}
+    assert run.fpr_limit == 0.1
+
+
+@pytest.mark.parametrize(
+    ("path", "category", "wanted"),
+    [
+        ("/data/mvtec/bottle/test/good/000.png", "bottle", "bottle/test/good/000.png"),
+        ("bottle/test/good/000.png", "bottle", "bottle/test/good/000.png"),
+        ("/scratch/data/scratch/test/scratch/1.png", "scratch", "scratch/test/scratch/1.png"),
+        ("/d/pcb/test/defective/bent/1.png", "pcb", "pcb/test/defective/bent/1.png"),
+        ("/d/renamed/test/good/1.png", "pcb", "renamed/test/good/1.png"),
+    ],
+)
+def test_an_image_is_the_same_wherever_its_dataset_lies(path, category, wanted):
+    assert identity(path, category) == wanted
+
+
+def test_datasets_are_recognised_by_their_test_images_too():
+    assert dataset_of("bottle", 83) == "mvtec_ad"
+    assert dataset_of("bottle", 12) == "own"
+    assert dataset_of("pcb1", 200) == "visa"
+    assert dataset_of("housing", 83) == "own"
+    assert sum(size.train for size in MVTEC.values()) == 3629  # as MVTec AD's authors count
+    assert sum(size.test for size in MVTEC.values()) == 1725
+    visa = DATASETS["visa"].categories.values()
+    assert (sum(size.train for size in visa), sum(size.test for size in visa)) == (8659, 2162)
+
+
+def test_columns_are_settings_and_their_labels_say_what_differs(tmp_path):
+    write_run(tmp_path / "a", "bottle", data={"batch_size": 1})
+    write_run(tmp_path / "b", "cable", backbone={**WIDE_RESNET, "engine": "torch", "precision": "fp32"})
+    write_run(tmp_path / "c", model={**PATCHCORE, "coreset_ratio": 0.01})
+    write_run(tmp_path / "d", config={"calibration": {"method": "holdout", "fraction": 0.2, "minimum": 20}})
+    write_run(tmp_path / "e", names=("padim", "resnet18"))
+    write_run(tmp_path / "f", names=("padim", "resnet18"), weights="random")
+    columns = columns_of(find_runs([tmp_path]))
+    assert [[run.folder.name for run in column.runs] for column in columns] == [["e"], ["f"], ["a", "b"], ["c"], ["d"]]
+    assert [column.label for column in columns[2:]] == [
+        "patchcore wide_resnet50, coreset_ratio=0.1",
+        "patchcore wide_resnet50, coreset_ratio=0.01",
+        "patchcore wide_resnet50, holdout=0.2, coreset_ratio=0.1",
+    ]
+    assert [column.is_random for column in columns] == [False, True, False, False, False]
+
+
+def test_averages_are_given_only_where_every_category_is_there(tmp_path):
+    write_all(tmp_path)
+    (column,) = columns_of(find_runs([tmp_path]))
+    places = {category: 0.9 + place / 1000 for place, category in enumerate(MVTEC)}
+    everything = column.average("mvtec_ad", MVTEC, "image_auroc")
+    textures = column.average("mvtec_ad", sorted(TEXTURES), "image_auroc")
+    assert everything.mean == pytest.approx(sum(places.values()) / 15)
+    assert textures.mean == pytest.approx(sum(places[name] for name in TEXTURES) / 5)
+    assert column.average("mvtec_ad", [*MVTEC, "pcb"], "image_auroc") == Share(15, 16)
+    assert column.average("mvtec_ad", MVTEC, "pixel_auroc") == Share(0, 15)
+
+
+def test_incomplete_averages_say_of_how_many(tmp_path):
+    write_all(tmp_path, skip=("wood", "zipper"))
+    write_run(tmp_path / "own", "housing")
+    rows = {(row.dataset, row.name): row for row in build_report(find_runs([tmp_path]), ["image_auroc"]).grids[0].rows}
+    assert rows["mvtec_ad", "average"].cells[0].text == "13 of 15"
+    assert rows["mvtec_ad", "textures"].cells[0].text == "4 of 5"
+    assert rows["mvtec_ad", "objects"].cells[0].text == "9 of 10"
+    assert rows["own", "housing"].cells[0].text == "0.9900"
+    assert ("own", "average") not in rows  # of one category
+
+
+def test_several_seeds_are_averaged_and_counted(tmp_path):
+    for seed, value in enumerate((0.9, 0.92, 0.97)):
+        write_run(tmp_path / str(seed), image_auroc=value, model={**PATCHCORE, "seed": seed})
+    (column,) = columns_of(find_runs([tmp_path]))
+    value = column.value("mvtec_ad", "bottle", "image_auroc")
+    assert (value.mean, value.runs, value.spread) == (pytest.approx(0.93), 3, pytest.approx(0.0360555))
+    write_run(tmp_path / "single/run", confidence={"image_auroc": [0.8, 1.0]})
+    (single,) = columns_of(find_runs([tmp_path / "single"]))
+    assert single.value("mvtec_ad", "bottle", "image_auroc") == Value(0.99, interval=(0.8, 1.0))
+
+
+@pytest.fixture
+def report(tmp_path):
+    """Two models on two datasets with published numbers, one of the models with random weights."""
+    write_all(tmp_path / "wr50", pixel_auroc=0.981)
+    write_run(tmp_path / "bad", "bottle", weights="random", image_auroc=0.4)
+    write_run(tmp_path / "own", "part_a|b", absent={"pixel_auroc": "no masks"})
+    return build_report(find_runs([tmp_path]), ["image_auroc", "pixel_auroc"], with_published=True)
+
+
+def test_random_weights_are_marked_everywhere(report):
+    console = Console(file=io.StringIO(), width=80)
+    print_terminal(report, console)
+    for text in (console.file.getvalue(), to_markdown(report), to_html(report)):
+        assert "0.4000†" in text
+        assert "random weights: not a result" in text
+    assert r"0.4000$\dagger$" in to_latex(report)
+    assert {row["random_weights"] for row in csv.DictReader(io.StringIO(to_csv(report)))} == {"True", "False"}
+
+
+def test_terminal_fits_80_columns_and_every_column_is_there(report):
+    console = Console(file=io.StringIO(), width=80)
+    print_terminal(report, console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    for heading in report.headings:
+        assert re.search(rf"^{heading.key}: ", text, re.MULTILINE)
+        assert any(heading.key in line.split() for line in text.splitlines())
+
+
+def test_markdown_is_a_table_of_equal_rows(report):
+    lines = [line for line in to_markdown(report).splitlines() if line.startswith("|")]
+    counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines[:19]}
+    assert counts == {len(report.grids[0].headings) + 2}
+    assert "part_a\\|b" in "".join(lines)
+
+
+def test_latex_has_as_many_cells_in_every_row_and_escapes(report):
+    text = to_latex(report)
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and not line.startswith(r"\multicolumn")]
+    first = rows[: len(report.grids[0].rows) + 1]
+    assert {line.count("&") for line in first} == {len(report.grids[0].headings)}
+    assert r"metal\_nut" in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
+
+
+def test_csv_and_json_hold_full_precision_and_the_same(report):
+    rows = list(csv.DictReader(io.StringIO(to_csv(report))))
+    told = json.loads(to_json(report))
+    assert len(rows) == len(told["records"])
+    cable = [row for row in rows if row["category"] == "cable" and row["metric"] == "image_auroc"]
+    assert {float(row["value"]) for row in cable} == {0.901}
+    paper = next(row for row in cable if row["published_source"] == "patchcore_paper")
+    assert float(paper["difference"]) == pytest.approx(0.901 - 0.994)
+    assert paper["within_tolerance"] == "False"
+    assert [len(column["folders"]) for column in told["columns"]] == [1, 16]
+
+
+def test_html_is_well_formed_self_contained_and_readable(report):
+    page = to_html(report)
+    body = re.search(r"<body>.*</body>", page, re.DOTALL).group().replace("<br>", "<br/>")
+    ET.fromstring(body)
+    assert "http" not in page
+    assert "<script" not in page
+    assert 'name="viewport"' in page
+    for step in range(101):
+        background, text = re.fullmatch(r"background: rgb\((.*)\); color: (#\w+)", heat_style(step / 100)).groups()
+        color = (0, 0, 0) if text == "#000" else (255, 255, 255)
+        assert contrast(tuple(map(int, background.split(", "))), color) >= 4.5
+    assert contrast((255, 255, 255), (0, 0, 0)) == pytest.approx(21)
+
+
+def test_a_metric_that_no_run_has_is_refused(tmp_path):
+    write_run(tmp_path / "a")
+    with pytest.raises(ConfigError, match="no run has the metric pixel_auroc: choose of image_auroc"):
+        build_report(find_runs([tmp_path]), ["pixel_auroc"])
+    with pytest.raises(ConfigError, match="tolerance=-1"):
+        build_report(find_runs([tmp_path]), ["image_auroc"], tolerance=-1)

@@ -1,0 +1,51 @@
+"""The settings to try a run with: a few images, a profile, a limit on the test."""
+
+import json
+
+import pytest
+import test_pipeline
+from sklearn.metrics import roc_auc_score
+from test_pipeline import predictions, run, tiny
+
+from oddpatch.data.few import few
+from oddpatch.data.layout import Sample
+from oddpatch.errors import ConfigError
+
+tiny_backbone = test_pipeline.tiny_backbone
+
+
+def test_a_few_of_each_type_are_spread_and_in_order():
+    samples = [Sample(f"{i:02}", i % 2, "spot" if i % 2 else "good", None) for i in range(20)]
+    assert [sample.path for sample in few(samples, 2)] == ["00", "01", "10", "11"]
+    assert few(samples, 50) == samples
+
+
+def test_smoke_goes_through_everything_with_a_few_tiny_images(tiles, tmp_path, tiny_backbone):
+    run(tiny(tiles, tmp_path, "debug=smoke", "data.images=4"))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["num_train_images"], metrics["num_test_images"]) == (3, 12)
+    assert {"image_auroc", "pixel_auroc", "au_pro"} <= metrics.keys()
+
+
+def test_a_few_images_are_at_least_one(tiles, tmp_path, tiny_backbone):
+    with pytest.raises(ConfigError, match="images=0 must be at least 1"):
+        run(tiny(tiles, tmp_path, "debug=smoke", "data.images=0"))
+
+
+def test_a_profile_tells_where_the_time_goes(tiles, tmp_path, tiny_backbone, capsys):
+    run(tiny(tiles, tmp_path, "debug=profile"))
+    told = capsys.readouterr().out
+    assert "on_train_end" in told
+    assert "100 %" in told
+    assert max(map(len, told.splitlines())) <= 80
+    files = sorted(path.name for path in tmp_path.glob("*profile*.txt"))
+    assert files == ["fit-profile.txt", "test-profile.txt"]
+
+
+def test_metrics_are_of_the_images_that_a_limited_test_has_seen(tiles, tmp_path, tiny_backbone):
+    run(tiny(tiles, tmp_path, "trainer.limit_test_batches=2"))
+    metrics, rows = json.loads((tmp_path / "metrics.json").read_text()), predictions(tmp_path)
+    assert metrics["num_test_images"] == len(rows) == 10
+    assert [row["path"][-12:] for row in rows[4:7]] == ["good/004.png", "spot/000.png", "spot/001.png"]
+    truth, scores = [int(row["label"]) for row in rows], [float(row["score"]) for row in rows]
+    assert metrics["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))

@@ -1,0 +1,211 @@
+"""What happens to a job: run, skipped, run again, left to another sweep. The jobs themselves are stood in for."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from omegaconf import OmegaConf
+from sweeping import Stand, dataset, statuses, sweep, table
+
+from oddpatch.sweep import identity, job, locking
+from oddpatch.sweep.locking import Holder, JobBusyError, JobLock
+from oddpatch.sweep.process import Ending
+from oddpatch.sweep.record import Record
+
+
+@pytest.fixture
+def stand(monkeypatch):
+    found = Stand()
+    monkeypatch.setattr(job, "run_script", found)
+    return found
+
+
+@pytest.fixture
+def root(tmp_path):
+    return dataset(tmp_path)
+
+
+def test_a_failed_job_is_told_and_stops_no_other(monkeypatch, tmp_path, stand, root, capsys):
+    stand.endings["seed=1"] = Ending(1, "num_features=600 is too many")
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1,2") == 1
+    assert statuses(tmp_path / "s") == {"seed=0": "done", "seed=1": "failed", "seed=2": "done"}
+    told = capsys.readouterr().out
+    assert "num_features=600 is too many" in told
+    assert "2 done, 1 failed" in told
+    assert "random weights: not a result" in told  # the report
+    page = (tmp_path / "s/sweep.html").read_text()
+    assert "seed=1" in page
+    assert "too many" in page
+
+
+def test_a_job_is_a_single_run_of_its_own(monkeypatch, tmp_path, stand, root):
+    assert sweep(monkeypatch, tmp_path / "my sweep", *root, "seed=3", "hydra.job.name=x") == 0
+    (name, command, environment) = stand.ran[0]
+    assert re.fullmatch(r"padim-resnet18-tile-[0-9a-f]{8}", name)
+    assert f"hydra.run.dir='{tmp_path}/my sweep/{name}'" in command
+    assert "seed=3" in command
+    assert "hydra.job.name=x" in command
+    assert "hydra.sweep" not in command
+    assert "MULTIRUN" not in command
+    assert environment["WANDB_RUN_GROUP"] == "my sweep"
+
+
+def test_what_is_finished_is_skipped_and_counts_as_well(monkeypatch, tmp_path, stand, root):
+    stand.endings["seed=1"] = Ending(-9, "it was killed by SIGKILL")
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1") == 1
+    stand.endings.clear()
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1") == 0
+    assert statuses(tmp_path / "s") == {"seed=0": "skipped", "seed=1": "done"}
+    assert len(stand.ran) == 3
+    assert [row["image_auroc"] for row in table(tmp_path / "s")] == ["0.9", "0.9"]
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1", "resume=false") == 0
+    assert set(statuses(tmp_path / "s").values()) == {"done"}
+
+
+def test_what_has_changed_runs_again(monkeypatch, tmp_path, stand, root):
+    def change(what, folder):
+        record = Record.read(folder)
+        if what == "data":
+            os.utime(next((tmp_path / "data/tile/train/good").glob("*.png")), ns=(1, 1))
+        elif what == "code":
+            monkeypatch.setattr(identity, "code_hash", lambda script: "other")
+        elif what == "result":
+            (folder / "metrics.json").unlink()
+        else:
+            record.status = what
+            record.write(folder)
+            (folder / ".predictions.csv.7.partial").touch()
+
+    assert sweep(monkeypatch, tmp_path / "s", *root) == 0
+    folder = next((tmp_path / "s").glob("padim*"))
+    for times, what in enumerate(("data", "code", "result", "running", "interrupted", "failed"), start=2):
+        change(what, folder)
+        assert sweep(monkeypatch, tmp_path / "s", *root) == 0
+        assert len(stand.ran) == times, what
+        assert Record.read(folder).attempt == times
+        assert not list(folder.glob(".*.partial"))
+    assert sweep(monkeypatch, tmp_path / "s", *root) == 0
+    assert len(stand.ran) == times
+
+
+def test_an_earlier_result_does_not_outlive_a_failed_run(monkeypatch, tmp_path, stand, root):
+    assert sweep(monkeypatch, tmp_path / "s", *root) == 0
+    stand.endings["seed"] = stand.endings["model"] = Ending(1, "no")
+    assert sweep(monkeypatch, tmp_path / "s", *root, "resume=false") == 1
+    assert not list((tmp_path / "s").glob("*/metrics.json"))
+
+
+def test_a_job_without_a_result_has_failed(monkeypatch, tmp_path, stand, root):
+    stand.endings["model"] = Ending(0, "")
+    assert sweep(monkeypatch, tmp_path / "s", *root) == 1
+    assert table(tmp_path / "s")[0]["reason"] == "it left no metrics.json"
+
+
+def test_a_job_of_another_sweep_is_left_to_it(monkeypatch, tmp_path, stand, root):
+    assert sweep(monkeypatch, tmp_path / "s", *root) == 0
+    folder = next((tmp_path / "s").glob("padim*"))
+    record = Record.read(folder)
+    record.status = "running"
+    record.write(folder)
+    with JobLock(folder):
+        assert sweep(monkeypatch, tmp_path / "s", *root) == 0
+    row = table(tmp_path / "s")[0]
+    assert (row["status"], len(stand.ran)) == ("skipped", 1)
+    assert f"process {os.getpid()} on" in row["reason"]
+
+
+def test_ctrl_c_ends_the_sweep(monkeypatch, tmp_path, stand, root):
+    stand.endings["seed=1"] = KeyboardInterrupt()
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1,2") == 130
+    assert statuses(tmp_path / "s") == {"seed=0": "done", "seed=1": "not run", "seed=2": "not run"}
+    stand.endings.clear()
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1,2") == 0
+    assert statuses(tmp_path / "s") == {"seed=0": "skipped", "seed=1": "done", "seed=2": "done"}
+
+
+def test_a_launcher_that_fails_loses_no_job(monkeypatch, tmp_path, stand, root):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    original = BasicLauncher.launch
+
+    def launch(self, job_overrides, initial_job_idx):
+        original(self, job_overrides[:1], initial_job_idx)
+        raise OSError("the network is down")
+
+    monkeypatch.setattr(BasicLauncher, "launch", launch)
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1") == 1
+    assert statuses(tmp_path / "s") == {"seed=0": "done", "seed=1": "failed"}
+    assert "the network is down" in table(tmp_path / "s")[1]["reason"]
+
+
+def test_batches_go_on_after_a_failure(monkeypatch, tmp_path, stand, root):
+    stand.endings["seed=0"] = Ending(1, "no")
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1,2", "hydra.sweeper.max_batch_size=1") == 1
+    assert list(statuses(tmp_path / "s").values()) == ["failed", "done", "done"]
+
+
+def test_a_misspelt_job_stops_the_sweep_before_any_runs(monkeypatch, tmp_path, stand, root, capsys):
+    assert sweep(monkeypatch, tmp_path / "s", *root, "model=padim,padm") == 1
+    assert "did you mean model=padim?" in capsys.readouterr().err
+    assert not stand.ran
+
+
+def test_identity_is_of_settings_data_and_code(tmp_path, tiles):
+    cfg = OmegaConf.create({"data": {"root": str(tiles), "category": "tile"}, "seed": 0, "resume": True})
+    script = tmp_path / "train.py"
+    script.write_text("pass")
+    first = identity.identify(cfg, script)
+    assert first.change_from(first) is None
+    assert identity.identify(OmegaConf.merge(cfg, {"resume": False}), script) == first
+    assert identity.identify(OmegaConf.merge(cfg, {"seed": 1}), script).change_from(first) == "the config has changed"
+    absent = identity.identify(OmegaConf.merge(cfg, {"data": {"category": "none"}}), script)
+    assert absent.data is None
+    split = tmp_path / "split.json"
+    split.write_text("{}")
+    named = OmegaConf.merge(cfg, {"data": {"split": str(split)}})
+    before = identity.identify(named, script)
+    split.write_text("{...}")
+    assert identity.identify(named, script).change_from(before) == "the data has changed"
+    other = tmp_path / "other.py"
+    other.write_text("pass  # changed")
+    assert identity.identify(cfg, other).change_from(first) == "the code has changed"
+
+
+def test_a_lock_is_exclusive_and_goes_with_its_owner(tmp_path):
+    with JobLock(tmp_path), pytest.raises(JobBusyError, match=f"process {os.getpid()} on"), JobLock(tmp_path):
+        pass
+    code = "import sys, time; from pathlib import Path; from oddpatch.sweep.locking import JobLock\n"
+    code += "with JobLock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert owner.stdout.readline() == b"held\n"
+    assert locking.held_by(tmp_path).pid == owner.pid
+    owner.kill()
+    owner.wait()
+    assert locking.held_by(tmp_path) is None
+    with JobLock(tmp_path):
+        pass
+
+
+def test_a_lock_of_a_dead_owner_is_waited_for(tmp_path):
+    """Its job holds the lock a little longer than the process that died; another machine's is not waited for."""
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    with JobLock(tmp_path):
+        (tmp_path / ".lock").write_text(json.dumps(Holder(socket.gethostname(), int(dead.stdout))._asdict()))
+        start = time.monotonic()
+        with pytest.raises(JobBusyError), JobLock(tmp_path, patience=2.5):
+            pass
+        assert time.monotonic() - start >= 2.5
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(locking.fcntl, "flock", flock)
+    with pytest.raises(Exception, match="without locks"), JobLock(tmp_path):
+        pass

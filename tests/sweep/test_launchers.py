@@ -1,0 +1,192 @@
+"""Real sweeps of tiny jobs, each in its process: in turn, side by side, on two Ray nodes, as submitted jobs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_dataset
+from fakes import Fake
+from hydra.core.utils import JobStatus
+from sweeping import TINY, statuses, table
+
+from oddpatch.sweep.record import Record
+
+DISTURB = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    make_dataset(root)
+    return f"data.root={root}", "data.category=tile"
+
+
+@pytest.fixture
+def start():
+    """Starts sweeps, and sees to it that none is left over."""
+    started = []
+    yield lambda *arguments, **environment: started.append(_start(*arguments, **environment)) or started[-1]
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _start(folder, *overrides, **environment):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"hydra.sweep.dir={folder}", *overrides]
+    paths = os.pathsep.join([str(DISTURB), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process):
+    told, _ = process.communicate(timeout=400)
+    return process.returncode, told
+
+
+def wait_for(condition, seconds=200):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come to be"
+        time.sleep(0.1)
+
+
+def hold(folder):
+    return f"+callbacks.hold={{_target_:disturb.Hold,here:{folder}/here,until:{folder}/go}}"
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_in_turn_a_job_that_is_killed_takes_no_other_with_it(start, data, tmp_path):
+    die = "+callbacks.die={_target_:disturb.Die,when:false}"
+    code, told = finish(
+        start(tmp_path, *data, die, "callbacks.die.when=true,false", "logger=wandb", WANDB_MODE="offline")
+    )
+    assert code == 1
+    assert statuses(tmp_path) == {"callbacks.die.when=true": "failed", "callbacks.die.when=false": "done"}
+    assert "it was killed by SIGKILL: is there enough memory?" in table(tmp_path)[0]["reason"]
+    assert "1 done, 1 failed" in told
+    folder = tmp_path / table(tmp_path)[1]["job"]
+    assert json.loads((folder / "metrics.json").read_text())["image_auroc"] == Record.read(folder).objective
+    # A run of W&B's own, whole and of the sweep's group.
+    logs = [path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb")]
+    assert len(logs) == 1
+    assert tmp_path.name.encode() in logs[0]
+    assert b"image_auroc" in logs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_ended_leaves_nothing_half_done_and_goes_on(start, data, tmp_path, signum):
+    process = start(tmp_path, *data, hold(tmp_path), "seed=0,1")
+    wait_for(lambda: list(tmp_path.glob("here.*")))
+    pid = int(next(tmp_path.glob("here.*")).suffix[1:])
+    if signum == signal.SIGKILL:
+        os.kill(process.pid, signum)
+    else:
+        os.killpg(process.pid, signum)  # as a terminal does
+    assert finish(process)[0] == (130 if signum == signal.SIGINT else -9)
+    (tmp_path / "go").touch()
+    code, told = finish(start(tmp_path, *data, hold(tmp_path), "seed=0,1"))
+    assert code == 0, told
+    assert not is_alive(pid)
+    assert list(statuses(tmp_path).values()) == ["done", "done"]
+    assert not list(tmp_path.rglob(".*.partial"))
+    assert ("it was killed" if signum == signal.SIGKILL else "it was interrupted") in told
+
+
+@pytest.mark.slow
+def test_two_sweeps_into_one_folder_share_the_jobs(start, data, tmp_path):
+    first, second = (start(tmp_path, *data, "seed=0,1,2") for _ in range(2))
+    assert finish(first)[0] == 0
+    assert finish(second)[0] == 0
+    records = [Record.read(path.parent) for path in tmp_path.glob("*/job.json")]
+    assert [(record.status, record.attempt) for record in records] == [("done", 1)] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("sweep=joblib", "hydra.launcher.n_jobs=2"),
+        ("sweep=slurm", "hydra.launcher.cluster=local", "hydra.launcher.parameters.gpus_per_node=0"),
+    ],
+    ids=["joblib", "submitit"],
+)
+def test_side_by_side(start, data, tmp_path, launcher):
+    pytest.importorskip({"sweep=joblib": "hydra_plugins.hydra_joblib_launcher"}.get(launcher[0], "submitit"))
+    code, told = finish(start(tmp_path, *data, *launcher, "model.num_features=10,6000"))
+    assert code == 1, told
+    assert statuses(tmp_path) == {"model.num_features=10": "done", "model.num_features=6000": "failed"}
+    assert table(tmp_path)[1]["reason"].startswith("num_features=6000 but this backbone gives")
+    folder = tmp_path / table(tmp_path)[0]["job"]
+    assert "image AUROC" in (folder / "console.log").read_text()
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", str(DISTURB))  # of the nodes: they have not the environment of the sweep
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield found
+    found.shutdown()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, cluster):
+    node = cluster.add_node(num_cpus=1)
+    process = start(
+        tmp_path, *data, "sweep=ray", f"hydra.launcher.address={cluster.address}", "hydra.launcher.num_cpus=1",
+        hold(tmp_path), "model.num_features=10,6000", "seed=0,1,2,3",
+    )  # fmt: skip
+    wait_for(lambda: len(list(tmp_path.glob("here.*"))) == 2)  # one on each node
+    cluster.remove_node(node, allow_graceful=False)
+    (tmp_path / "go").touch()
+    code, told = finish(process)
+    assert code == 1, told
+    found = statuses(tmp_path)
+    assert len(found) == 8
+    assert {status for name, status in found.items() if "=6000" in name} == {"failed"}
+    assert {status for name, status in found.items() if "=10" in name} == {"done"}, told
+    attempts = [Record.read(path.parent).attempt for path in tmp_path.glob("*/job.json")]
+    assert sorted(attempts)[-1] == 2, "the job of the lost node runs again"
+    threads = {Record.read(path.parent).threads for path in tmp_path.glob("*/job.json")}
+    assert threads == {"1"}
+
+
+@pytest.mark.slow
+def test_on_ray_each_job_has_a_gpu_and_one_that_is_lost_is_reported(monkeypatch):
+    """GPUs as Ray counts them: it hands out their numbers whether there are any or not."""
+    pytest.importorskip("ray")
+    from oddpatch.errors import ConfigError
+    from oddpatch.sweep.ray import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(DISTURB))
+    with Cluster("local", {"num_cpus": 4, "num_gpus": 2}) as cluster:
+        need = cluster.need("auto", "auto")
+        assert need == (1, 2)
+        assert cluster.need(0.5, "auto") == (0.5, 1)
+        with pytest.raises(ConfigError, match="3 GPUs and 1 cores, which no machine of the Ray cluster has"):
+            cluster.need(3, 1)
+        first, lost, last = cluster.run([Fake("a"), Fake("dies"), Fake("b")], need, max_retries=0, patience=5)
+    assert first.return_value[0] == last.return_value[0] == 2
+    assert {first.return_value[1], last.return_value[1]} <= {"0", "1"}
+    assert lost.status == JobStatus.FAILED
+    assert "its process or machine was lost" in str(lost._return_value)

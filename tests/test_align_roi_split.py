@@ -1,0 +1,124 @@
+"""Whole runs with an alignment, a region and a split: all that scoring needs is in the checkpoint."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import make_dataset
+from PIL import Image
+from test_pipeline import config, run, tiny_backbone
+from test_pipeline import tiny as with_pictures
+
+from oddpatch import pipeline
+from oddpatch.data.tools.splitting import split_folds, write_split
+from oddpatch.errors import ConfigError, DataError
+
+__all__ = ["tiny_backbone"]  # a fixture
+
+
+QUICK = ("callbacks.pictures=null", "callbacks.report=null")
+
+
+def tiny(root, out, *overrides):
+    return with_pictures(root, out, *QUICK, *overrides)
+
+
+def scores(folder):
+    with (folder / "predictions.csv").open() as file:
+        return {row["path"]: float(row["score"]) for row in csv.DictReader(file)}
+
+
+def evaluate(folder, out, *overrides):
+    job = pipeline.rebuild(
+        config("eval", f"run={folder}", "callbacks.progress=null", "trainer.accelerator=cpu", "+data.num_workers=0",
+               *QUICK, *overrides, out=out)
+    )  # fmt: skip
+    job.test()
+    return job
+
+
+@pytest.fixture
+def category(tmp_path):
+    """Tiles with something to register to: a fixed pattern of rectangles, shifted by some pixels in each image."""
+    folder = make_dataset(tmp_path / "data", good=12)
+    rng = np.random.default_rng(7)
+    pattern = np.zeros((48, 48), np.uint8)
+    for _ in range(25):
+        y, x = rng.integers(0, 42, 2)
+        pattern[y : y + 5, x : x + 5] = rng.integers(40, 255)
+    for path in sorted(folder.rglob("train/good/*.png")) + sorted(folder.rglob("test/*/*.png")):
+        tile = np.asarray(Image.open(path)).astype(int) // 3 + pattern[..., None] * 2 // 3
+        moved = np.roll(tile, rng.integers(-2, 3, 2), (0, 1))
+        Image.fromarray(moved.clip(0, 255).astype(np.uint8)).save(path)
+    return folder
+
+
+def test_a_region_is_in_the_checkpoint_and_what_lies_outside_does_not_count(tmp_path, tiny_backbone):
+    root = tmp_path / "data"
+    folder = make_dataset(root)
+    region = np.zeros((48, 48), np.uint8)
+    region[:, :24] = 200
+    Image.fromarray(region).save(tmp_path / "roi.png")
+    job = run(tiny(root, tmp_path / "run", f"data.roi={tmp_path}/roi.png", "data.resize=48", "data.crop=48"))
+    masks = job.data._test[0].mask[0]
+    assert (masks[:, 24:] == 255).all()
+    assert set(masks[:, :24].unique().tolist()) <= {0, 1}
+    (tmp_path / "roi.png").unlink()
+    evaluate(tmp_path / "run", tmp_path / "same")
+    assert scores(tmp_path / "same") == scores(tmp_path / "run")
+    assert json.loads((tmp_path / "same/metrics.json").read_text())["pixel_auroc"] == job.module.results["pixel_auroc"]
+    # Far from the region anything may happen.
+    for path in folder.rglob("test/*/*.png"):
+        image = np.asarray(Image.open(path)).copy()
+        image[:, 40:] = 255
+        Image.fromarray(image).save(path)
+    evaluate(tmp_path / "run", tmp_path / "changed")
+    np.testing.assert_allclose(
+        list(scores(tmp_path / "changed").values()), list(scores(tmp_path / "run").values()), rtol=1e-5
+    )
+    Image.fromarray(region[:, ::-1].copy()).save(tmp_path / "other.png")
+    with pytest.raises(ConfigError, match="align and roi as they were") as error:
+        evaluate(tmp_path / "run", tmp_path / "no", f"+data.roi={tmp_path}/other.png")
+    assert len(str(error.value)) < 600
+
+
+def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone):
+    reference = category / "train/good/000.png"
+    copy = tmp_path / "reference.png"
+    copy.write_bytes(reference.read_bytes())
+    align = f"data.align={{reference: {copy}, method: translation, min_quality: 0.15}}"
+    job = run(tiny(category.parent, tmp_path / "run", align, "data.resize=48", "data.crop=40"))
+    plain = run(tiny(category.parent, tmp_path / "plain", "data.resize=48", "data.crop=40"))
+    copy.unlink()
+    evaluate(tmp_path / "run", tmp_path / "same")
+    assert scores(tmp_path / "same") == scores(tmp_path / "run")
+    assert scores(tmp_path / "plain") != scores(tmp_path / "run")
+    assert job.module.results["pixel_auroc"] > plain.module.results["pixel_auroc"]
+
+
+def test_an_image_that_does_not_register_is_named_or_skipped(category, tmp_path, tiny_backbone):
+    Image.effect_noise((48, 48), 60).convert("RGB").save(category / "test/good/odd.png")
+    align = f"data.align={{reference: {category}/train/good/000.png, method: translation, min_quality: 0.15}}"
+    settings = [align, "data.resize=48", "data.crop=40", "calibration=none"]
+    with pytest.raises(DataError, match=r"odd\.png: registers to the reference image with quality 0\.\d\d") as error:
+        run(tiny(category.parent, tmp_path / "a", *settings))
+    assert "\n" not in str(error.value)
+    job = run(tiny(category.parent, tmp_path / "b", *settings, "data.on_error=skip"))
+    assert any("odd.png" in line for line in job.data.skipped())
+
+
+def test_a_fold_is_trained_and_tested_on(tiles, tmp_path, tiny_backbone):
+    folder = tiles / "tile"
+    assigned = split_folds(folder, 3, 0)
+    write_split(tmp_path / "folds.json", assigned, folder, {"folds": 3}, force=False)
+    settings = [f"data.split={tmp_path}/folds.json", "data.fold=2", "calibration=none"]
+    run(tiny(tiles, tmp_path / "run", *settings))
+    wanted = {str(folder / a.path) for a in assigned if a.part == "fold2"}
+    assert set(scores(tmp_path / "run")) == wanted
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["num_train_images"] == sum(a.part != "fold2" and a.defect_type == "good" for a in assigned)
+    evaluate(tmp_path / "run", tmp_path / "same")
+    assert scores(tmp_path / "same") == scores(tmp_path / "run")
+    with pytest.raises(ConfigError, match="folds 0, 1, 2"):
+        run(tiny(tiles, tmp_path / "no", settings[0]))

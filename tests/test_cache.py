@@ -1,0 +1,328 @@
+"""The cache of features: never stale, never half, bounded, and not to be noticed in the results."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TinyBackbone, make_dataset
+from safetensors import safe_open
+from test_pipeline import config, predictions, run, tiny_backbone  # noqa: F401 - a fixture
+
+import oddpatch.data.dataset
+from oddpatch.backbones.engine import Runtime
+from oddpatch.cache import fingerprint as fingerprints
+from oddpatch.cache.features import END, Entry, FeatureCache, stack
+from oddpatch.cache.fingerprint import fingerprint
+from oddpatch.data.dataset import MVTecDataset
+from oddpatch.data.layout import scan
+from oddpatch.data.transforms import Preprocess
+from oddpatch.errors import ConfigError
+from oddpatch.models.base import AnomalyModel
+from oddpatch.models.padim import PaDiM
+
+GIB = 2**30
+
+
+def make_cache(folder, max_bytes=GIB):
+    cache = FeatureCache(folder, max_bytes / GIB)
+    cache.fingerprint = "f"
+    return cache
+
+
+def entries(cache, *contents):
+    return [Entry(cache.key(content.encode()), (48.0, 64.0)) for content in contents]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_stored_comes_back_to_the_bit_and_in_its_layout(tmp_path, dtype, layout):
+    features = [torch.randn(3, c, s, s).to(dtype).contiguous(memory_format=layout) for c, s in ((4, 8), (6, 4), (5, 1))]
+    features[0][0, 0, 0, 0] = float("nan")
+    cache = make_cache(tmp_path)
+    stored = entries(cache, "a", "b", "c")
+    cache.store(stored, features)
+    found = [cache.load(entry.key) for entry in stored]
+    assert all(it.facts == (48.0, 64.0) for it in found)
+    for mine, theirs in zip(stack(found), features, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+        assert mine.dtype == theirs.dtype
+        assert mine.stride() == theirs.stride() or mine.shape[2:] == (1, 1), "a single position has no layout"
+
+
+def test_files_are_plain_tensors(tmp_path):
+    cache = make_cache(tmp_path)
+    cache.store(entries(cache, "a"), [torch.ones(1, 2, 3, 3)])
+    (path,) = tmp_path.rglob("*.safetensors")
+    with safe_open(path, "pt") as file:
+        assert set(file.keys()) == {"0", "facts", "channels_last"}
+
+
+def test_nothing_known_is_none(tmp_path):
+    assert make_cache(tmp_path).load("f/unknown") is None
+
+
+def test_a_damaged_file_is_said_and_computed_again(tmp_path, caplog):
+    cache = make_cache(tmp_path)
+    (entry,) = stored = entries(cache, "a")
+    cache.store(stored, [torch.ones(1, 2, 3, 3)])
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:50])
+    assert cache.load(entry.key) is None
+    assert "is computed again" in caplog.text or "are computed again" in caplog.text
+    cache.store(stored, [torch.ones(1, 2, 3, 3)])
+    assert cache.load(entry.key) is not None
+
+
+def size(folder):
+    total = 0
+    for path in folder.rglob("*.safetensors"):
+        with contextlib.suppress(FileNotFoundError):  # another job has just dropped it
+            total += path.stat().st_size
+    return total
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path):
+    cache = make_cache(tmp_path, 100_000)
+    one = [torch.ones(1, 1, 16, 16)]  # 1 KiB and a header
+    names = [f"{i}" for i in range(200)]
+    for name in names:
+        cache.store(entries(cache, name), one)
+        assert cache.load(cache.key(b"0")) is not None, "used all the time"
+        time.sleep(0.001)  # so that the times of use differ
+    assert size(tmp_path) <= 100_000
+    kept = [name for name in names if cache._path(cache.key(name.encode())).exists()]
+    assert kept == ["0", *names[-len(kept) + 1 :]]
+    assert len(kept) > 100_000 * END / 1400
+
+
+def fill(folder, number):
+    cache = make_cache(folder, 200_000)
+    for i in range(300):
+        stored = entries(cache, f"{number * 100 + i}")  # the jobs have two thirds of the images in common
+        if cache.load(stored[0].key) is None:
+            cache.store(stored, [torch.full((1, 1, 16, 16), float(number * 100 + i))])
+        assert size(folder) <= 200_000
+    return cache.stored
+
+
+def test_jobs_fill_it_together_within_its_size(tmp_path):
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert min(pool.starmap(fill, [(tmp_path, number) for number in range(3)])) > 0
+    assert size(tmp_path) > 100_000
+    cache = make_cache(tmp_path)
+    found = {i: cache.load(cache.key(f"{i}".encode())) for i in range(500)}
+    assert all((it.features[0] == i).all() for i, it in found.items() if it)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_leftovers_of_killed_jobs_go_when_they_are_old(tmp_path):
+    old, new = tmp_path / "f/.a.1.partial", tmp_path / "f/.b.2.partial"
+    for path in (old, new):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    os.utime(old, (0, 0))
+    cache = make_cache(tmp_path)
+    cache.store(entries(cache, "a"), [torch.ones(1, 1, 2, 2)])
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_full_disk_ends_the_caching_but_not_the_run(tmp_path, monkeypatch, caplog):
+    cache = make_cache(tmp_path)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("oddpatch.cache.features.replacing", full)
+    for name in ("a", "b"):
+        cache.store(entries(cache, name), [torch.ones(1, 1, 2, 2)])
+    assert caplog.text.count("No space left on device") == 1
+    assert cache.stored == 0
+
+
+@pytest.mark.parametrize("max_gib", [0, -1])
+def test_a_size_that_cannot_work_is_refused(tmp_path, max_gib):
+    with pytest.raises(ConfigError, match="max_gib"):
+        FeatureCache(tmp_path, max_gib)
+
+
+# -- what decides the features ----------------------------------------------------------------------------------------
+
+
+def model(**preprocess):
+    settings = {"resize": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.5] * 3, **preprocess}
+    backbone = TinyBackbone()
+    return AnomalyModel(Preprocess(**settings), backbone, PaDiM(backbone.channels, backbone.strides, num_features=5))
+
+
+def test_whatever_changes_features_changes_the_fingerprint(monkeypatch):
+    cpu = torch.device("cpu")
+    first = fingerprint(model(), {"name": "tiny"}, cpu)
+    assert fingerprint(model(), {"name": "tiny"}, cpu) == first
+    found = [
+        fingerprint(model(crop=24), {"name": "tiny"}, cpu),
+        fingerprint(model(mean=[0.4] * 3), {"name": "tiny"}, cpu),
+        fingerprint(model(interpolation="bicubic"), {"name": "tiny"}, cpu),
+        fingerprint(model(), {"name": "tiny", "layers": [1]}, cpu),
+    ]
+    other = model()
+    with torch.no_grad():
+        other.backbone.steps[1].weight[0, 0, 0, 0] += 1e-7
+    found.append(fingerprint(other, {"name": "tiny"}, cpu))
+    half = model()
+    half.backbone.runtime = replace(Runtime(), precision="bf16")
+    found.append(fingerprint(half, {"name": "tiny"}, cpu))
+    monkeypatch.setattr(fingerprints.metadata, "version", lambda name: "0.0")
+    found.append(fingerprint(model(), {"name": "tiny"}, cpu))
+    assert len({first, *found}) == len(found) + 1
+
+
+def test_an_edited_source_changes_the_fingerprint(monkeypatch):
+    before = fingerprint(model(), {}, torch.device("cpu"))
+    monkeypatch.setattr(fingerprints, "SOURCES", (*fingerprints.SOURCES, "types.py"))
+    assert fingerprint(model(), {}, torch.device("cpu")) != before
+
+
+# -- in a dataset and in a run ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    make_dataset(tmp_path / "data")
+    _, test, _ = scan(tmp_path / "data", "tile")
+    made = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3))
+    made.cache = make_cache(tmp_path / "cache")
+    return made
+
+
+def fill_from(dataset, indices):
+    """Keep every other pixel as the features of images; gives the items as they were decoded."""
+    items = dataset.__getitems__(indices)
+    for item in items:
+        dataset.cache.store([item.entry], [item.image[None, :, ::2, ::2].contiguous()])
+    return items
+
+
+def test_cached_items_have_features_and_mask_but_no_image(dataset):
+    plain = fill_from(dataset, range(13))
+    for item, before in zip(dataset.__getitems__(range(13)), plain, strict=True):
+        assert item.image.shape == (3, 0, 0)
+        assert torch.equal(item.cached.features[0], before.image[:, ::2, ::2])
+        assert torch.equal(item.mask, before.mask)
+        assert (item.label, item.index, item.path) == (before.label, before.index, before.path)
+        assert torch.equal(dataset.image(item.index), before.image)
+
+
+def test_a_batch_that_is_not_complete_in_the_cache_is_decoded_as_a_whole(dataset):
+    fill_from(dataset, [0, 1, 3])
+    assert all(item.cached is None and item.image.numel() for item in dataset.__getitems__([0, 1, 2, 3]))
+
+
+def test_a_changed_image_is_decoded_again_and_a_changed_mask_is_used(dataset):
+    fill_from(dataset, [5, 6])
+    first, second = dataset.samples[5], dataset.samples[6]
+    image, mask = first.path, first.mask_path
+    modified = image.stat().st_mtime_ns
+    mask.write_bytes(second.mask_path.read_bytes())
+    before, after = dataset[6], dataset.__getitems__([5])[0]
+    assert after.cached is not None
+    assert torch.equal(after.mask, before.mask)
+    size_before = image.stat().st_size
+    image.write_bytes(dataset.samples[7].path.read_bytes()[:size_before].ljust(size_before, b"\0"))
+    os.utime(image, ns=(modified, modified))  # same size, same time: only its content tells
+    assert dataset._find(5) is None
+
+
+def test_an_image_that_changes_while_it_is_read_is_not_kept(dataset, monkeypatch):
+    keys = iter(["f/a", "f/b"])
+    monkeypatch.setattr(dataset.cache, "key", lambda content: next(keys))
+    assert dataset[0].entry is None
+
+
+def test_aligned_images_keep_where_they_lie(tmp_path):
+    from oddpatch.data.alignment import load_alignment
+
+    make_dataset(tmp_path)
+    _, test, _ = scan(tmp_path, "tile")
+    align = load_alignment({"reference": str(test[0].path), "method": "translation", "min_quality": 0.0})
+    dataset = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3, align=align))
+    dataset.cache = make_cache(tmp_path / "cache")
+    plain = fill_from(dataset, [5, 9])
+    for item, before in zip(dataset.__getitems__([5, 9]), plain, strict=True):
+        assert len(item.cached.facts) == 12
+        assert torch.equal(item.mask, before.mask)
+
+
+def job(tiles, out, *overrides):
+    cfg = config(
+        "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
+        "data.batch_size=5", "data.num_workers=0", "trainer.accelerator=cpu", *overrides, out=out,
+    )  # fmt: skip
+    cfg.callbacks = {name: cfg.callbacks[name] for name in ("pictures", "results")}
+    return cfg
+
+
+def results(folder):
+    metrics = json.loads((folder / "metrics.json").read_text())
+    ignored = ("timing", "peak_memory_bytes", "operating", "git_commit")
+    return {name: value for name, value in metrics.items() if name not in ignored}, predictions(folder)
+
+
+@pytest.mark.parametrize("method", [["model=padim", "model.num_features=10"], ["model=patchcore"]])
+def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
+    tiles,
+    tmp_path,
+    tiny_backbone,  # noqa: F811
+    monkeypatch,
+    method,
+):
+    decoded, ran = [], []
+    read, forward = oddpatch.data.dataset.read_image, TinyBackbone.forward
+    monkeypatch.setattr("oddpatch.data.dataset.read_image", lambda path: (decoded.append(path), read(path))[1])
+    monkeypatch.setattr(TinyBackbone, "forward", lambda self, x: (ran.append(bool(x.any())), forward(self, x))[1])
+    overrides = [*method, "calibration=cross", "calibration.folds=3", "callbacks.pictures.worst=1"]
+    cached = [*overrides, "cache=features", f"cache.folder={tmp_path}/cache"]
+    run(job(tiles, tmp_path / "without", *overrides))
+    filling = run(job(tiles, tmp_path / "filling", *cached))
+    assert (filling.data.cache.found, filling.data.cache.stored) == (12, 25)  # good images are scored after the fit
+    decoded.clear()
+    ran.clear()
+    again = run(job(tiles, tmp_path / "again", *cached))
+    assert (again.data.cache.found, again.data.cache.stored) == (37, 0)
+    assert not any(ran), "the one call left finds out the shapes, on zeros"
+    assert all("/test/" in str(path) for path in decoded), "the few that pictures are made of"
+    assert results(tmp_path / "filling") == results(tmp_path / "without")
+    assert results(tmp_path / "again") == results(tmp_path / "without")
+    pictures = [sorted(p.name for p in (tmp_path / f / "figures").iterdir()) for f in ("without", "again")]
+    assert pictures[0] == pictures[1]
+
+
+def test_another_setting_finds_nothing(tiles, tmp_path, tiny_backbone):  # noqa: F811
+    cached = [
+        "cache=features",
+        f"cache.folder={tmp_path}/cache",
+        "callbacks.pictures=null",
+        "calibration=none",
+        "model=gaussian",
+    ]
+    run(job(tiles, tmp_path / "one", *cached))
+    other = run(job(tiles, tmp_path / "two", *cached, "data.interpolation=bicubic"))
+    assert (other.data.cache.found, other.data.cache.stored) == (0, 25)
+
+
+def test_loaders_in_other_processes_use_it_too(tiles, tmp_path, tiny_backbone):  # noqa: F811
+    cached = [
+        "cache=features",
+        f"cache.folder={tmp_path}/cache",
+        "callbacks.pictures=null",
+        "calibration=none",
+        "model=gaussian",
+    ]
+    run(job(tiles, tmp_path / "one", *cached))
+    again = run(job(tiles, tmp_path / "two", *cached, "data.num_workers=2"))
+    assert (again.data.cache.found, again.data.cache.stored) == (25, 0)
+    assert results(tmp_path / "two") == results(tmp_path / "one")
