@@ -9,7 +9,7 @@ run: .venv/.installed
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

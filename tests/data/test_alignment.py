@@ -72,7 +72,7 @@ def test_camera_play_is_undone(photographs):
         true = matrices[0] @ np.linalg.inv(matrix)
         found = alignment.register(image)
         assert error(np.eye(3), true) > 2
-        assert error(found.matrix, true) < 0.4
+        assert error(found.matrix, true) < 0.7
         assert found.quality > 0.8
         before, after = (
             (moved - images[0])[:, 16:-16, 16:-16].abs().mean() for moved in (image, alignment.warp(image, found))
@@ -85,7 +85,30 @@ def test_resolution_does_not_matter(photographs):
     large = torch.nn.functional.interpolate(images[1][None], scale_factor=3, mode="bilinear", align_corners=False)[0]
     to_small = np.array([[1 / 3, 0, -1 / 3], [0, 1 / 3, -1 / 3], [0, 0, 1]])  # centre 1 of three becomes centre 0
     true = matrices[0] @ np.linalg.inv(matrices[1]) @ to_small
-    assert error(align_to(images[0]).register(large).matrix, true, 3 * SIZE) < 0.6
+    assert error(align_to(images[0]).register(large).matrix, true, 3 * SIZE) < 0.7
+
+
+def test_pixel_centres_are_kept_where_images_are_reduced(photographs):
+    image = photographs[0][0]
+    large = torch.nn.functional.interpolate(image[None], scale_factor=8, mode="bilinear", align_corners=False)[0]
+    to_small = np.array([[1 / 8, 0, 1 / 16 - 0.5], [0, 1 / 8, 1 / 16 - 0.5], [0, 0, 1]])
+    middle = np.full((1, 1, 2), 4 * SIZE - 0.5)  # an eighth of a pixel is lost there if corners are taken for centres
+    found, true = (
+        cv2.perspectiveTransform(middle, matrix) for matrix in (align_to(image).register(large).matrix, to_small)
+    )
+    np.testing.assert_allclose(found, true, atol=0.06)
+    assert error(align_to(image, method="translation").register(image).matrix, np.eye(3)) < 0.01
+
+
+def test_the_majority_decides(photographs):
+    images, matrices = photographs
+    alignment = align_to(images[0])
+    half, most = images[1].clone(), images[1].clone()
+    half[:, 160:] = torch.rand(3, SIZE - 160, SIZE)  # 3 of 8 rows of blocks
+    most[:, 90:] = torch.rand(3, SIZE - 90, SIZE)
+    found = alignment.register(half)
+    assert error(found.matrix, matrices[0] @ np.linalg.inv(matrices[1])) < 1.5
+    assert alignment.measure(most).quality < alignment.min_quality < found.quality
 
 
 @pytest.mark.parametrize("index", range(4))

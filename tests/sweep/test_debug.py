@@ -21,15 +21,18 @@ def test_a_few_of_each_type_are_spread_and_in_order():
 
 
 def test_smoke_goes_through_everything_with_a_few_tiny_images(tiles, tmp_path, tiny_backbone):
-    run(tiny(tiles, tmp_path, "debug=smoke", "data.images=4"))
+    run(tiny(tiles, tmp_path, "debug=smoke", "data.train_images=10", "data.test_images=4"))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert (metrics["num_train_images"], metrics["num_test_images"]) == (3, 12)
+    assert (metrics["num_train_images"], metrics["num_test_images"]) == (
+        8,
+        12,
+    )  # 2 of the 10 are held out for the threshold
     assert {"image_auroc", "pixel_auroc", "au_pro"} <= metrics.keys()
 
 
 def test_a_few_images_are_at_least_one(tiles, tmp_path, tiny_backbone):
-    with pytest.raises(ConfigError, match="images=0 must be at least 1"):
-        run(tiny(tiles, tmp_path, "debug=smoke", "data.images=0"))
+    with pytest.raises(ConfigError, match="test_images=0 must be at least 1"):
+        run(tiny(tiles, tmp_path, "debug=smoke", "data.test_images=0"))
 
 
 def test_a_profile_tells_where_the_time_goes(tiles, tmp_path, tiny_backbone, capsys):

@@ -46,6 +46,25 @@ def log_pictures(loggers: Iterable[Any], pictured: Pictured) -> None:
             _log_to_tensorboard(logger, pictured)
 
 
+def log_results(loggers: Iterable[Any], metrics: Mapping[str, Any], predictions: Sequence[Sequence[Any]]) -> None:
+    """Give W&B what `metrics.json` and `predictions.csv` hold, as the run's summary and as a table.
+
+    Args:
+        loggers: of the trainer; others than W&B's are left alone.
+        metrics: as in `metrics.json`.
+        predictions: rows of `predictions.csv`, the first being its header.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            keys = ("confidence", "thresholds", "operating", "image_auroc_by_defect_type", "timing", "absent")
+            summary = {key: metrics[key] for key in keys if metrics.get(key)}
+            logger.experiment.summary.update({**summary, "peak_memory_bytes": metrics["peak_memory_bytes"]})
+            table = wandb.Table(columns=list(predictions[0]), data=[list(row) for row in predictions[1:]])
+            logger.log_metrics({"test/predictions": table})  # type: ignore[dict-item]
+
+
 def _log_to_wandb(logger: WandbLogger, pictured: Pictured) -> None:
     import wandb
 

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from oddpatch.callbacks.loggers import log_results
 from oddpatch.checkpoint import git_commit, library_versions
 from oddpatch.files import replacing
 from oddpatch.metrics.bootstrap import Confidence, confidence_intervals
@@ -76,18 +77,12 @@ class Results(L.Callback):
             json.dump(metrics, file, indent=2)
             file.write("\n")
         self._write_statistics(module)
+        rows = prediction_rows(module)
         with replacing(self.folder / "predictions.csv") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "label", "defect_type", "score", "p_value", "odd"])
-            scores = [image.score for image in module.scored]
-            verdicts: list[tuple[Any, Any]] = [("", "")] * len(scores)
-            if calibration.calibrated:
-                p_values, threshold = calibration.p_values(scores).tolist(), calibration.image.value
-                verdicts = [(repr(p), int(score > threshold)) for p, score in zip(p_values, scores, strict=True)]
-            writer.writerows(
-                (image.path, image.label, image.defect_type, repr(image.score), *verdict)
-                for image, verdict in zip(module.scored, verdicts, strict=True)
+            csv.writer(file).writerows(
+                [repr(value) if isinstance(value, float) else value for value in row] for row in rows
             )
+        log_results(trainer.loggers, metrics, rows)
 
     def _resample(self, module: Any) -> dict[str, Any]:
         """Confidence intervals of the metrics that have a value, and how they were made."""
@@ -107,6 +102,22 @@ class Results(L.Callback):
             path.unlink(missing_ok=True)  # an earlier test's would pass for this one's
 
 
+def prediction_rows(module: Any) -> list[list[Any]]:
+    """Header and a row for each test image; without a threshold the last two columns are empty."""
+    calibration, scores = module.model.calibration, [image.score for image in module.scored]
+    verdicts: list[tuple[Any, Any]] = [("", "")] * len(scores)
+    if calibration.calibrated:
+        p_values, threshold = calibration.p_values(scores).tolist(), calibration.image.value
+        verdicts = [(p, int(score > threshold)) for p, score in zip(p_values, scores, strict=True)]
+    return [
+        ["path", "label", "defect_type", "score", "p_value", "odd"],
+        *(
+            [image.path, image.label, image.defect_type, image.score, *verdict]
+            for image, verdict in zip(module.scored, verdicts, strict=True)
+        ),
+    ]
+
+
 def _scores_and_labels(module: Any) -> tuple[list[float], list[int]]:
     return [image.score for image in module.scored], [image.label for image in module.scored]
 
@@ -115,7 +126,9 @@ def _operating(module: Any, thresholds: Mapping[str, Any] | None) -> dict[str, A
     """See `oddpatch.metrics.operating`; regions are judged at the calibrated pixel threshold if there is one."""
     threshold = thresholds["image"] if thresholds else None
     cache = module.trainer.datamodule.cache
-    seconds = None if cache is not None and cache.found else module.timing.get("test")  # else the backbone's are missing
+    seconds = (
+        None if cache is not None and cache.found else module.timing.get("test")
+    )  # else the backbone's are missing
     figures = operating_figures(*_scores_and_labels(module), threshold, seconds)
     statistics = module.pixel_metrics.statistics
     if statistics is not None:

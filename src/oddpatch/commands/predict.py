@@ -134,15 +134,22 @@ def inspect(
         for path in batch:
             try:
                 images[path] = read_image(path)
-                detector.model.preprocess.geometry((images[path].shape[1], images[path].shape[2]))
             except DataError as error:
                 results[path] = str(error)
-                images.pop(path, None)
-        if images:
-            results.update(zip(images, detector.inspect(list(images.values())), strict=True))
+        results.update(_inspect_each(detector, images))
         latency = (time.perf_counter() - start) / len(batch)
         for path in batch:
             yield path, images.get(path), results[path], latency
+
+
+def _inspect_each(detector: "AnomalyDetector", images: dict[Path, "Tensor"]) -> dict[Path, "Detection | str"]:
+    """Inspect a batch; if one of its images cannot be used, each alone, so that the others can."""
+    try:
+        return dict(zip(images, detector.inspect(list(images.values())), strict=True)) if images else {}
+    except DataError as error:
+        if len(images) == 1:
+            return dict.fromkeys(images, str(error))
+    return {path: _inspect_each(detector, {path: image})[path] for path, image in images.items()}
 
 
 def describe(path: Path, result: "Detection | str", latency: float) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs, or folders that hold some.")],
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Key of metrics.json; may be repeated.  [default: image_auroc, pixel_auroc, au_pro]"),
+        typer.Option(help="Key of metrics.json; may be repeated. By default image_auroc, pixel_auroc, au_pro."),
     ] = None,
     format_: Annotated[Format, typer.Option("--format", help="How the table is written.")] = Format.terminal,
     output: Annotated[Path | None, typer.Option(help="File to write; the terminal without it.")] = None,

@@ -105,7 +105,8 @@ class Alignment:
         size = (image.shape[-2], image.shape[-1])
         grey = _to_grey(image)
         between = self._homography(grey) if self.method == "homography" else self._translation(grey, size)
-        if between is None or not np.isfinite(between).all() or abs(np.linalg.det(between)) < 1e-9:
+        # No camera sees a mirror image of the part: that would be chance, or its back.
+        if between is None or not np.isfinite(between).all() or np.linalg.det(between / between[2, 2]) < 1e-9:
             return Registration(np.eye(3), 0.0)
         quality = self._quality(grey, between)
         matrix = np.linalg.inv(_scaling(self.size, self._grey.shape)) @ between @ _scaling(size, grey.shape)
@@ -227,7 +228,7 @@ def _scaling(original: tuple[int, int], working: tuple[int, ...]) -> Floats:
 def _features(grey: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.float32]]:
     import cv2
 
-    points, descriptors = cv2.SIFT.create(nfeatures=2000).detectAndCompute(grey, None)
+    points, descriptors = cv2.SIFT.create(nfeatures=2000, enable_precise_upscale=True).detectAndCompute(grey, None)
     if not points:
         return np.empty((0, 2)), np.empty((0, 128), np.float32)
     return np.array([point.pt for point in points]), np.asarray(descriptors, np.float32)

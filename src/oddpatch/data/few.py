@@ -8,25 +8,26 @@ from oddpatch.errors import ConfigError
 
 
 class FewImages(MVTecDataModule):
-    """As `MVTecDataModule`, with at most `images` of each defect type and of the good ones, evenly spread.
+    """As `MVTecDataModule`, with the images evenly thinned out.
 
     Args:
-        images: at least 1.
+        train_images: good images to train on, at most; at least 1.
+        test_images: of each defect type, and good ones to test on, at most; at least 1.
         settings: of `MVTecDataModule`.
 
     Raises:
         ConfigError: a setting cannot work.
     """
 
-    def __init__(self, images: int, **settings: Any) -> None:
+    def __init__(self, train_images: int, test_images: int, **settings: Any) -> None:
         super().__init__(**settings)
-        if images < 1:
-            raise ConfigError(f"images={images} must be at least 1")
-        self.images = images
+        if min(train_images, test_images) < 1:
+            raise ConfigError(f"train_images={train_images} and test_images={test_images} must be at least 1")
+        self.train_images, self.test_images = train_images, test_images
 
     def _scan(self) -> Layout:
         train, test, warnings = super()._scan()
-        return Layout(few(train, self.images), few(test, self.images), warnings)
+        return Layout(few(train, self.train_images), few(test, self.test_images), warnings)
 
 
 def few(samples: list[Sample], count: int) -> list[Sample]:

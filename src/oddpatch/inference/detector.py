@@ -142,13 +142,18 @@ class AnomalyDetector:
     @torch.inference_mode()
     def inspect(self, images: Sequence[Tensor]) -> list[Detection]:
         """Inspect decoded images (3, H, W) float in [0, 1], of any sizes, in one batch."""
-        prepared = torch.stack([self.model.preprocess(image) for image in images])  # (B, 3, h, w)
+        preprocess = self.model.preprocess
+        registrations = [preprocess.register(image) for image in images]
+        pairs = zip(images, registrations, strict=True)
+        prepared = torch.stack([preprocess(image, registration) for image, registration in pairs])  # (B, 3, h, w)
         score, maps = self.model(prepared.to(self.device))
         laid: list[NDArray[np.float32] | None] = [None] * len(images)
         if maps is not None:
             maps = maps.float().cpu()
             laid = [
-                self.model.preprocess.to_original(maps[i : i + 1], (image.shape[1], image.shape[2]))[0, 0].numpy()
+                preprocess.to_original(
+                    maps[i : i + 1], (image.shape[1], image.shape[2]), registration=registrations[i]
+                )[0, 0].numpy()
                 for i, image in enumerate(images)
             ]
         return [self._judge(*pair) for pair in zip(score.tolist(), laid, strict=True)]

@@ -78,7 +78,7 @@ def _outcome(job: Job, before: Record | None, lost: str, status: Status = "faile
     after = Record.read(job.folder)
     if after is not None and after.status == "done":
         return Outcome(job, "skipped", "finished before", after) if after == before else Outcome(job, "done", "", after)
-    if holder := held_by(job.folder):
+    if status == "failed" and (holder := held_by(job.folder)):  # not one's own job, which is about to end
         return Outcome(job, "skipped", f"{holder} runs it", after)
     if after is not None and after.status == "failed" and after != before:
         return Outcome(job, "failed", after.reason, after)

@@ -52,6 +52,9 @@ def run_script(
     # Windows has no forkserver; a spawned process imports everything anew.
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *methods):
+        # The job takes over how this process starts others, and knows nothing of joblib's "loky".
+        multiprocessing.set_start_method(None, force=True)
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(PRELOADED)
     told, tell = context.Pipe(duplex=False)

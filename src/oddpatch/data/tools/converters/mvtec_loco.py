@@ -63,5 +63,5 @@ def _join(masks: list[Path]) -> bytes:
         mask = read_mask(path).numpy() > 0
         if mask.shape != joined.shape:
             raise DataError(f"{path}: the mask is of another size than {masks[0]}: unpack the dataset anew")
-        joined = mask
+        joined = np.logical_or(joined, mask)
     return png(joined)
