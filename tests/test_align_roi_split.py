@@ -3,6 +3,7 @@
 import csv
 import json
 
+import cv2
 import numpy as np
 import pytest
 from conftest import make_dataset
@@ -13,6 +14,7 @@ from test_pipeline import tiny as with_pictures
 from oddpatch import pipeline
 from oddpatch.data.tools.splitting import split_folds, write_split
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.inference.detector import AnomalyDetector
 
 __all__ = ["tiny_backbone"]  # a fixture
 
@@ -95,6 +97,14 @@ def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone):
     assert scores(tmp_path / "same") == scores(tmp_path / "run")
     assert scores(tmp_path / "plain") != scores(tmp_path / "run")
     assert job.module.results["pixel_auroc"] > plain.module.results["pixel_auroc"]
+    detector = AnomalyDetector.load(tmp_path / "run")
+    for path in sorted(category.glob("test/spot/*.png")):
+        found = detector(path)
+        assert found.score == pytest.approx(scores(tmp_path / "run")[str(path)], rel=1e-5)
+        # The map lies on the original: the square's shift, of up to 2 pixels, is the image's.
+        mask = np.asarray(Image.open(category / f"ground_truth/spot/{path.stem}_mask.png")) > 0
+        around = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))) > 0
+        assert around.flat[np.nanargmax(found.anomaly_map)]
 
 
 def test_an_image_that_does_not_register_is_named_or_skipped(category, tmp_path, tiny_backbone):

@@ -104,6 +104,8 @@ class AnomalyModule(L.LightningModule):
         image_size = self.model.preprocess.image_size
         shapes = self.model.backbone.feature_shapes(image_size)
         cross = self.model.calibration.method == "cross" and max(self.folds, default=-1) >= 0
+        if self.trainer.world_size > 1:
+            self.model.detector.require_mergeable()
         needed, remedy = self.model.detector.required_memory(shapes, len(data.fitted))
         needed *= 2 + max(self.folds) if cross else 1
         check_memory(needed, self.device, type(self.model.detector).__name__, remedy)

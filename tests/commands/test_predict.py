@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import ROOT, make_dataset
 from PIL import Image
 from test_pipeline import run, tiny
 
+from oddpatch.cli import main
 from oddpatch.commands.predict import find_images, output_names
 from oddpatch.errors import DataError
 
@@ -23,14 +25,27 @@ def finished(tmp_path_factory):
     return root
 
 
-def predict(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "oddpatch.cli", "predict", *map(str, arguments)],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_json_files_and_exit_codes(finished, tmp_path):
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """The command line in this process: to start one takes seconds."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["oddpatch", "predict", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+def test_json_files_and_exit_codes(finished, tmp_path, predict):
     images = tmp_path / "images"
     (images / "deep").mkdir(parents=True)
     for source, name in (("good/000", "one"), ("spot/000", "deep/two")):
@@ -60,7 +75,7 @@ def test_json_files_and_exit_codes(finished, tmp_path):
     assert predict(finished / "run", images, "--threshold", "1e9").returncode == 0
 
 
-def test_errors_are_one_line(finished, tmp_path):
+def test_errors_are_one_line(finished, tmp_path, predict):
     for arguments, told in (
         ((finished / "run", tmp_path / "nowhere"), "nowhere: no such file or folder"),
         ((finished / "run", tmp_path), "no image in this folder"),
@@ -74,7 +89,17 @@ def test_errors_are_one_line(finished, tmp_path):
         assert done.stdout == ""
 
 
-def test_a_run_without_threshold_says_how_to_get_one(tiles, tmp_path):
+@pytest.mark.slow
+def test_a_pipe_gets_json_alone(finished):
+    done = subprocess.run(
+        [sys.executable, "-m", "oddpatch.cli", "predict", finished / "run", finished / "tile/test/good"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 5
+    assert done.returncode in (0, 1)
+
+
+def test_a_run_without_threshold_says_how_to_get_one(tiles, tmp_path, predict):
     run(tiny(tiles, tmp_path / "run", "callbacks.pictures=null", "backbone=resnet18", "calibration=none"))
     done = predict(tmp_path / "run", tiles / "tile/test/good")
     assert done.returncode == 2

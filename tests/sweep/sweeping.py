@@ -63,6 +63,16 @@ def sweep(monkeypatch, folder: Path, *overrides: str, tiny=TINY) -> int:
     return 0
 
 
+def basic_launcher():
+    """Hydra's class; it is made anew when Hydra looks for plugins, which it does once."""
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    return BasicLauncher
+
+
 def table(folder: Path) -> list[dict[str, str]]:
     """The rows of `sweep.csv`."""
     with (folder / "sweep.csv").open() as file:

@@ -9,8 +9,9 @@ import sys
 import time
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
-from sweeping import Stand, dataset, statuses, sweep, table
+from sweeping import Stand, basic_launcher, dataset, statuses, sweep, table
 
 from oddpatch.sweep import identity, job, locking
 from oddpatch.sweep.locking import Holder, JobBusyError, JobLock
@@ -129,18 +130,28 @@ def test_ctrl_c_ends_the_sweep(monkeypatch, tmp_path, stand, root):
 
 
 def test_a_launcher_that_fails_loses_no_job(monkeypatch, tmp_path, stand, root):
-    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-
-    original = BasicLauncher.launch
+    basic = basic_launcher()
+    original = basic.launch
 
     def launch(self, job_overrides, initial_job_idx):
         original(self, job_overrides[:1], initial_job_idx)
         raise OSError("the network is down")
 
-    monkeypatch.setattr(BasicLauncher, "launch", launch)
+    monkeypatch.setattr(basic, "launch", launch)
     assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1") == 1
     assert statuses(tmp_path / "s") == {"seed=0": "done", "seed=1": "failed"}
     assert "the network is down" in table(tmp_path / "s")[1]["reason"]
+
+
+def test_a_job_that_is_lost_has_failed_though_it_had_finished_before(monkeypatch, tmp_path, stand, root):
+    assert sweep(monkeypatch, tmp_path / "s", *root) == 0
+    lost = JobReturn(status=JobStatus.FAILED, _return_value=job.JobError("its machine was lost"))
+    monkeypatch.setattr(basic_launcher(), "launch", lambda self, job_overrides, initial_job_idx: [lost])
+    assert sweep(monkeypatch, tmp_path / "s", *root, "resume=false") == 1
+    assert (table(tmp_path / "s")[0]["status"], table(tmp_path / "s")[0]["reason"]) == (
+        "failed",
+        "its machine was lost",
+    )
 
 
 def test_batches_go_on_after_a_failure(monkeypatch, tmp_path, stand, root):
@@ -152,6 +163,13 @@ def test_batches_go_on_after_a_failure(monkeypatch, tmp_path, stand, root):
 def test_a_misspelt_job_stops_the_sweep_before_any_runs(monkeypatch, tmp_path, stand, root, capsys):
     assert sweep(monkeypatch, tmp_path / "s", *root, "model=padim,padm") == 1
     assert "did you mean model=padim?" in capsys.readouterr().err
+    assert not stand.ran
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(monkeypatch, tmp_path, stand, root, capsys):
+    (tmp_path / "file").touch()
+    assert sweep(monkeypatch, tmp_path / "file/s", *root) == 1
+    assert "file/s cannot be written (Not a directory): set hydra.sweep.dir" in capsys.readouterr().err
     assert not stand.ran
 
 

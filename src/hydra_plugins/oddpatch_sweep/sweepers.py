@@ -44,7 +44,12 @@ class _OddpatchSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run all jobs and end with the table; the exit code is 1 if a job has failed, 130 after Ctrl-C."""
+        """Run all jobs and end with the table; the exit code is 1 if a job has failed, 130 after Ctrl-C.
+
+        Raises:
+            ConfigError: the sweep's folder cannot be written, or a job cannot be composed.
+        """
+        from oddpatch.errors import ConfigError
         from oddpatch.sweep.outcome import Interrupted, Outcome, failed
         from oddpatch.sweep.table import conclude
 
@@ -53,6 +58,12 @@ class _OddpatchSweeper(Sweeper):
         # The last one of a setting stands, as everywhere in Hydra.
         last = {override.get_key_element(): override for override in overrides}
         folder = Path(str(self.config.hydra.sweep.dir)).resolve()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be written ({error.strerror}): set hydra.sweep.dir to another folder"
+            ) from error
         outcomes: list[Outcome] = []
         interrupted = False
         try:

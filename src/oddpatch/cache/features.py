@@ -157,6 +157,8 @@ class FeatureCache:
             except BlockingIOError:
                 yield False
                 return
+            except OSError:  # a file system without locks: then two may make room at once
+                log.debug("%s cannot be locked", self.folder)
             yield True
 
 

@@ -59,7 +59,8 @@ def hash_weights(network: nn.Module) -> str:
 def _describe(device: torch.device) -> list[str]:
     if device.type == "cuda":
         return ["cuda", torch.cuda.get_device_name(device)]
-    return [device.type, platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    # Some convolutions split their sums among the threads; the batch an image comes in makes no difference on a CPU.
+    return [device.type, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
 
 
 def _version(name: str) -> str | None:

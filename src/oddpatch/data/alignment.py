@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 METHODS = ("homography", "translation")
 #: Images are compared at this length of the longer side, in pixels, or at their own if that is less.
 WORKING_SIDE = 640
-#: Rendered boards and real bottles register at 0.8 and more, other scenes and mirrored images below 0.2 (docs/data.md).
+#: Rendered boards register at 0.82 and more, other parts and mirrored images below 0.2 (docs/data.md).
 MIN_QUALITY = 0.6
 _URI = "data:image/png;base64,"
 _BLOCKS = 8  # along each side of the image, for the quality

@@ -84,11 +84,14 @@ class Detector(nn.Module, ABC):
 
         Called on every rank before rank zero fits; a rank may have taken in nothing. A method that does not say how
         its state is merged runs on one device only.
-
-        Raises:
-            ConfigError: this method does not say how.
         """
-        raise ConfigError(f"{type(self).__name__} cannot be fitted on several devices yet: set trainer=default")
+        self.require_mergeable()
+
+    def require_mergeable(self) -> None:
+        """Raise a `ConfigError` unless this method, and any that it is made of, says how to `merge`."""
+        for part in self.modules():
+            if isinstance(part, Detector) and type(part).merge is Detector.merge:
+                raise ConfigError(f"{type(part).__name__} cannot be fitted on several devices: set trainer=default")
 
     @torch.no_grad()
     def share(self, ranks: "Ranks") -> None:

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from oddpatch.errors import INTERRUPTED, OddpatchError
+from oddpatch.errors import INTERRUPTED, ConfigError, OddpatchError
 from oddpatch.sweep.identity import Identity, identify
 from oddpatch.sweep.locking import JobBusyError, JobLock
 from oddpatch.sweep.process import run_script
@@ -26,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 METRICS = "metrics.json"
+#: Category that stands for all of a dataset.
+ALL = "all"
 #: Overrides that are about the sweep, and mean nothing to one job of it.
 _OF_THE_SWEEP = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode",
                  "hydra.output_subdir")  # fmt: skip
@@ -44,9 +46,13 @@ def sweep_job(task: Callable[P, R]) -> Callable[P, R | float | None]:
 
     @functools.wraps(task)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R | float | None:
+        config: Any = args[0]
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-            config: Any = args[0]
             return run_job(config, script)
+        if config.data.get("category") == ALL and not (Path(config.data.root) / ALL).is_dir():
+            raise ConfigError(
+                f"data.category={ALL} is many runs: add -m, as python {script.name} -m data.category={ALL}"
+            )
         return task(*args, **kwargs)
 
     return wrapped

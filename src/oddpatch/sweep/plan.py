@@ -13,11 +13,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.sweep.identity import config_hash
-from oddpatch.sweep.job import quoted
+from oddpatch.sweep.job import ALL, quoted
 
 log = logging.getLogger(__name__)
 
-ALL = "all"
 CATEGORY = "data.category"
 
 

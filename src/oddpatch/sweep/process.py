@@ -98,6 +98,8 @@ def _main(
     script: Path, arguments: list[str], environment: dict[str, str], console: Path | None, lock: Any, tell: Connection
 ) -> None:
     """In the new process."""
+    # Forked by a server, it would start others by one, which imports everything for each of a job's data loaders.
+    multiprocessing.set_start_method(None, force=True)
     os.environ.update(environment)
     if console is not None:
         with console.open("ab") as file:

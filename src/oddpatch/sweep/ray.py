@@ -100,8 +100,8 @@ class Cluster:
         """Run all jobs and wait for them; one that is lost for good is a failed `JobReturn`."""
         import ray
 
-        # A task of its own each, by the process that asks for it: Ray gives it CUDA_VISIBLE_DEVICES.
-        task = ray.remote(_call).options(num_gpus=need.gpus, num_cpus=need.cpus, max_retries=max_retries)
+        # Ray sets CUDA_VISIBLE_DEVICES for each task. Its process may stay for the next: the job's own uses the GPU.
+        task = ray.remote(num_gpus=need.gpus, num_cpus=need.cpus, max_retries=max_retries, max_calls=0)(_call)
         threads = max(int(need.cpus), 1)
         waiting = {task.remote(replace(job, threads=threads)): i for i, job in enumerate(jobs)}
         returns: dict[int, JobReturn] = {}

@@ -36,12 +36,14 @@ def count(outcomes: Sequence[Outcome]) -> str:
 
 def print_table(outcomes: Sequence[Outcome], objective: str, console: Console | None = None) -> None:
     """Print what became of each job; what went wrong comes last, where it is seen."""
+    from oddpatch.report.table import title_of
+
     console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("job", overflow="fold")
     table.add_column("", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    table.add_column(objective.replace("_", " "), overflow="fold")
+    table.add_column(title_of(objective), overflow="fold")
     order = list(STYLES)[::-1]
     names = varying(outcomes)
     for outcome in sorted(outcomes, key=lambda outcome: order.index(outcome.status)):
@@ -132,8 +134,8 @@ body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75r
 .scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #d8dde3; vertical-align: top }}
 td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
-td.reason {{ min-width: 14rem; overflow-wrap: anywhere }} code {{ font-size: .85em; color: #57606a }}
-.done {{ color: #1a7f37 }} .failed {{ color: #b42318; font-weight: 600 }} .skipped, .not {{ color: #57606a }}
+td.job {{ min-width: 12rem; overflow-wrap: anywhere }} code {{ font-size: .85em; color: #57606a }}
+.done {{ color: #1a7f37 }} .failed {{ color: #b42318 }} .skipped, .not {{ color: #57606a }}
 .warning {{ color: #b42318 }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #14171a; color: #e6e9ec }} th, td {{ border-color: #3a4048 }}
 .done {{ color: #57c274 }} .failed, .warning {{ color: #ff8a7a }} .skipped, .not, code {{ color: #9aa4af }}
@@ -149,8 +151,10 @@ a {{ color: #7fb4ff }} }}
 
 def write_html(table: Sequence[Mapping[str, Any]], counted: str, path: Path, reported: bool) -> None:
     """Write a page of all jobs with links to their folders, and to the report if there is one."""
+    from oddpatch.report.table import title_of
+
     known = [name for name in _FIRST if any(name in row for row in table)][:_SHOWN]
-    head = "<th>job<th>state" + "".join(f'<th class="n">{escape(name.replace("_", " "))}' for name in known)
+    head = "<th>job<th>state" + "".join(f'<th class="n">{escape(title_of(name))}' for name in known)
     body = [_html_row(row, known) for row in table]
     random = any(row["weights"] == "random" for row in table)
     warning = '<p class="warning">Some backbones have random weights: their numbers say nothing.</p>' if random else ""
@@ -159,7 +163,7 @@ def write_html(table: Sequence[Mapping[str, Any]], counted: str, path: Path, rep
         count=escape(counted),
         report=' &middot; <a href="report.html">by category, beside published numbers</a>' if reported else "",
         warning=warning,
-        head=head + '<th class="n">time<th>reason',
+        head=head + '<th class="n">time',
         body="\n".join(body),
     )
     with replacing(path) as file:
@@ -169,14 +173,13 @@ def write_html(table: Sequence[Mapping[str, Any]], counted: str, path: Path, rep
 def _html_row(row: Mapping[str, Any], known: Sequence[str]) -> str:
     from urllib.parse import quote
 
-    link = f'<a href="{quote(str(row["job"]))}/">{escape(str(row["job"]))}</a><br><code>{escape(row["varies"])}</code>'
+    cell = f'<a href="{quote(str(row["job"]))}/">{escape(str(row["job"]))}</a><br><code>{escape(row["varies"])}</code>'
+    state = str(row["status"])
+    if row["reason"]:
+        cell += f'<br><span class="{state.split()[0]}">{escape(str(row["reason"]))}</span>'
     cells = "".join(f'<td class="n">{row[name]:.4f}' if name in row else '<td class="n">' for name in known)
     seconds = f"{row['seconds']:.0f} s" if row["seconds"] != "" else ""
-    state = str(row["status"])
-    return (
-        f'<tr><td>{link}<td class="{state.split()[0]}">{state}{cells}<td class="n">{seconds}'
-        f'<td class="reason">{escape(str(row["reason"]))}'
-    )
+    return f'<tr><td class="job">{cell}<td class="{state.split()[0]}">{state}{cells}<td class="n">{seconds}'
 
 
 def conclude(outcomes: Sequence[Outcome], folder: Path, objective: str) -> None:

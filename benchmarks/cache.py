@@ -1,0 +1,102 @@
+"""What the feature cache saves in a sweep of 6 jobs (3 methods x 2 seeds), in CPU seconds, and whether it shows.
+
+    python benchmarks/cache.py --root ../shared/data/mvtec --category bottle
+    python benchmarks/cache.py --root ... --backbone effnet_lite0 --layers [1,2,3] --weights pretrained
+
+Both sweeps are `python train.py -m ...` with all that a run does, start-up and pictures included; the second fills its
+cache in the first of its jobs. CPU time counts all processes. Every metric and score has to be the same to the last
+bit. The weights may be random: they do not change what anything costs.
+"""
+
+import argparse
+import contextlib
+import csv
+import ctypes
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+#: About a run, not about its results.
+OF_THE_RUN = {"timing", "peak_memory_bytes", "operating", "git_commit", "run"}
+
+
+#: prctl: processes whose parent has ended become children of this one, so that their time is counted too.
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def cpu_seconds() -> float:
+    """User and system time of all processes started so far, waiting for those that are still about to end."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> float:
+    """Run the sweep into `folder`; gives its CPU seconds."""
+    before, start = cpu_seconds(), time.perf_counter()
+    chosen = {
+        "model": args.models, "seed": "0,1", "backbone": args.backbone, "backbone.layers": args.layers,
+        "backbone.weights": args.weights, "data": "mvtec", "data.root": args.root, "data.category": args.category,
+        "trainer.accelerator": "cpu", "hydra.sweep.dir": folder,
+    }  # fmt: skip
+    command = [sys.executable, ROOT / "train.py", "-m", *(f"{key}={value}" for key, value in chosen.items())]
+    subprocess.run([*command, *args.overrides, *overrides], check=True, stdout=subprocess.DEVNULL)
+    seconds = cpu_seconds() - before
+    print(
+        f"{' '.join(overrides) or 'without':40} {seconds:7.0f} s CPU, {time.perf_counter() - start:7.0f} s", flush=True
+    )
+    return seconds
+
+
+def results(folder: Path) -> dict[str, tuple[dict, list]]:
+    """Metrics and scores of each job, by its model and seed."""
+    found = {}
+    for path in sorted(folder.rglob("metrics.json")):
+        metrics = json.loads(path.read_text())
+        overrides = (path.parent / ".hydra/overrides.yaml").read_text()
+        seed = next(line for line in overrides.splitlines() if "seed=" in line).strip("- ")
+        with (path.parent / "predictions.csv").open() as file:
+            scores = list(csv.DictReader(file))
+        kept = {name: value for name, value in metrics.items() if name not in OF_THE_RUN}
+        found[f"{metrics['run']['model']} {seed}"] = (kept, scores)
+    return found
+
+
+def main() -> None:
+    """Run both sweeps, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="../shared/data/mvtec")
+    parser.add_argument("--category", default="bottle")
+    parser.add_argument("--backbone", default="effnet_b5")
+    parser.add_argument("--weights", default="random")
+    parser.add_argument("--layers", default="[7,20,26]")
+    parser.add_argument("--models", default="padim,patchcore,gaussian")
+    parser.add_argument("overrides", nargs="*", help="of both sweeps")
+    args = parser.parse_args()
+    args.root = Path(args.root).resolve()
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        sys.exit("CPU time of all processes can be counted on Linux only")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # spinning threads would count as work
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        without = sweep(args, folder / "without")
+        cached = sweep(args, folder / "with", "cache=features", f"cache.folder={folder / 'cache'}")
+        size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.safetensors"))
+        first, second = results(folder / "without"), results(folder / "with")
+    same = {name: first[name] == second.get(name) for name in first}
+    print(f"with the cache {cached / without:.0%} of the CPU time; the cache takes {size / 2**20:.0f} MiB")
+    print(f"{sum(same.values())} of {len(same)} jobs are the same to the last bit")
+    if len(same) != 6 or not all(same.values()):
+        sys.exit(f"differing: {[name for name, equal in same.items() if not equal]}")
+
+
+if __name__ == "__main__":
+    main()
