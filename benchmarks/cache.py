@@ -47,7 +47,7 @@ def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> float:
         "backbone.weights": args.weights, "data": "mvtec", "data.root": args.root, "data.category": args.category,
         "trainer.accelerator": "cpu", "hydra.sweep.dir": folder,
     }  # fmt: skip
-    command = [sys.executable, ROOT / "train.py", "-m", *(f"{key}={value}" for key, value in chosen.items())]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *(f"{key}={value}" for key, value in chosen.items())]
     subprocess.run([*command, *args.overrides, *overrides], check=True, stdout=subprocess.DEVNULL)
     seconds = cpu_seconds() - before
     print(

@@ -1,6 +1,7 @@
 """Where the time of a run goes, in a table that fits a terminal."""
 
 import math
+import time
 from typing import Any
 
 from lightning.pytorch.profilers import SimpleProfiler
@@ -14,30 +15,29 @@ ROWS = 15
 
 
 class StageProfiler(SimpleProfiler):
-    """Lightning's `SimpleProfiler`, whose whole report goes to a file and its upper part to the terminal."""
+    """Lightning's `SimpleProfiler` for each stage apart; all of it goes to files, the upper part to the terminal."""
 
     def describe(self) -> None:
-        """Print what takes long, and write the rest."""
+        """Write what was spent since the last time, print what took long, and begin anew."""
         super().describe()
+        whole = time.perf_counter() - self.start_time
         spent = {action: math.fsum(times) for action, times in self.recorded_durations.items()}
-        whole = max(spent.values(), default=0.0)  # actions lie inside of one another
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column(f"{self._stage or 'run'}: action", overflow="fold")
+        table.add_column(f"{getattr(self._stage, 'value', 'run')}, {whole:.1f} s", overflow="fold")
         for name in ("calls", "seconds", "share"):
             table.add_column(name, justify="right", no_wrap=True)
+        # Actions lie inside one another, so that their shares do not add up to the whole.
         rows = sorted(spent.items(), key=lambda row: -row[1])
         for action, seconds in [row for row in rows if row[1] >= SHARE * whole][:ROWS]:
             calls = len(self.recorded_durations[action])
             table.add_row(Text(short(action)), f"{calls}", f"{seconds:.2f}", f"{100 * seconds / whole:.0f} %")
         if spent:
             Console().print("", table)
-
-    def teardown(self, stage: str | None) -> None:
-        """Close the file, and begin anew: each stage has its own report."""
-        super().teardown(stage=stage)
+        self.recorded_durations.clear()
+        self.start_time = time.perf_counter()
 
 
 def short(action: Any) -> str:
     """'[LightningModule]AnomalyModule.on_train_end' -> 'AnomalyModule.on_train_end'; likewise for the rest."""
     name = str(action)
-    return name.rpartition("]")[2] or name
+    return name.rpartition("]")[2].lstrip(".") or name

@@ -26,7 +26,9 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         for row in rows:
             typer.echo("\t".join(str(cell) for cell in row))
     elif rows:
-        table = Table(*head)
+        table = Table()
+        for name in head:
+            table.add_column(name, overflow="fold")  # a name cut short may be another's
         for row in rows:
             table.add_row(*[escape(str(cell)) for cell in row])
         console.print(table)
