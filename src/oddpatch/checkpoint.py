@@ -48,7 +48,8 @@ def describe(module: "AnomalyModule") -> dict[str, Any]:
         "config": module.config,
         "preprocess": module.model.preprocess.settings(),
         "weights": module.model.backbone.weights_origin,
-        "train_images": train_images(module.trainer.datamodule),  # type: ignore[attr-defined]
+        "train_images": (names := train_images(module.trainer.datamodule)),  # type: ignore[attr-defined]
+        "held_out": [names[i] for i in module.trainer.datamodule.held_out],  # type: ignore[attr-defined]
     }
 
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import write_image
+from conftest import make_dataset, write_image
 from PIL import Image
 from test_pipeline import config, tiny, tiny_backbone  # noqa: F401
 
@@ -232,6 +232,31 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
     assert len(model.detector.memory_bank) == 100
     assert [step["images"] for step in about["updates"]] == [3, 3]
     assert len(about["train_images"]) == 18
+
+
+def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
+    make_dataset(tmp_path / "data", good=42)
+    cfg = tiny(tmp_path / "data", tmp_path / "calibrated", "model=patchcore", "callbacks.pictures=null")
+    job = pipeline.build(cfg)
+    job.fit()
+    job.calibrate()
+    job.save()
+    code, told, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "calibrated", more)
+    assert code == 0
+    assert "set anew on 20 held-out good images" in told
+    model, about = pipeline.restore(tmp_path / "calibrated-v2")
+    held = [tmp_path / "data" / name for name in about["held_out"]]
+    assert len(held) == 20
+    with torch.no_grad():
+        scores = model(torch.stack([model.preprocess(read_image(path)) for path in held])).score
+    torch.testing.assert_close(model.calibration.image_scores, scores.double().sort().values)
+    assert not torch.equal(model.calibration.image_scores, job.module.model.calibration.image_scores)
+
+    held[0].unlink()
+    _, told, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "calibrated", more)
+    assert "thresholds removed" in told
+    model, _ = pipeline.restore(tmp_path / "calibrated-v3")
+    assert model.calibration.thresholds() == {}
 
 
 def test_update_says_in_one_line_what_is_wrong(run, more, tmp_path, monkeypatch, capsys):

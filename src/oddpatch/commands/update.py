@@ -36,6 +36,7 @@ def update(
     before = len(detector.memory_bank)
     take_in(model, images, len(names), batch_size)
     detector.extend(coreset_size)
+    typer.echo(recalibrate(model, about, batch_size))
 
     content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
     content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
@@ -92,6 +93,41 @@ def take_in(model: "AnomalyModel", images: list[Path], first_index: int, batch_s
     for start in range(0, len(images), batch_size):
         batch = torch.stack([model.preprocess(read_image(path)) for path in images[start : start + batch_size]])
         model.update(batch, torch.arange(start, start + len(batch)) + first_index)  # (B, 3, H, W), (B,)
+
+
+def recalibrate(model: "AnomalyModel", about: dict[str, Any], batch_size: int) -> str:
+    """Score the held-out good images anew, as thresholds of the old bank do not hold for the new one.
+
+    Without these images, or where all images were fitted to (calibration=cross), the thresholds are removed.
+
+    Returns:
+        What was done, in one line.
+    """
+    import torch
+
+    from oddpatch.data.decoding import read_image
+    from oddpatch.metrics.thresholds import highest_but
+
+    calibration = model.calibration
+    if not calibration.thresholds():
+        return "the run has no threshold, and neither has the new version"
+    calibration.f1_threshold.fill_(float("nan"))
+    root = Path(about["config"]["data"]["root"])
+    paths = [root / name for name in about.get("held_out", [])]
+    absent = [path for path in paths if not path.is_file()]
+    if calibration.method != "holdout" or not paths or absent:
+        calibration.calibrate(torch.empty(0), torch.empty(0))
+        reason = f"{absent[0]} is missing" if absent else "no good images were held out"
+        return f"thresholds removed, {reason}: fit again with calibration=holdout to set new ones"
+    scores, pixels = [], []
+    for start in range(0, len(paths), batch_size):
+        batch = torch.stack([model.preprocess(read_image(path)) for path in paths[start : start + batch_size]])
+        with torch.inference_mode():
+            prediction = model(batch)
+        scores.append(prediction.score)
+        pixels.append(torch.from_numpy(highest_but(prediction.anomaly_map[:, 0].numpy(), calibration.min_area)))
+    calibration.calibrate(torch.cat(scores), torch.cat(pixels))
+    return f"threshold {calibration.image.value:.4g}, set anew on {len(paths)} held-out good images"
 
 
 def describe_update(about: dict[str, Any], run: Path, folder: Path, images: list[str]) -> dict[str, Any]:
