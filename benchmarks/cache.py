@@ -1,4 +1,4 @@
-"""What the feature cache saves in a sweep of 6 jobs (3 methods x 2 seeds), in CPU seconds, and whether it shows.
+"""What the feature cache saves in a sweep of 6 jobs (3 methods x 2 settings), in CPU seconds, and whether it shows.
 
     python benchmarks/cache.py --root ../shared/data/mvtec --category bottle
     python benchmarks/cache.py --root ... --backbone effnet_lite0 --layers [1,2,3] --weights pretrained
@@ -43,9 +43,9 @@ def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> float:
     """Run the sweep into `folder`; gives its CPU seconds."""
     before, start = cpu_seconds(), time.perf_counter()
     chosen = {
-        "model": args.models, "seed": "0,1", "backbone": args.backbone, "backbone.layers": args.layers,
-        "backbone.weights": args.weights, "data": "mvtec", "data.root": args.root, "data.category": args.category,
-        "trainer.accelerator": "cpu", "hydra.sweep.dir": folder,
+        "model": args.models, "calibration.target_fpr": "0.01,0.05", "backbone": args.backbone,
+        "backbone.layers": args.layers, "backbone.weights": args.weights, "data": "mvtec", "data.root": args.root,
+        "data.category": args.category, "trainer.accelerator": "cpu", "hydra.sweep.dir": folder,
     }  # fmt: skip
     command = [sys.executable, str(ROOT / "train.py"), "-m", *(f"{key}={value}" for key, value in chosen.items())]
     subprocess.run([*command, *args.overrides, *overrides], check=True, stdout=subprocess.DEVNULL)
@@ -57,16 +57,14 @@ def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> float:
 
 
 def results(folder: Path) -> dict[str, tuple[dict, list]]:
-    """Metrics and scores of each job, by its model and seed."""
+    """Metrics and scores of each job, by its model and setting."""
     found = {}
     for path in sorted(folder.rglob("metrics.json")):
         metrics = json.loads(path.read_text())
-        overrides = (path.parent / ".hydra/overrides.yaml").read_text()
-        seed = next(line for line in overrides.splitlines() if "seed=" in line).strip("- ")
         with (path.parent / "predictions.csv").open() as file:
             scores = list(csv.DictReader(file))
         kept = {name: value for name, value in metrics.items() if name not in OF_THE_RUN}
-        found[f"{metrics['run']['model']} {seed}"] = (kept, scores)
+        found[f"{metrics['run']['model']} {metrics['thresholds']['target_fpr']}"] = (kept, scores)
     return found
 
 
@@ -75,9 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="../shared/data/mvtec")
     parser.add_argument("--category", default="bottle")
-    parser.add_argument("--backbone", default="effnet_b5")
+    parser.add_argument("--backbone", default="effnet_b4")
     parser.add_argument("--weights", default="random")
-    parser.add_argument("--layers", default="[7,20,26]")
+    parser.add_argument("--layers", default="[6,10,22]")
     parser.add_argument("--models", default="padim,patchcore,gaussian")
     parser.add_argument("overrides", nargs="*", help="of both sweeps")
     args = parser.parse_args()

@@ -42,7 +42,7 @@ def test_a_profile_tells_where_the_time_goes(tiles, tmp_path, tiny_backbone, cap
     assert fit.lstrip().startswith("fit, ")
     assert "run_training_epoch" in fit
     assert "run_training_epoch" not in test  # each stage has its own time
-    assert "test_step" in test
+    assert "Pictures.on_test_end" in test
     assert max(map(len, told.splitlines())) <= 80
     files = sorted(path.name for path in tmp_path.glob("*profile*.txt"))
     assert files == ["fit-profile.txt", "test-profile.txt"]

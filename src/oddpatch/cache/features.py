@@ -51,6 +51,10 @@ class FeatureCache:
     appears whole or not at all; two jobs that compute the same write the same. Files hold tensors and nothing that
     could be executed. Those used longest ago go first.
 
+    What is kept is what the first job computed, bit for bit. Some networks round differently in a batch of another
+    length (the last one of a split), so a job is to the last bit what it is without a cache where the jobs before it
+    split and batched the images as it does, and equal up to float rounding where they did not.
+
     A cache that is too small for the images of a job is of no use to it: each goes before it is needed again.
 
     Args:

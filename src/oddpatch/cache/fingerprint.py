@@ -59,7 +59,7 @@ def hash_weights(network: nn.Module) -> str:
 def _describe(device: torch.device) -> list[str]:
     if device.type == "cuda":
         return ["cuda", torch.cuda.get_device_name(device)]
-    # Some convolutions split their sums among the threads; the batch an image comes in makes no difference on a CPU.
+    # Some convolutions sum in another order on another number of threads.
     return [device.type, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
 
 
