@@ -1,6 +1,7 @@
 """A tiny dataset and a tiny backbone, so that most tests need neither real images nor weights."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down parallel tests
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test must never wait for a network
@@ -72,6 +73,13 @@ def make_dataset(root: Path, good: int = 12, test_good: int = 5, defects: int = 
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(mask).save(path)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def absl_leaves_the_captured_streams_open() -> None:
+    """Hydra closes every log handler there is; absl's, which TensorBoard brings, closes the stream it began with."""
+    if (absl := sys.modules.get("absl.logging")) is not None:
+        absl.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")

@@ -272,6 +272,7 @@ def results(folder):
     return {name: value for name, value in metrics.items() if name not in ignored}, predictions(folder)
 
 
+@pytest.mark.slow  # pictures take their time
 @pytest.mark.parametrize("method", [["model=padim", "model.num_features=10"], ["model=patchcore"]])
 def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
     tiles,

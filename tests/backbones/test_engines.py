@@ -3,6 +3,8 @@
 import copy
 import logging
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,6 +91,24 @@ def test_few_image_sizes_are_kept(openvino_tiny):
     for size in (16, 24, 32, 40, 16):
         openvino_tiny(images(1, size))
     assert list(openvino_tiny._engine._networks) == [(32, 32), (40, 40), (16, 16)]
+
+
+def test_signals_are_survived_after_networks_have_come_and_gone():
+    # In a process of its own: what fails is the process.
+    script = """
+import os, signal, torch
+from oddpatch.backbones.engine import compile_openvino
+from oddpatch.backbones.torchvision import TorchvisionBackbone
+
+backbone = TorchvisionBackbone("vgg16", ["features.0"], weights="random")
+one = compile_openvino(backbone, (16, 16))
+other = compile_openvino(backbone, (16, 16))
+del one, other
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
 
 
 def test_the_state_dict_knows_no_engine(openvino_tiny):

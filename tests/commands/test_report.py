@@ -124,6 +124,7 @@ def test_a_whole_run_is_reported_with_its_intervals(tiles, tmp_path, tiny_backbo
         assert metrics[name] - 1e-3 <= high, name
     assert set(metrics["confidence"]) == {
         "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "au_pro",
+        "au_pro@0.05",
     }  # fmt: skip
     assert metrics["confidence_settings"]["draws"] == 1000
     assert metrics["operating"]["average_latency_ms"] > 0

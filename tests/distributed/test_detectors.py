@@ -185,6 +185,4 @@ def test_nothing_taken_in_anywhere_is_said_by_rank_zero(two):
 
 
 def test_a_method_that_cannot_be_merged_says_so_on_every_rank(two):
-    assert [rank["foreign"] for rank in two] == [
-        "Foreign cannot be fitted on several devices: set trainer=default"
-    ] * 2
+    assert [rank["foreign"] for rank in two] == ["Foreign cannot be fitted on several devices: set trainer=default"] * 2

@@ -1,5 +1,6 @@
 """What runs a backbone's network: torch, or OpenVINO on a CPU. The torch network stays the one that is saved."""
 
+import functools
 import importlib.util
 import logging
 import threading
@@ -180,4 +181,16 @@ def compile_openvino(backbone: "Backbone", size: tuple[int, int], precision: str
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    return ov.Core().compile_model(network, "CPU", settings)
+    return _core().compile_model(network, "CPU", settings)
+
+
+@functools.cache
+def _core() -> Any:
+    """The one OpenVINO core of this process, which is never given up.
+
+    Each core installs a stack for signal handlers and frees it with itself. With two of them the process is left with a
+    freed one, and dies at the next signal that Python handles, such as that of a data worker that ends.
+    """
+    import openvino as ov
+
+    return ov.Core()

@@ -21,8 +21,8 @@ from oddpatch.files import replacing
 log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
-#: Eviction begins and ends at these shares of the size, and each job looks after having written the third: jobs do not
-#: see each other's writes in between, and up to eight of them together stay within the size.
+#: Eviction begins and ends at these shares of the size, and each job looks after having written the third, one job at
+#: a time: jobs do not see each other's writes in between, and up to eight of them together stay within the size.
 BEGIN, END, LOOK = 7 / 8, 3 / 4, 1 / 64
 #: Seconds after which a file that was never completed counts as left behind by a job that was killed.
 ABANDONED = 86400.0
@@ -127,10 +127,9 @@ class FeatureCache:
         self._unseen += size
         if self._unseen < self.max_bytes * LOOK:
             return
-        with self._lock() as alone:
-            if alone:
-                self._evict()
-                self._unseen = size
+        with self._lock():
+            self._evict()
+        self._unseen = size
 
     def _evict(self) -> None:
         entries, now = [], time.time()
@@ -153,17 +152,14 @@ class FeatureCache:
                 break
 
     @contextmanager
-    def _lock(self) -> Iterator[bool]:
-        """Whether no other job is looking at the folder now; that would make room for both."""
+    def _lock(self) -> Iterator[None]:
+        """One job makes room at a time; who wrote on meanwhile would leave the size behind."""
         with (self.folder / ".lock").open("a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
+                fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:  # a file system without locks: then two may make room at once
                 log.debug("%s cannot be locked", self.folder)
-            yield True
+            yield
 
 
 def stack(cached: Sequence[Cached]) -> list[Tensor]:
