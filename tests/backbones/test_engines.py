@@ -93,6 +93,7 @@ def test_few_image_sizes_are_kept(openvino_tiny):
     assert list(openvino_tiny._engine._networks) == [(32, 32), (40, 40), (16, 16)]
 
 
+@pytest.mark.slow
 def test_signals_are_survived_after_networks_have_come_and_gone():
     # In a process of its own: what fails is the process.
     script = """
