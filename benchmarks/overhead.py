@@ -4,7 +4,8 @@
     python benchmarks/overhead.py --root ... --memory 50 200      # peak memory for so many training images
 
 The floor decodes every training and test image and runs the backbone, with the same workers and batches, and nothing
-else. The run is the whole fit and test of the pipeline; pictures are off and start-up is not counted.
+else. The run is the whole fit and test of the pipeline, all metrics included; start-up is not counted. Pictures are
+off, and so are confidence intervals and the report, unless `--report` is given.
 """
 
 import argparse
@@ -38,7 +39,8 @@ def prepare(args: argparse.Namespace, out: str):
             [
                 f"model={args.model}", f"backbone={args.backbone}", "data=mvtec", f"data.root={args.root}",
                 f"data.category={args.category}", f"paths.output_dir={out}", "callbacks.pictures=null",
-                "callbacks.progress=null", "trainer.accelerator=cpu", *args.overrides,
+                "callbacks.progress=null", "trainer.accelerator=cpu",
+                *([] if args.report else ["callbacks.results=null", "callbacks.report=null"]), *args.overrides,
             ],
         )  # fmt: skip
     return pipeline.build(cfg)
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--model", default="padim")
     parser.add_argument("--backbone", default="effnet_lite0")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--report", action="store_true", help="with confidence intervals, result files and report.html")
     parser.add_argument("--memory", type=int, nargs="+", metavar="N")
     parser.add_argument("overrides", nargs="*", help="further settings, as for train.py")
     args = parser.parse_args()
