@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 
 from oddpatch.errors import one_line_errors
 from oddpatch.parallel.launcher import on_every_device
+from oddpatch.sweep.composition import explain_overrides
 
 load_dotenv(".env")  # variables that are set already stand
 
 
+@explain_overrides
 @hydra.main(version_base="1.3", config_path="configs", config_name="eval")
 @one_line_errors
 @on_every_device

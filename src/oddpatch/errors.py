@@ -63,6 +63,7 @@ def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
         except SystemExit as error:
             # Lightning puts its files away after Ctrl-C, and then exits as if a run had failed.
             if isinstance(error.__context__, KeyboardInterrupt):
+                logging.getLogger("oddpatch").warning("interrupted")
                 sys.exit(INTERRUPTED)
             raise
 

@@ -27,6 +27,7 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def wrapped(*cfg: DictConfig) -> Any:
+        terminal = Console(stderr=True)
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
         try:
             return main(*cfg)
@@ -36,8 +37,9 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
         except OddpatchError as error:
             message = str(error)
         except KeyboardInterrupt:
+            terminal.print("interrupted", style="red")
             sys.exit(INTERRUPTED)
-        Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        terminal.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
     return wrapped
