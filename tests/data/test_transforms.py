@@ -180,6 +180,13 @@ def test_image_smaller_than_crop():
         Preprocess(None, 56, MEAN, STD)(noise(20, 90))
 
 
+def test_a_file_that_cannot_be_prepared_is_named(tmp_path):
+    path = tmp_path / "small.png"
+    Image.fromarray(smooth(20, 90)).save(path)
+    with pytest.raises(DataError, match=r"small.png: image of 20x90 pixels"):
+        Preprocess(None, 56, MEAN, STD).load(path)
+
+
 @pytest.mark.parametrize(
     "image", [torch.zeros(1, 60, 60), torch.zeros(3, 60, 60, dtype=torch.uint8), torch.zeros(60, 60)]
 )

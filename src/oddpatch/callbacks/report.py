@@ -76,7 +76,6 @@ def by_type(module: Any) -> list[dict[str, Any]]:
 def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, str, float] | None:
     """The oddest patch of an image and the normal patch nearest to it, where the detector keeps normal patches."""
     from oddpatch.commands.explain import find_matches
-    from oddpatch.data.decoding import read_image
     from oddpatch.models.patchcore import PatchCore
 
     detector = module.model.detector
@@ -86,11 +85,11 @@ def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, s
     if not isinstance(detector, PatchCore) or not names:
         return None
     preprocess = module.model.preprocess
-    image = preprocess(read_image(example.path))  # (3, H, W)
+    image = preprocess.load(example.path)  # (3, H, W)
     match = max(find_matches(module.model, detector, image.to(module.device), names), key=lambda m: m.distance)
     if not Path(match.train_image).is_file():  # tested again where the training images are not at hand
         return None
-    normal = preprocess.to_image(preprocess(read_image(match.train_image)))  # (3, H, W)
+    normal = preprocess.to_image(preprocess.load(match.train_image))  # (3, H, W)
     picture = (normal * 255).round().byte().permute(1, 2, 0).numpy()
     return _around(example.image, match.patch), _around(picture, match.normal), match.train_image, match.distance
 

@@ -32,7 +32,6 @@ def explain(
     ] = None,
 ) -> None:
     """Show the training patches that an image's oddest patches were measured against."""
-    from oddpatch.data.decoding import read_image
     from oddpatch.pipeline import restore
     from oddpatch.report.explanation import draw_explanation, write_animation
 
@@ -41,7 +40,7 @@ def explain(
     model, about = restore(run)
     detector = memory_bank_of(model, run, "explain")
     names = train_images_of(about, run)
-    preprocessed = model.preprocess(read_image(image))  # (3, H, W)
+    preprocessed = model.preprocess.load(image)  # (3, H, W)
     matches = find_matches(model, detector, preprocessed, names)
     shown = matches if gif else oddest(matches, top, detector.patch_size * matches[0].patch.width)
     root = data_root or Path(about["config"]["data"]["root"])
@@ -134,12 +133,11 @@ def oddest(matches: list["Match"], count: int, apart: float) -> list["Match"]:
 
 
 def _pictures(model: "AnomalyModel", root: Path) -> "Callable[[str], NDArray[np.uint8] | None]":
-    from oddpatch.data.decoding import read_image
 
     @lru_cache(maxsize=256)
     def picture(name: str) -> "NDArray[np.uint8] | None":
         path = root / name
-        return _to_uint8(model, model.preprocess(read_image(path))) if path.is_file() else None
+        return _to_uint8(model, model.preprocess.load(path)) if path.is_file() else None
 
     return picture
 

@@ -88,10 +88,8 @@ def take_in(model: "AnomalyModel", images: list[Path], first_index: int, batch_s
     """Take image files into the detector, their indices following those of the images it was fitted to."""
     import torch
 
-    from oddpatch.data.decoding import read_image
-
     for start in range(0, len(images), batch_size):
-        batch = torch.stack([model.preprocess(read_image(path)) for path in images[start : start + batch_size]])
+        batch = torch.stack([model.preprocess.load(path) for path in images[start : start + batch_size]])
         model.update(batch, torch.arange(start, start + len(batch)) + first_index)  # (B, 3, H, W), (B,)
 
 
@@ -105,7 +103,6 @@ def recalibrate(model: "AnomalyModel", about: dict[str, Any], batch_size: int) -
     """
     import torch
 
-    from oddpatch.data.decoding import read_image
     from oddpatch.metrics.thresholds import highest_but
 
     calibration = model.calibration
@@ -121,7 +118,7 @@ def recalibrate(model: "AnomalyModel", about: dict[str, Any], batch_size: int) -
         return f"thresholds removed, {reason}: fit again with calibration=holdout to set new ones"
     scores, pixels = [], []
     for start in range(0, len(paths), batch_size):
-        batch = torch.stack([model.preprocess(read_image(path)) for path in paths[start : start + batch_size]])
+        batch = torch.stack([model.preprocess.load(path) for path in paths[start : start + batch_size]])
         with torch.inference_mode():
             prediction = model(batch)
         scores.append(prediction.score)

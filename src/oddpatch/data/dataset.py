@@ -109,7 +109,7 @@ class MVTecDataset(Dataset[Item | None]):
 
     def image(self, index: int) -> Tensor:
         """The prepared image (3, h, w) of an item whose features came from the cache."""
-        return self.preprocess(read_image(self.samples[index].path))
+        return self.preprocess.load(self.samples[index].path)
 
     def _item(self, index: int, cached: Cached | None) -> Item | None:
         try:

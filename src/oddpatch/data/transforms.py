@@ -1,6 +1,7 @@
 """Preprocessing of one image or a batch: align, resize, crop, normalise. The model owns it, so every use shares it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oddpatch.data.alignment import Alignment, Registration, decode
+from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError, DataError
 
 Size = tuple[int, int]  # (height, width)
@@ -189,6 +191,18 @@ class Preprocess(nn.Module):
         batch = (batch - self._column(self.mean, batch)) / self._column(self.std, batch)
         batch = batch.contiguous()
         return batch if image.ndim == 4 else batch[0]
+
+    def load(self, path: str | Path) -> Tensor:
+        """Read an image file and prepare it: (3, h, w) float32.
+
+        Raises:
+            DataError: it cannot be read or prepared; the file is named.
+        """
+        image = read_image(path)
+        try:
+            return self(image)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
 
     def _align(self, image: Tensor, registration: Registration | None) -> Tensor:
         assert self.alignment is not None
