@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oddpatch.backbones.inspection import settings_of
-from oddpatch.pipeline import make
+from oddpatch.factory import make
 
 
 def ways(name: str) -> dict[str, Callable[[Tensor], object]]:

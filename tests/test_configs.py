@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from oddpatch import pipeline
+from oddpatch import factory, pipeline
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.report.published import matches
 from oddpatch.report.runs import FinishedRun
@@ -36,7 +36,7 @@ def test_every_choice_composes(group, choice):
 @pytest.mark.parametrize("choice", GROUPS["backbone"])
 def test_every_backbone_can_be_built(choice):
     with torch.device("meta"):  # no numbers: the large ones would take gigabytes
-        backbone = pipeline.make(composed(f"backbone={choice}").backbone, weights="random")
+        backbone = factory.make(composed(f"backbone={choice}").backbone, weights="random")
     assert len(backbone.channels) == len(backbone.strides) >= 1
 
 
@@ -48,7 +48,7 @@ def test_every_model_can_be_built(choice):
         settings["num_features"] = 10
     if "maps" in settings:
         settings["maps"] = [2, 1]
-    assert pipeline.make(settings, channels=tiny.channels, strides=[4, 8, 16]).required_memory(
+    assert factory.make(settings, channels=tiny.channels, strides=[4, 8, 16]).required_memory(
         [(8, 16, 16), (12, 8, 8), (16, 4, 4)], 60
     )
 
@@ -57,7 +57,7 @@ def test_every_model_can_be_built(choice):
 def test_every_dataset_can_be_built(choice, tmp_path):
     named = ["data.root=/parts", "data.category=housing"] if choice == "custom" else []
     cfg = composed(f"data={choice}", f"paths.data_dir={tmp_path}", *named).data
-    data = pipeline.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
+    data = factory.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
     assert data.preprocess.image_size
     if data.scene is None:  # what is not rendered says who has it, or how to arrange it, and downloads nothing
         with pytest.raises(DataError, match=r"no such folder: .*(https://|oddpatch data convert)") as error:
@@ -68,21 +68,21 @@ def test_every_dataset_can_be_built(choice, tmp_path):
 
 def test_custom_asks_for_its_folder():
     with pytest.raises(ConfigError, match=r"data\.root=None and data\.category=None"):
-        pipeline.make(composed("data=custom").data, mean=[0.5] * 3, std=[0.5] * 3)
+        factory.make(composed("data=custom").data, mean=[0.5] * 3, std=[0.5] * 3)
 
 
 @pytest.mark.parametrize("choice", GROUPS["experiment"])
 def test_every_recipe_can_be_built(choice, tmp_path):
     cfg = composed(f"experiment={choice}", f"paths.data_dir={tmp_path}")
     with torch.device("meta"):  # as wide as published, without the gigabytes
-        backbone = pipeline.make(cfg.backbone, weights="random")
-    detector = pipeline.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
-    data = pipeline.make(cfg.data, mean=backbone.mean, std=backbone.std)
+        backbone = factory.make(cfg.backbone, weights="random")
+    detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std)
     height, width = data.preprocess.image_size
     shapes = [(c, -(-height // s), -(-width // s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
     assert detector.required_memory(shapes, 60)[0] > 0
     if choice != "patchcore_ensemble_lite":
-        assert pipeline.make(cfg.calibration).method == "none", "papers fit to all good images"
+        assert factory.make(cfg.calibration).method == "none", "papers fit to all good images"
 
 
 #: The published row that a recipe is for, as `oddpatch.report.published` names it, and its means over MVTec AD.

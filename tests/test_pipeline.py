@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from oddpatch import pipeline
+from oddpatch import factory, pipeline
 from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
 
 
@@ -38,7 +38,7 @@ def tiny(tiles, out, *overrides):
 @pytest.fixture
 def tiny_backbone(monkeypatch):
     """Every backbone that a config asks for becomes the tiny one."""
-    original = pipeline.make
+    original = factory.make
 
     def make(part, **kwargs):
         target = part.get("_target_", "") if hasattr(part, "get") else ""
@@ -46,7 +46,7 @@ def tiny_backbone(monkeypatch):
             return TinyBackbone()
         return original(part, **kwargs)
 
-    monkeypatch.setattr(pipeline, "make", make)
+    monkeypatch.setattr(factory, "make", make)
 
 
 def run(cfg):
@@ -221,7 +221,7 @@ def test_a_checkpoint_that_cannot_be_loaded_says_why(tiles, tmp_path, tiny_backb
     job.fit()
     spoil(job.save(), how)
     with pytest.raises(CheckpointError, match=told) as error:
-        pipeline.restore(tmp_path)
+        factory.restore(tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.fabric.utilities.types import _PATH
 
 from oddpatch import __version__
 from oddpatch.errors import CheckpointError, ResourceError
@@ -24,18 +22,19 @@ FORMAT = 1
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "efficientnet-pytorch", "numpy", "scipy", "torchmetrics")
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name and moves it into place, so that a half file never has its name."""
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint under a temporary name and move it into place, so that a half file never has its name.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Write `checkpoint` to `path`, or raise a `ResourceError` and leave nothing."""
-        try:
-            with replacing(Path(path), "wb") as file:
-                torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-            raise ResourceError(
-                f"{path} could not be written ({error}): free disk space, or choose another folder by paths.output_dir"
-            ) from error
+    Raises:
+        ResourceError: it could not be written; nothing is left of it.
+    """
+    try:
+        with replacing(path, "wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        raise ResourceError(
+            f"{path} could not be written ({error}): free disk space, or choose another folder by paths.output_dir"
+        ) from error
 
 
 def describe(module: "AnomalyModule") -> dict[str, Any]:

@@ -1,21 +1,19 @@
-"""From a config to objects and back: the one file that knows Hydra."""
+"""From a config to a run that can be fitted and tested, and from a finished run to one that is tested again."""
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint
-from oddpatch.data.transforms import Preprocess
-from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
+from oddpatch import factory
+from oddpatch.checkpoint import write_checkpoint
+from oddpatch.errors import ConfigError
 from oddpatch.models.base import AnomalyModel
 from oddpatch.module import AnomalyModule
 from oddpatch.parallel import ranks
@@ -26,7 +24,14 @@ log = logging.getLogger(__name__)
 
 #: Parts of a config that say what the model is; they go into the checkpoint.
 MODEL_KEYS = ("model", "backbone", "data", "calibration")
-CHECKPOINT = Path("checkpoints/fitted.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Has the Trainer write a checkpoint whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path`, or raise a `ResourceError` and leave nothing."""
+        write_checkpoint(checkpoint, Path(path))
 
 
 class Run(NamedTuple):
@@ -39,7 +44,7 @@ class Run(NamedTuple):
 
     def save(self) -> Path:
         """Write the fitted model's checkpoint, whole or not at all."""
-        path = self.folder / CHECKPOINT
+        path = self.folder / factory.CHECKPOINT
         with self.module.timed("save"):
             self.trainer.save_checkpoint(path)
         return path
@@ -63,16 +68,6 @@ class Run(NamedTuple):
             print_summary(self.module, self.folder)
 
 
-def make(part: Any, **kwargs: Any) -> Any:
-    """The object that a part of a config describes; an error the user can mend comes as it was raised."""
-    try:
-        return instantiate(part, **kwargs)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, OddpatchError):
-            raise error.__cause__ from None
-        raise
-
-
 def build(cfg: DictConfig) -> Run:
     """Everything that `cfg` describes, ready to fit.
 
@@ -82,15 +77,15 @@ def build(cfg: DictConfig) -> Run:
     ranks.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    backbone = make(cfg.backbone)
-    data = make(cfg.data, mean=backbone.mean, std=backbone.std)
+    backbone = factory.make(cfg.backbone)
+    data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std)
     with ranks.first_of_machine_first():
         data.prepare_data()
     data.setup("fit")
-    calibration = make(cfg.calibration)
+    calibration = factory.make(cfg.calibration)
     folds = calibration.folds(len(data.train_samples))
     data.hold_out(folds, fit_too=calibration.method == "cross")
-    detector = make(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
     model = AnomalyModel(data.preprocess, backbone, detector, calibration)
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
@@ -125,13 +120,13 @@ def rebuild(cfg: DictConfig) -> Run:
     ranks.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    model, about = restore(Path(cfg.run))
-    _refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
+    model, about = factory.restore(Path(cfg.run))
+    factory.refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
     changes: Any = OmegaConf.to_container(cfg.data, resolve=True)
     # What the run aligned to and inspected is in its checkpoint: the files may be gone.
     kept = {key: value for key, value in model.preprocess.settings().items() if key in ("align", "roi") and value}
     settings = {**about["config"]["data"], **kept, **changes}
-    data = make(settings, mean=model.preprocess.mean, std=model.preprocess.std)
+    data = factory.make(settings, mean=model.preprocess.mean, std=model.preprocess.std)
     if data.preprocess.settings() != model.preprocess.settings():
         raise ConfigError(
             f"data gives {data.preprocess}, the run was fitted with {model.preprocess}: "
@@ -150,66 +145,23 @@ def use_cache(cfg: DictConfig, data: Any, model: AnomalyModel, backbone: Any, tr
         return
     from oddpatch.cache.fingerprint import fingerprint
 
-    data.cache = make(cfg.cache)
+    data.cache = factory.make(cfg.cache)
     data.cache.fingerprint = fingerprint(model, backbone, trainer.strategy.root_device)
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:
     """The Trainer with the callbacks and loggers that `cfg` lists."""
     hush_lightning()
-    callbacks = [make(part) for part in (cfg.get("callbacks") or {}).values() if part]
-    loggers = [make(part) for part in (cfg.get("logger") or {}).values() if part]
+    callbacks = [factory.make(part) for part in (cfg.get("callbacks") or {}).values() if part]
+    loggers = [factory.make(part) for part in (cfg.get("logger") or {}).values() if part]
     shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
-    return make(
+    return factory.make(
         cfg.trainer,
         callbacks=callbacks,
         logger=loggers,
         plugins=[AtomicCheckpointIO(), *ranks.environment()],
         enable_progress_bar=shows_progress,  # Lightning would add its own
     )
-
-
-def restore(folder: Path, **runtime: Any) -> tuple[AnomalyModel, dict[str, Any]]:
-    """The fitted model of a finished run, and its checkpoint's description (config, versions, ...).
-
-    Args:
-        folder: of the run, or its checkpoint file.
-        runtime: how to run the backbone, where that differs from the run: `engine`, `precision` or `compile`.
-
-    Raises:
-        CheckpointError: the run has no readable checkpoint, or one that asks for code outside oddpatch.
-    """
-    path = folder / CHECKPOINT if folder.is_dir() else folder
-    content = read_checkpoint(path)
-    about = content["oddpatch"]
-    config = about["config"]
-    for key in ("model", "backbone", "calibration"):
-        _refuse_foreign_targets(config.get(key), path)
-    # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
-    backbone = make({**config["backbone"], "weights": "random", **runtime})
-    backbone.weights_origin = about["weights"]
-    detector = make(config["model"], channels=backbone.channels, strides=backbone.strides)
-    calibration = make(config["calibration"]) if "calibration" in config else None
-    model = AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration)
-    state = {key.removeprefix("model."): v for key, v in content["state_dict"].items() if key.startswith("model.")}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(f"{path} does not fit this version of oddpatch: {reason}: train again") from error
-    return model.eval(), about
-
-
-def _refuse_foreign_targets(config: Any, path: Path) -> None:
-    """A config read from a file may name oddpatch's own classes and nothing else: loading must not run others' code."""
-    if isinstance(config, Mapping):
-        target = str(config.get("_target_", "oddpatch."))
-        if not target.startswith("oddpatch."):
-            raise CheckpointError(f"{path} asks to call {target}: only oddpatch's own classes are built from a file")
-        config = list(config.values())
-    if isinstance(config, list):
-        for part in config:
-            _refuse_foreign_targets(part, path)
 
 
 def _writable(folder: Path) -> Path:

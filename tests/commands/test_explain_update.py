@@ -10,7 +10,7 @@ from conftest import make_dataset, write_image
 from PIL import Image
 from test_pipeline import config, tiny, tiny_backbone  # noqa: F401
 
-from oddpatch import cli, pipeline
+from oddpatch import cli, factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.commands.explain import find_matches, oddest, patch_box
 from oddpatch.commands.update import new_version
@@ -87,7 +87,7 @@ def test_explain_writes_a_picture_and_names_the_images(run, tiles, monkeypatch, 
 
 def test_matches_are_the_nearest_patches_of_all_training_images(tiles, tmp_path, tiny_backbone):  # noqa: F811
     folder = patchcore(tiles, tmp_path / "all", "model.selector=none", "model.embedding=joined")
-    model, about = pipeline.restore(folder)
+    model, about = factory.restore(folder)
 
     def patches(path):
         return model.detector.embed(model.backbone(model.preprocess(read_image(path))[None])).flatten(0, 2)
@@ -105,7 +105,7 @@ def test_matches_are_the_nearest_patches_of_all_training_images(tiles, tmp_path,
 
 
 def test_the_oddest_patch_lies_on_the_defect(run, tiles):
-    model, about = pipeline.restore(run)
+    model, about = factory.restore(run)
     mask = np.asarray(Image.open(tiles / "tile/ground_truth/spot/000_mask.png").resize((32, 32)))
     image = model.preprocess(read_image(tiles / "tile/test/spot/000.png"))
     box = oddest(find_matches(model, model.detector, image, about["train_images"]), 1, 8)[0].patch
@@ -198,12 +198,12 @@ def test_update_writes_a_new_version_beside_the_old(run, more, tiles, monkeypatc
     assert "3 images taken in; the memory bank held 384 patches and holds 384" in told
     assert (run / "checkpoints/fitted.ckpt").read_bytes() == old
     new = run.with_name("run-v2")
-    model, about = pipeline.restore(new)
+    model, about = factory.restore(new)
     assert about["train_images"][:12] == [f"tile/train/good/{i:03}.png" for i in range(12)]
     assert about["train_images"][12:] == [str(more / f"new{i}.png") for i in range(3)]
     assert about["updates"] == [{"run": str(run), "folder": str(more), "images": 3}]
 
-    before, _ = pipeline.restore(run)
+    before, _ = factory.restore(run)
     image = model.preprocess(read_image(more / "new0.png"))[None]
     with torch.no_grad():
         assert model(image).score < 0.5 * before(image).score
@@ -228,7 +228,7 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
     assert again.module.results["image_auroc"] > 0.5
     code, _, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "run-v2", more, "--coreset-size", 100)
     assert code == 0
-    model, about = pipeline.restore(tmp_path / "run-v3")
+    model, about = factory.restore(tmp_path / "run-v3")
     assert len(model.detector.memory_bank) == 100
     assert [step["images"] for step in about["updates"]] == [3, 3]
     assert len(about["train_images"]) == 18
@@ -244,7 +244,7 @@ def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_bac
     code, told, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "calibrated", more)
     assert code == 0
     assert "set anew on 20 held-out good images" in told
-    model, about = pipeline.restore(tmp_path / "calibrated-v2")
+    model, about = factory.restore(tmp_path / "calibrated-v2")
     held = [tmp_path / "data" / name for name in about["held_out"]]
     assert len(held) == 20
     with torch.no_grad():
@@ -255,7 +255,7 @@ def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_bac
     held[0].unlink()
     _, told, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "calibrated", more)
     assert "thresholds removed" in told
-    model, _ = pipeline.restore(tmp_path / "calibrated-v3")
+    model, _ = factory.restore(tmp_path / "calibrated-v3")
     assert model.calibration.thresholds() == {}
 
 

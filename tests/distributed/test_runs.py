@@ -17,7 +17,7 @@ from conftest import CONFIGS, ROOT, TinyBackbone, make_dataset
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from oddpatch import pipeline
+from oddpatch import factory, pipeline
 from oddpatch.parallel import ranks
 
 pytestmark = pytest.mark.slow  # each rank imports Lightning
@@ -48,13 +48,13 @@ def config(method, data, out, *overrides):
 
 
 def run(method, data, out, *overrides):
-    original = pipeline.make
+    original = factory.make
 
     def make(part, **kwargs):
         is_backbone = str(getattr(part, "get", {}.get)("_target_")).startswith("oddpatch.backbones.")
         return TinyBackbone() if is_backbone else original(part, **kwargs)
 
-    with mock.patch.object(pipeline, "make", make):
+    with mock.patch.object(factory, "make", make):
         job = pipeline.build(config(method, data, out, *overrides))
     job.fit()
     job.calibrate()

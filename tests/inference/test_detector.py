@@ -9,7 +9,7 @@ from conftest import TinyBackbone, make_dataset
 from PIL import Image
 from test_pipeline import run, tiny
 
-from oddpatch import AnomalyDetector, pipeline
+from oddpatch import AnomalyDetector, factory
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.detector import to_tensor
 
@@ -20,13 +20,13 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("inference")
     make_dataset(root, good=45)
     with pytest.MonkeyPatch.context() as patch:
-        original = pipeline.make
+        original = factory.make
 
         def make(part, **kwargs):
             target = part.get("_target_", "") if hasattr(part, "get") else ""
             return TinyBackbone() if str(target).startswith("oddpatch.backbones.") else original(part, **kwargs)
 
-        patch.setattr(pipeline, "make", make)
+        patch.setattr(factory, "make", make)
         run(tiny(root, root / "run", "data.resize=40", "callbacks.pictures=null"))
         yield root
 

@@ -83,7 +83,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def on_meta(settings: Mapping[str, Any]) -> Backbone:
     """The backbone that `settings` describe, without any numbers in it: shapes and costs at no cost."""
-    from oddpatch.pipeline import make
+    from oddpatch.factory import make
 
     with torch.device("meta"):
         return make({**settings, "weights": "random", "channels_last": False})
@@ -91,7 +91,7 @@ def on_meta(settings: Mapping[str, Any]) -> Backbone:
 
 def with_weights(settings: Mapping[str, Any]) -> tuple[Backbone, str]:
     """The backbone that `settings` describe, and where its weights were found, or why they were not."""
-    from oddpatch.pipeline import make
+    from oddpatch.factory import make
 
     try:
         backbone = make({**settings})

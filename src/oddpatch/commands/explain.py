@@ -32,7 +32,7 @@ def explain(
     ] = None,
 ) -> None:
     """Show the training patches that an image's oddest patches were measured against."""
-    from oddpatch.pipeline import restore
+    from oddpatch.factory import restore
     from oddpatch.report.explanation import draw_explanation, write_animation
 
     if top < 1:

@@ -21,9 +21,9 @@ def update(
     batch_size: Annotated[int, typer.Option(help="Images embedded at once.")] = 16,
 ) -> None:
     """Add good images to a fitted PatchCore without the old ones, and write it as a new version."""
-    from oddpatch.checkpoint import AtomicCheckpointIO, read_checkpoint
+    from oddpatch.checkpoint import read_checkpoint, write_checkpoint
     from oddpatch.commands.explain import memory_bank_of, train_images_of
-    from oddpatch.pipeline import CHECKPOINT, restore
+    from oddpatch.factory import CHECKPOINT, restore
 
     for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):
         if value is not None and value < 1:
@@ -41,7 +41,7 @@ def update(
     content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
     content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
     content["oddpatch"] = describe_update(about, run, folder, [str(path.resolve()) for path in images])
-    AtomicCheckpointIO().save_checkpoint(content, target / CHECKPOINT)
+    write_checkpoint(content, target / CHECKPOINT)
     new = int((detector.source[:, 0] >= len(names)).sum())
     typer.echo(
         f"{len(images)} images taken in; the memory bank held {before} patches and holds {len(detector.memory_bank)}, "

@@ -110,7 +110,7 @@ class AnomalyDetector:
             CheckpointError: there is none, or it cannot be read.
             ConfigError: see `AnomalyDetector`.
         """
-        from oddpatch.pipeline import restore
+        from oddpatch.factory import restore
 
         model, _ = restore(Path(run), **({} if engine is None else {"engine": engine}))
         return cls(model, device=device, **settings)
