@@ -65,9 +65,9 @@ def hold(folder):
 def is_alive(pid):
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
-    return True
 
 
 @pytest.mark.slow
@@ -157,6 +157,8 @@ def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, clu
     )  # fmt: skip
     wait_for(lambda: len(list(tmp_path.glob("here.*"))) == 2)  # one on each node
     cluster.remove_node(node, allow_graceful=False)
+    held = [int(path.suffix[1:]) for path in tmp_path.glob("here.*")]
+    wait_for(lambda: not all(is_alive(pid) for pid in held))  # else the lost job could still end well
     (tmp_path / "go").touch()
     code, told = finish(process)
     assert code == 1, told
