@@ -81,6 +81,13 @@ def test_settings_that_cannot_work_are_refused(settings, told):
         EnsembleDetector(CHANNELS, STRIDES, **{"maps": [2, 1], "member": MEMBER, **settings})
 
 
+@pytest.mark.parametrize(
+    ("strides", "maps"), [([8, 16, 8, 16, 8, 16], [2, 2, 2]), ([4, 8, 16, 16], [3, 1]), ([16, 16], [1, 1]), ([8], [1])]
+)
+def test_rising_strides_tell_the_backbones_apart(strides, maps):
+    assert EnsembleDetector([3] * len(strides), strides, maps=None, member=MEMBER).maps == maps
+
+
 def test_too_few_images_to_hold_out_are_refused():
     with pytest.raises(DataError, match=r"holdout=0.25 leaves 1 of them: add good images, or raise model.holdout"):
         fitted(maps(7))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,8 @@ class EnsembleDetector(Detector):
     Args:
         channels: channels of each map of an `oddpatch.backbones.ensemble.EnsembleBackbone`.
         strides: their strides.
-        maps: how many of these maps each backbone gives, in their order.
+        maps: how many of these maps each backbone gives, in their order; None where the strides of each backbone's maps
+            rise, so that they tell where the next begins.
         member: makes a detector when called with `channels` and `strides` (in a config: `_partial_: true`).
         holdout: share of the good training images that are held out: every (1 / holdout)-th of them.
 
@@ -44,11 +46,12 @@ class EnsembleDetector(Detector):
         self,
         channels: Sequence[int],
         strides: Sequence[int],
-        maps: Sequence[int],
+        maps: Sequence[int] | None,
         member: Callable[..., Detector],
         holdout: float = 0.2,
     ) -> None:
         super().__init__(channels, strides)
+        maps = _group(strides) if maps is None else maps
         if sum(maps) != len(channels) or min(maps, default=0) < 1:
             raise ConfigError(
                 f"maps={list(maps)} but the backbones give {len(channels)} maps of strides {list(strides)}: "
@@ -169,3 +172,9 @@ class EnsembleDetector(Detector):
         maps = held_out * sum(4 * channels * height * width for channels, height, width in shapes)
         remedy = parts[0][1].replace("model.", "model.member.") + ", or lower model.holdout"
         return maps + sum(needed for needed, _ in parts), remedy
+
+
+def _group(strides: Sequence[int]) -> list[int]:
+    """How many maps each backbone gives, if the strides of its maps rise."""
+    starts = [i for i in range(len(strides)) if i == 0 or strides[i] <= strides[i - 1]]
+    return [stop - start for start, stop in pairwise([*starts, len(strides)])]
