@@ -15,7 +15,8 @@ from PIL import Image
 from torch import distributed
 
 from oddpatch.data import datamodule as module
-from oddpatch.data.datamodule import MVTecDataModule, ShardedSampler
+from oddpatch.data.datamodule import MVTecDataModule
+from oddpatch.data.sharding import ShardedSampler
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 

@@ -1,70 +1,30 @@
 """A category in MVTec layout as a LightningDataModule."""
 
-import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from oddpatch.cache.features import FeatureCache
 from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
 from oddpatch.data.layout import Layout, Sample, categories, scan, scan_types
 from oddpatch.data.roi import load_roi
-from oddpatch.data.splits import follow
+from oddpatch.data.sharding import ShardedBatches
+from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.parallel.ranks import Ranks
 
 log = logging.getLogger(__name__)
-
-
-class ShardedSampler(Sampler[int]):
-    """Every world-th of some positions of a dataset: each item once over all devices, none repeated to fill up.
-
-    Ranks may therefore differ by one item, and hold none if there are fewer items than devices.
-    """
-
-    def __init__(self, positions: Sequence[int]) -> None:
-        self.positions = positions
-
-    def _positions(self) -> Sequence[int]:
-        # Asked for when iterated, as the process group may not be there yet when the loader is made.
-        if distributed.is_available() and distributed.is_initialized():
-            return self.positions[distributed.get_rank() :: distributed.get_world_size()]
-        return self.positions
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._positions())
-
-    def __len__(self) -> int:
-        return len(self._positions())
-
-
-class ShardedBatches(Sampler[list[int]]):
-    """The positions of a `ShardedSampler` in batches, as many on every rank: the last may hold fewer, or none.
-
-    Lightning has the ranks talk to each other in every step, so none may have a step less than the others.
-    """
-
-    def __init__(self, positions: Sequence[int], batch_size: int) -> None:
-        self.sampler, self.batch_size = ShardedSampler(positions), batch_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        own = list(self.sampler)
-        return (own[i * self.batch_size : (i + 1) * self.batch_size] for i in range(len(self)))
-
-    def __len__(self) -> int:
-        longest = -(-len(self.sampler.positions) // Ranks().size)
-        return -(-longest // self.batch_size)
 
 
 class MVTecDataModule(LightningDataModule):
@@ -264,27 +224,6 @@ class MVTecDataModule(LightningDataModule):
         if self.trainer is None or self.trainer.is_global_zero:
             for line in lines:
                 log.warning(line)
-
-
-def take_share(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
-    """(taken, left): of each defect type the share, at least one and leaving at least one, by a hash of the name.
-
-    A hash, not a draw: adding an image moves no other from one part to the other side's measurements unnoticed.
-    """
-    taken: set[Path] = set()
-    for kind in {sample.defect_type for sample in samples}:
-        own = sorted((sample.path for sample in samples if sample.defect_type == kind), key=_digest)
-        if len(own) < 2:
-            raise ConfigError(
-                f"validation={share} cannot share out {len(own)} test image of type {kind}: give a folder of labelled "
-                "images instead"
-            )
-        taken.update(own[: min(max(round(share * len(own)), 1), len(own) - 1)])
-    return [s for s in samples if s.path in taken], [s for s in samples if s.path not in taken]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()
 
 
 def render(folder: Path, scene: str, seed: int) -> None:

@@ -1,9 +1,11 @@
-"""Split manifests, as `oddpatch data split` writes them: which images are for training, and which for testing."""
+"""Which images are for training, for validation and for testing: by a manifest, as `oddpatch data split` writes it,
+or by a share."""
 
 import csv
+import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,24 @@ def _left_out(paths: Iterable[str], manifest: Path) -> list[str]:
 
 def _some(names: list[Any], limit: int = 3) -> str:
     return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
+def take_share(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """(taken, left): of each defect type the share, at least one and leaving at least one, by a hash of the name.
+
+    A hash, not a draw: adding an image moves no other from one part to the other side's measurements unnoticed.
+    """
+    taken: set[Path] = set()
+    for kind in {sample.defect_type for sample in samples}:
+        own = sorted((sample.path for sample in samples if sample.defect_type == kind), key=_digest)
+        if len(own) < 2:
+            raise ConfigError(
+                f"validation={share} cannot share out {len(own)} test image of type {kind}: give a folder of labelled "
+                "images instead"
+            )
+        taken.update(own[: min(max(round(share * len(own)), 1), len(own) - 1)])
+    return [s for s in samples if s.path in taken], [s for s in samples if s.path not in taken]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()
