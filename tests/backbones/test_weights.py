@@ -46,9 +46,27 @@ def test_nowhere_is_an_error_within_five_seconds_that_names_every_place(cache, m
     assert "\n" not in told
 
 
+def test_a_download_that_breaks_off_is_told_in_one_line(monkeypatch, tmp_path):
+    def break_off(url, target, hash_prefix):
+        raise RuntimeError('invalid hash value (expected "0123abcd",\ngot "ffffffff")')
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(weights, "_answers", lambda url: True)
+    monkeypatch.setattr(weights.torch.hub, "download_url_to_file", break_off)
+    with pytest.raises(WeightsError, match=r"net-0123abcd.pth could not be downloaded \(invalid hash") as error:
+        find_weights(WeightsSource("net", "no_such_package", (), "https://example.invalid/net-0123abcd.pth", None))
+    assert "\n" not in str(error.value)
+
+
 def test_a_host_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(weights, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(weights.urllib.request, "urlopen", lambda *a, **k: time.sleep(3))
+
+    def hang(*args, **kwargs):
+        time.sleep(3)
+        raise TimeoutError
+
+    monkeypatch.setattr(weights.urllib.request, "urlopen", hang)
     start = time.monotonic()
     assert not weights._answers("https://example.invalid/file")
     assert time.monotonic() - start < 2

@@ -11,7 +11,8 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,12 +113,14 @@ def _download(source: WeightsSource, looked_in: list[str]) -> Path:
         target = torch_cache() / name
         target.parent.mkdir(parents=True, exist_ok=True)
         # Written to a temporary name and moved into place; the digits in the name are checked against the content.
-        torch.hub.download_url_to_file(source.url, str(target), hash_prefix=_hash_in(name))
+        with _downloading(source.url):
+            torch.hub.download_url_to_file(source.url, str(target), hash_prefix=_hash_in(name))
         return target
     if not offline and source.hf_repo and _answers("https://huggingface.co"):
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(source.hf_repo, "model.safetensors"))
+        with _downloading(f"https://huggingface.co/{source.hf_repo}"):
+            return Path(hf_hub_download(source.hf_repo, "model.safetensors"))
     wanted = " or ".join(_file_names(source))
     state = "downloads are off (HF_HUB_OFFLINE)" if offline else "no network answers"
     raise WeightsError(
@@ -125,6 +128,19 @@ def _download(source: WeightsSource, looked_in: list[str]) -> Path:
         f"put the file into {torch_cache()} (or give its path as backbone.weights=FILE), "
         "or use backbone=effnet_lite0, which needs no download"
     )
+
+
+@contextmanager
+def _downloading(url: str) -> Iterator[None]:
+    """Make one line of whatever ends a download: torch and the Hugging Face Hub raise errors of many types."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(
+            f"{url} could not be downloaded ({reason}): try again, put the file into {torch_cache()}, "
+            "or use backbone=effnet_lite0, which needs no download"
+        ) from error
 
 
 def _answers(url: str) -> bool:
