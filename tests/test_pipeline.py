@@ -94,7 +94,10 @@ def test_eval_in_a_new_build_gives_the_same_scores_to_the_bit(tiles, tmp_path, t
     assert predictions(tmp_path / "again") == predictions(tmp_path / "run")
 
 
-@pytest.mark.parametrize("changed", ["data.batch_size=1", "data.batch_size=13", "data.num_workers=2"])
+@pytest.mark.parametrize(
+    "changed",
+    ["data.batch_size=1", pytest.param("data.batch_size=13", marks=pytest.mark.slow), "data.num_workers=2"],
+)
 def test_loading_does_not_change_the_results(tiles, tmp_path, tiny_backbone, changed):
     run(tiny(tiles, tmp_path / "one"))
     run(tiny(tiles, tmp_path / "other", changed))
@@ -241,6 +244,7 @@ def test_frozen_backbone_stays_in_eval_and_has_no_gradient(tiles, tmp_path, tiny
     assert not any(p.requires_grad for p in job.module.parameters())
 
 
+@pytest.mark.slow  # for the imports
 def test_train_py_ends_with_one_line_when_the_data_is_missing(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "train.py", "data=mvtec", f"data.root={tmp_path}/nowhere", f"hydra.run.dir={tmp_path}"],

