@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test must never wait for a network
 os.environ["WANDB_MODE"] = "offline"
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,14 @@ def absl_leaves_the_captured_streams_open() -> None:
     """Hydra closes every log handler there is; absl's, which TensorBoard brings, closes the stream it began with."""
     if (absl := sys.modules.get("absl.logging")) is not None:
         absl.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@pytest.fixture(autouse=True)
+def no_job_is_left_running() -> Iterator[None]:
+    """Hydra keeps the config of the last job in the process: a run built by hand would take its names from there."""
+    yield
+    if (module := sys.modules.get("hydra.core.hydra_config")) is not None:
+        module.HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(scope="session")
