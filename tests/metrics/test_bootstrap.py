@@ -147,6 +147,24 @@ def test_pairs_are_those_counted_one_by_one():
             assert statistics.pairs[row, j] == 2 * (defect > normal).sum() + (defect == normal).sum()
 
 
+@pytest.mark.parametrize("shift", [-100, 0, 100])
+def test_every_pixel_is_in_a_bin_and_no_score_below_the_first(shift):
+    maps, masks = make_maps(images=5, size=24)
+    maps[masks == 1] += shift  # all below, among or above the normal ones
+    statistics = PixelStatistics.from_maps(maps, masks)
+    assert statistics.edges[0] == maps.min()
+    np.testing.assert_array_equal(statistics.num_normal, (masks == 0).sum((1, 2)))
+    for image in range(5):
+        bins = np.append(statistics.edges, np.inf)
+        wanted = np.histogram(maps[image][masks[image] == 0], bins)[0]
+        np.testing.assert_array_equal(statistics.normal[image], wanted)
+    every = np.ones((1, 5), int)
+    result = pixel_metrics(maps, masks)
+    found = pixel_metrics_by_draw(statistics, every)
+    assert found["pixel_auroc"][0] == pytest.approx(result.auroc, abs=1e-12)
+    assert found["au_pro"][0] == pytest.approx(result.au_pro[0.3], abs=1e-3)
+
+
 def test_region_overlaps_are_exact(scene):
     maps, masks, statistics, _ = scene
     threshold = float(maps[masks == 1][5])  # a score that is there: higher is strictly higher

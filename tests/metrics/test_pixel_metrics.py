@@ -185,6 +185,14 @@ def test_inputs_are_left_as_they_were():
     np.testing.assert_array_equal(masks, kept[1])
 
 
+def test_defects_that_all_score_higher_than_every_normal_pixel():
+    masks = np.zeros((2, 4, 4), np.uint8)
+    masks[0, :2, :2] = masks[1, 3, 3] = 1
+    result = pixel_metrics(masks + np.linspace(0, 0.5, 32).reshape(masks.shape), masks, LIMITS)
+    assert (result.auroc, result.ap, result.f1_max) == (1, 1, 1)
+    assert set(result.au_pro.values()) == {1}
+
+
 def test_zero_and_minus_zero_are_a_tie():
     assert au_pro(np.array([[[0.0, -0.0]]], np.float32), np.array([[[0, 1]]], np.uint8), 1.0) == 0.5
     assert au_pro(np.array([[[-0.0, 0.0]]], np.float32), np.array([[[0, 1]]], np.uint8), 1.0) == 0.5

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -96,3 +97,12 @@ def check_fpr_limits(limits: Sequence[float]) -> tuple[float, ...]:
     if not limits or any(not 0 < limit <= 1 for limit in limits):
         raise ConfigError(f"fpr_limits={tuple(limits)}: give one or more false-positive rates in (0, 1], such as 0.3")
     return tuple(float(limit) for limit in limits)
+
+
+def product(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    """Matrix product (S, T) of (S, N) and (N, T) in float64, where counts are exact: none comes near 2 ** 53.
+
+    It is torch's, since NumPy's threads go on spinning for a while after each product.
+    """
+    tensors = (torch.from_numpy(array.astype(np.float64, copy=False)) for array in (left, right))
+    return torch.mm(*tensors).numpy()

@@ -1,12 +1,13 @@
-"""Every pixel metric from one sort of the normal pixels.
+"""Every pixel metric from one sort of normal pixels.
 
 AUROC, average precision, F1-max and AU-PRO are all sums over the *defect* pixels of where each falls among the normal
-ones. So only the scores of the normal pixels are sorted, without their positions, and the few defect scores are
-searched for in them.
+ones. So only the scores of normal pixels are sorted, without their positions, and the few defect scores are searched
+for in them; and of the normal pixels only those that reach the lowest defect score, since the others are passed by all.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +87,31 @@ class PixelRanking:
         return recall_precision_curve(self.ranking, max_points)
 
 
+class PixelSelection(NamedTuple):
+    """What of N maps (N, H, W) decides where the P defect pixels fall among the normal ones."""
+
+    maps: Floats  # (N, H, W)
+    is_normal: NDArray[np.bool_]  # (N, H, W)
+    is_defect: NDArray[np.bool_]  # (N, H, W)
+    defect_scores: Floats  # (P,) in the order of the pixels
+    contested: NDArray[np.bool_]  # (N, H, W) normal pixels that reach the lowest defect score
+    num_below: NDArray[np.int64]  # (N,) normal pixels of each image that do not
+
+
+def select_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelSelection:
+    """Sort out the pixels of maps by their masks; arguments and errors as in `rank_pixels`."""
+    maps, masks = to_floats(to_stack(maps, "maps")), to_stack(masks, "masks")
+    if maps.shape != masks.shape:
+        raise DataError(f"maps {maps.shape} and masks {masks.shape} differ: resize the maps to the masks")
+    is_normal, is_defect = _read_masks(masks)
+    _require_finite(maps, masks)
+    defect_scores = maps[is_defect]
+    contested = maps >= defect_scores.min()
+    contested &= is_normal
+    num_below = np.count_nonzero(is_normal, axis=(1, 2)) - np.count_nonzero(contested, axis=(1, 2))
+    return PixelSelection(maps, is_normal, is_defect, defect_scores, contested, num_below)
+
+
 def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
     """Sort the pixels of anomaly maps by their masks.
 
@@ -98,23 +124,17 @@ def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
         NonFiniteScoreError: a score of a pixel that counts is NaN or infinite.
         DataError: shapes differ, or a mask holds another value.
     """
-    maps, masks = to_floats(to_stack(maps, "maps")), to_stack(masks, "masks")
-    if maps.shape != masks.shape:
-        raise DataError(f"maps {maps.shape} and masks {masks.shape} differ: resize the maps to the masks")
+    pixels = select_pixels(maps, masks)
     # Sorted in place (this is a copy), in as many parts as torch may use threads; a part is not worth it if small.
-    normal = maps[_select_normal(masks)]
-    num_parts = max(1, min(torch.get_num_threads(), _MOST_PARTS, normal.size // _SMALLEST_PART))
-    parts = np.array_split(normal, num_parts)
+    contested = pixels.maps[pixels.contested]
+    num_parts = max(1, min(torch.get_num_threads(), _MOST_PARTS, contested.size // _SMALLEST_PART))
+    parts = np.array_split(contested, num_parts)
     in_threads(np.ndarray.sort, parts)
-    is_defect = masks == 1
-    defect = maps[is_defect]
-    order = np.argsort(defect)
-    defect = defect[order]
-    _require_finite([*parts, defect], maps, masks)
-    regions = find_regions(is_defect)
+    order = np.argsort(pixels.defect_scores)
+    regions = find_regions(pixels.is_defect)
     share = (1.0 / (regions.size * regions.size.size))[regions.region]  # (P,) each region weighs the same
-    ranking = Ranking.of_sorted(parts, defect)
-    starts = defect.size - ranking.true_positives
+    ranking = Ranking.of_sorted(parts, pixels.defect_scores[order], num_below=int(pixels.num_below.sum()))
+    starts = ranking.num_positives - ranking.true_positives
     return PixelRanking(ranking, np.add.reduceat(share[order], starts))
 
 
@@ -133,10 +153,10 @@ def pixel_metrics(maps: ArrayLike, masks: ArrayLike, fpr_limits: Sequence[float]
     return rank_pixels(maps, masks).metrics(limits)
 
 
-def _select_normal(masks: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Where masks (N, H, W) are 0, having checked that all they hold is 0, 1 and IGNORE, and enough of it."""
-    normal = masks == 0
-    num_normal, num_defect = np.count_nonzero(normal), np.count_nonzero(masks == 1)
+def _read_masks(masks: NDArray[np.generic]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where masks (N, H, W) are 0 and where 1, having checked that they hold nothing else but IGNORE, and enough."""
+    normal, defect = masks == 0, masks == 1
+    num_normal, num_defect = np.count_nonzero(normal), np.count_nonzero(defect)
     num_ignored = masks.size - num_normal - num_defect
     if num_ignored and num_ignored != np.count_nonzero(masks == IGNORE):
         wrong = next(value for value in np.unique(masks) if value not in (0, 1, IGNORE))
@@ -145,15 +165,16 @@ def _select_normal(masks: NDArray[np.generic]) -> NDArray[np.bool_]:
         raise UndefinedMetricError(
             f"needs both normal and defect pixels: got {num_normal} and {num_defect} ({num_ignored} of unknown truth)"
         )
-    return normal
+    return normal, defect
 
 
-def _require_finite(sorted_parts: Sequence[Floats], maps: Floats, masks: NDArray[np.generic]) -> None:
-    # Sorting puts NaN and infinities at the ends, so that looking there spares a pass over all pixels.
-    if np.isfinite([end for part in sorted_parts for end in part[[0, -1]]]).all():
+def _require_finite(maps: Floats, masks: NDArray[np.generic]) -> None:
+    # NaN and infinities show in the extremes, which take a fraction of looking at every pixel.
+    if np.isfinite([maps.min(), maps.max()]).all():
         return
     bad = ~np.isfinite(maps) & (masks != IGNORE)
     images = np.flatnonzero(bad.any(axis=(1, 2)))
-    raise NonFiniteScoreError(
-        non_finite_message(int(bad.sum()), maps.size, f"{images.size} maps, first at position {images[0]}")
-    )
+    if images.size:
+        raise NonFiniteScoreError(
+            non_finite_message(int(bad.sum()), maps.size, f"{images.size} maps, first at position {images[0]}")
+        )

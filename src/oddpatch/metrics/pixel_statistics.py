@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.errors import CheckpointError, DataError
+from oddpatch.errors import CheckpointError
 from oddpatch.files import replacing
-from oddpatch.metrics.arrays import ArrayLike, check_fpr_limits, require_finite, to_floats, to_stack
-from oddpatch.metrics.pixel import _select_normal
+from oddpatch.metrics.arrays import ArrayLike, check_fpr_limits, product, to_floats, to_stack
+from oddpatch.metrics.pixel import PixelSelection, select_pixels
 from oddpatch.metrics.regions import find_regions
 
 FILE_NAME = "pixel_statistics.npz"
@@ -25,8 +25,8 @@ Counts = NDArray[np.int64]
 
 #: Edges taken from the quantiles of the defect scores, and as many from those of the normal ones.
 _QUANTILES = 1024
-# Cells of a block's table and pixels that fall into it: both stay within the cache and a few MB.
-_BLOCK_CELLS, _BLOCK_PIXELS = 2**19, 2**22
+# Cells of a block's table, which stays within the cache, and pixels that fall into it.
+_BLOCK_CELLS, _BLOCK_PIXELS = 2**16, 2**22
 
 
 @dataclass(frozen=True)
@@ -61,24 +61,19 @@ class PixelStatistics:
             DataError: shapes differ, or a mask holds another value.
             ConfigError: a limit is outside (0, 1].
         """
-        maps, masks = to_floats(to_stack(maps, "maps")).astype(np.float32, copy=False), to_stack(masks, "masks")
-        if maps.shape != masks.shape:
-            raise DataError(f"maps {maps.shape} and masks {masks.shape} differ: resize the maps to the masks")
-        is_normal, is_defect = _select_normal(masks), masks == 1
-        require_finite(maps, "maps")
-        normal = _sorted_pixels(maps, is_normal)
-        regions = find_regions(is_defect)
-        by_region = np.argsort(regions.region, kind="stable")
-        defect_scores = maps[is_defect][by_region]  # (P,)
-        edges = _choose_edges(normal.keys, defect_scores)
+        pixels = select_pixels(to_floats(to_stack(maps, "maps")).astype(np.float32, copy=False), masks)
+        normal = _sort_pixels(pixels)
+        regions = find_regions(pixels.is_defect)
+        defect_scores = pixels.defect_scores[np.argsort(regions.region, kind="stable")]  # (P,)
+        edges = _choose_edges(normal, defect_scores)
         rows = np.searchsorted(np.unique(regions.image), np.repeat(regions.image, regions.size))  # (P,) row of `pairs`
         return cls(
             edges=_to_scores(edges),
-            normal=_histograms(normal, edges, len(maps)),
+            normal=_histograms(normal, edges),
             defect_scores=defect_scores,
             region_size=regions.size,
             region_image=regions.image,
-            pairs=_count_pairs(normal, defect_scores, rows, len(maps)),
+            pairs=_count_pairs(normal, defect_scores, rows),
             fpr_limits=np.array(check_fpr_limits(fpr_limits)),
         )
 
@@ -153,10 +148,12 @@ class PixelStatistics:
 
 
 class _Sorted(NamedTuple):
-    """Pixels in rising order of their scores."""
+    """Normal pixels in rising order of their scores: those that reach the lowest defect score."""
 
     keys: NDArray[np.uint32]  # scores as whole numbers of the same order
     image: NDArray[np.int64]  # image each lies in
+    num_below: Counts  # (N,) normal pixels of each image that do not reach it,
+    lowest: NDArray[np.uint32]  # (0,) or (1,) and the lowest of them all
 
 
 def _to_keys(scores: NDArray[np.float32]) -> NDArray[np.uint32]:
@@ -171,21 +168,28 @@ def _to_scores(keys: NDArray[np.uint32]) -> NDArray[np.float32]:
     return np.where(keys >> 31, keys ^ np.uint32(1 << 31), ~keys).view(np.float32)
 
 
-def _sorted_pixels(maps: NDArray[np.float32], chosen: NDArray[np.bool_]) -> _Sorted:
-    """Sort the chosen pixels of maps (N, H, W)."""
-    # Score and image in one 64-bit number: sorting it carries the image along at a fraction of what argsort takes.
-    packed = _to_keys(maps[chosen]).astype(np.uint64) << np.uint64(32)
-    packed |= np.repeat(np.arange(len(maps), dtype=np.uint64), np.count_nonzero(chosen, axis=(1, 2)))
+def _sort_pixels(pixels: PixelSelection) -> _Sorted:
+    chosen, num_below = pixels.contested, pixels.num_below
+    image = np.repeat(np.arange(len(chosen)), np.count_nonzero(chosen, axis=(1, 2)))
+    lowest = [np.min(pixels.maps, where=pixels.is_normal, initial=np.inf)] if num_below.any() else []
+    return _Sorted(*_sort_by_score(pixels.maps[chosen], image), num_below, _to_keys(np.array(lowest, dtype=np.float32)))
+
+
+def _sort_by_score(scores: NDArray[np.float32], numbers: Counts) -> tuple[NDArray[np.uint32], Counts]:
+    """Keys of the scores (P,) in rising order, and the number (P,) in 0..2^32 - 1 that goes with each."""
+    # Both in one 64-bit number: sorting it carries the second along at a fraction of what argsort takes.
+    packed = _to_keys(scores).astype(np.uint64) << np.uint64(32)
+    packed |= numbers.astype(np.uint64)
     packed.sort()
-    return _Sorted((packed >> np.uint64(32)).astype(np.uint32), (packed & np.uint64(0xFFFFFFFF)).astype(np.int64))
+    return (packed >> np.uint64(32)).astype(np.uint32), (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
-def _choose_edges(normal: NDArray[np.uint32], defect_scores: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Edges (K,) of the bins as keys, the lowest score of all among them."""
-    defect = np.sort(_to_keys(defect_scores))
+def _choose_edges(normal: _Sorted, defect_scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Edges (K,) of the bins as keys; the first is the lowest score of all, the lowest defect score is among them."""
+    defect, size = np.sort(_to_keys(defect_scores)), normal.keys.size
     evenly = np.linspace(0, defect.size - 1, min(_QUANTILES, defect.size)).round().astype(np.int64)
-    from_top = np.geomspace(1, normal.size, min(_QUANTILES, normal.size)).round().astype(np.int64)
-    return np.unique(np.concatenate([defect[evenly], normal[normal.size - from_top]]))
+    from_top = np.geomspace(1, max(size, 1), min(_QUANTILES, size)).round().astype(np.int64)
+    return np.unique(np.concatenate([normal.lowest, defect[evenly], normal.keys[size - from_top]]))
 
 
 def _by_image(image: Counts, bounds: Counts, num_images: int) -> Counts:
@@ -195,35 +199,42 @@ def _by_image(image: Counts, bounds: Counts, num_images: int) -> Counts:
     return cells.reshape(-1, num_images)
 
 
-def _histograms(normal: _Sorted, edges: NDArray[np.uint32], num_images: int) -> Counts:
-    """(N, K) pixels of each image in each bin."""
+def _histograms(normal: _Sorted, edges: NDArray[np.uint32]) -> Counts:
+    """(N, K) normal pixels of each image in each bin."""
+    num_images = normal.num_below.size
     bounds = np.append(np.searchsorted(normal.keys, edges), normal.keys.size)  # (K + 1,)
-    return np.concatenate(
+    counts = np.concatenate(
         [_by_image(normal.image, bounds[start : start + 17], num_images) for start in range(0, edges.size, 16)]
     ).T.copy()
+    counts[:, 0] += normal.num_below  # they have the first bin to themselves
+    return counts
 
 
-def _count_pairs(normal: _Sorted, defect_scores: NDArray[np.float32], rows: Counts, num_images: int) -> Counts:
-    """(M, N) `PixelStatistics.pairs`, over blocks of the distinct defect scores."""
-    distinct, position = np.unique(_to_keys(defect_scores), return_inverse=True)  # (T,), (P,)
-    order = np.argsort(position, kind="stable")
-    position, rows = position[order], rows[order]
-    left = np.searchsorted(normal.keys, distinct, side="left")  # (T,) normal pixels strictly below,
-    right = np.searchsorted(normal.keys, distinct, side="right")  # and not above
-    num_rows = int(rows.max()) + 1
+def _count_pairs(normal: _Sorted, defect_scores: NDArray[np.float32], rows: Counts) -> Counts:
+    """(M, N) `PixelStatistics.pairs`: of each defect pixel the normal ones below it, and again those not above it.
+
+    Both change only where a normal pixel lies between two defect pixels: at the distinct ones of these ranks.
+    """
+    num_images, num_rows = normal.num_below.size, int(rows.max()) + 1
+    keys, rows = _sort_by_score(defect_scores, rows)
+    ranks = [np.searchsorted(normal.keys, keys, side=side) for side in ("left", "right")]  # (P,) each, rising
+    is_rank = np.zeros(normal.keys.size + 1, dtype=bool)
+    for rank in ranks:
+        is_rank[rank] = True
+    distinct = np.flatnonzero(is_rank)  # (U,)
+    positions = [np.searchsorted(distinct, rank) for rank in ranks]  # (P,) each, of the rank among the distinct ones
     pairs = np.zeros((num_rows, num_images))
-    below = np.bincount(normal.image[: left[0]], minlength=num_images)  # (N,) below the block
-    start, done = 0, int(left[0])
+    below, start, done = normal.num_below, 0, 0
     while start < distinct.size:
-        end = min(start + max(_BLOCK_CELLS // (2 * num_images), 1), distinct.size)
-        end = max(min(end, int(np.searchsorted(right, done + _BLOCK_PIXELS, side="right"))), start + 1)
-        bounds = np.append(done, np.stack([left[start:end], right[start:end]], axis=1).ravel())  # (2 B + 1,)
-        between, tied = np.moveaxis(_by_image(normal.image, bounds, num_images).reshape(-1, 2, num_images), 1, 0)
-        passed = below + np.cumsum(between + tied, axis=0)  # (B, N) not above each defect score
-        first, last = np.searchsorted(position, [start, end])
-        cells = rows[first:last] * (end - start) + position[first:last] - start
-        defects = np.bincount(cells, minlength=num_rows * (end - start)).reshape(num_rows, -1)  # (M, B)
-        # In float64 the product is a fast one, and exact: no count comes near 2 ** 53.
-        pairs += defects.astype(np.float64) @ (2 * passed - tied).astype(np.float64)
-        below, start, done = passed[-1], end, int(right[end - 1])
-    return pairs.round().astype(np.int64)
+        end = min(start + max(_BLOCK_CELLS // num_images, 1), distinct.size)
+        end = max(min(end, int(np.searchsorted(distinct, done + _BLOCK_PIXELS, side="right"))), start + 1)
+        between = _by_image(normal.image, np.append(done, distinct[start:end]), num_images)
+        passed = below + np.cumsum(between, axis=0)  # (B, N) below each rank
+        cells = []
+        for position in positions:
+            first, last = np.searchsorted(position, [start, end])
+            cells.append(rows[first:last] * (end - start) + position[first:last] - start)
+        defects = np.bincount(np.concatenate(cells), minlength=num_rows * (end - start)).reshape(num_rows, -1)  # (M, B)
+        pairs += product(defects, passed)
+        below, start, done = passed[-1], end, int(distinct[end - 1])
+    return pairs.astype(np.int64)
