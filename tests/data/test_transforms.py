@@ -47,6 +47,15 @@ def test_equal_to_torchvision(size, resize, crop, interpolation):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "resize", "crop"), [((701, 900), 256, 224), ((1, 300), [3, 8], None)])
+def test_equal_to_torchvision_where_the_size_changes_much(size, resize, crop, interpolation):
+    image = noise(*size)
+    expected = reference(resize, crop, interpolation)(image.double()).clamp(0, 1)  # in float32 its weights are coarser
+    result = Preprocess(resize, crop, [0, 0, 0], [1, 1, 1], interpolation)(image)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_close_to_torchvision_on_pil_images(interpolation):
     image = Image.fromarray(smooth(150, 200))
     preprocess = Preprocess(64, 56, [0, 0, 0], [1, 1, 1], interpolation)

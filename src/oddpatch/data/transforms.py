@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
+from oddpatch.data.resampling import Axis, resample
 from oddpatch.errors import ConfigError, DataError
 
 Size = tuple[int, int]  # (height, width)
@@ -182,10 +183,9 @@ class Preprocess(nn.Module):
         self._check_roi((image.shape[-2], image.shape[-1]))
         (resized, (top, left), (height, width)) = self.geometry((image.shape[-2], image.shape[-1]))
         batch = image if image.ndim == 4 else image[None]  # (B, 3, H, W)
-        batch = batch.float().contiguous(memory_format=torch.channels_last)
-        # One axis at a time, rows first and cropped at once: the same sums, in half the time on a CPU.
-        batch = self._interpolate(batch, (resized[0], batch.shape[3]))[:, :, top : top + height]  # (B, 3, h, W)
-        batch = self._interpolate(batch, (height, resized[1]))[..., left : left + width]  # (B, 3, h, w)
+        rows = Axis(batch.shape[2], resized[0], top, top + height)
+        columns = Axis(batch.shape[3], resized[1], left, left + width)
+        batch = resample(batch.float(), rows, columns, self.interpolation)  # (B, 3, h, w)
         if self.interpolation == "bicubic":
             batch = batch.clamp(0, 1)
         batch = (batch - self._column(self.mean, batch)) / self._column(self.std, batch)
@@ -218,11 +218,6 @@ class Preprocess(nn.Module):
                 f"image of {size[0]}x{size[1]} pixels, but roi was drawn on {height}x{width}: "
                 "give images of one size, or a roi of theirs"
             )
-
-    def _interpolate(self, batch: Tensor, size: Size) -> Tensor:
-        if size == tuple(batch.shape[-2:]):
-            return batch
-        return F.interpolate(batch, size, mode=self.interpolation, antialias=True, align_corners=False)
 
     @staticmethod
     def _column(values: Sequence[float], like: Tensor) -> Tensor:
