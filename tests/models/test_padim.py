@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.models import padim
 from oddpatch.models.padim import PaDiM
 
 CHANNELS, STRIDES = [4, 6], [4, 8]
@@ -92,6 +93,18 @@ def test_batch_size_does_not_change_the_fit(batch):
     torch.testing.assert_close(one.whitening, other.whitening, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{}, {"alignment": "bilinear"}, {"reduction": "semi_orthogonal"}])
+def test_how_many_positions_are_taken_at_a_time_changes_nothing(settings, monkeypatch):
+    whole, test = fitted(**settings), features(3, seed=1)
+    expected = whole(test, SIZE)
+    monkeypatch.setitem(padim.PART_BYTES, "cpu", 5 * 4 * 3 * 7)  # five positions of three images
+    monkeypatch.setattr(padim, "CHUNK_BYTES", 7 * 8 * 7 * 7)
+    parts = fitted(**settings)
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts.whitening, whole.whitening, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parts(test, SIZE).anomaly_map, expected.anomaly_map, rtol=1e-5, atol=1e-5)
+
+
 def test_the_drawn_channels_are_seeded_and_saved():
     first, second, third = (PaDiM(CHANNELS, STRIDES, num_features=5, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(first.channel_index, second.channel_index)
@@ -127,6 +140,13 @@ def test_images_of_another_size_are_refused():
     larger = [F.interpolate(f, scale_factor=2) for f in features(1)]
     with pytest.raises(DataError, match="grid of 16x24 patches, PaDiM was fitted on 8x12"):
         detector(larger, (64, 96))
+    fitting = PaDiM(CHANNELS, STRIDES, num_features=7)
+    fitting.update(features(2), torch.arange(2))
+    with pytest.raises(DataError, match="grid of 16x24 patches, PaDiM was fitted on 8x12"):
+        fitting.update(larger, torch.arange(1))
+    smaller = [F.interpolate(f, scale_factor=0.5) for f in features(1)]
+    with pytest.raises(DataError, match="grid of 4x6 patches"):
+        fitting.update(smaller, torch.arange(1))
 
 
 def test_required_memory_covers_what_is_held():

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError
-from oddpatch.ops.patches import align, join, join_patches, pool_patches
+from oddpatch.ops.patches import align, by_position, join, join_patches, pool_patches
 
 
 def features(*shapes):
@@ -33,6 +33,20 @@ def test_unfold_equals_the_seed_concatenation_of_three_layers():
 def test_unfold_refuses_grids_that_do_not_divide():
     with pytest.raises(ConfigError, match=r"alignment='unfold'.*7x7 is no multiple of 4x4"):
         align(torch.zeros(1, 1, 4, 4), (7, 7), "unfold")
+
+
+@pytest.mark.parametrize(
+    ("mode", "grid"),
+    [*((mode, grid) for mode in ("nearest", "bilinear", "unfold") for grid in ((6, 9), (2, 3), (1, 1))),
+     ("nearest", (4, 5)), ("bilinear", (4, 5))],
+)  # fmt: skip
+def test_patches_by_position_are_the_aligned_map(mode, grid):
+    (feature,) = features((2, 4, *grid))
+    patches = by_position(feature, (6, 9), mode)
+    aligned = align(feature, (6, 9), mode).permute(2, 3, 0, 1).flatten(0, 1)
+    assert torch.equal(patches.at(slice(0, 54)), aligned)
+    assert torch.equal(patches.at(slice(7, 20)), aligned[7:20])
+    assert mode == "bilinear" or len(patches.values) == grid[0] * grid[1]
 
 
 def authors_pooling(features, patch_size, stride, dim):

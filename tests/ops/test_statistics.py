@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from oddpatch.errors import ConfigError
+from oddpatch.ops import statistics
 from oddpatch.ops.statistics import add_samples, empty_moments, mahalanobis, merge, whiten_
 
 
@@ -57,7 +58,9 @@ def test_merging_two_parts_equals_taking_in_all(split):
     torch.testing.assert_close(merged.scatter, together.scatter, rtol=1e-4, atol=1e-2)
 
 
-def test_mahalanobis_of_whitening_equals_the_inverse_covariance():
+@pytest.mark.parametrize("dim_of_small", [128, 0])
+def test_mahalanobis_of_whitening_equals_the_inverse_covariance(dim_of_small, monkeypatch):
+    monkeypatch.setattr(statistics, "_SMALL", dim_of_small)
     data = samples(count=60)
     count, mean, scatter = stream(data, 7)
     for start in range(0, 6, 4):
@@ -77,8 +80,11 @@ def test_fewer_samples_than_dimensions_work_with_epsilon():
     assert torch.isfinite(scatter).all()
 
 
-def test_a_covariance_that_is_not_positive_definite_says_what_to_change():
-    data = torch.ones(2, 5, 4)
+@pytest.mark.parametrize("dim_of_small", [128, 0])
+def test_a_covariance_that_is_not_positive_definite_says_what_to_change(dim_of_small, monkeypatch):
+    monkeypatch.setattr(statistics, "_SMALL", dim_of_small)
+    data = samples(count=40, positions=4, dim=4)
+    data[2] = 1.0
     count, _, scatter = stream(data, 5)
-    with pytest.raises(ConfigError, match=r"epsilon=0.0 with 5 images: .*position 0.*raise epsilon"):
-        whiten_(scatter, count, 0.0, 0, 2)
+    with pytest.raises(ConfigError, match=r"epsilon=0.0 with 40 images: .*position 2 .*raise epsilon"):
+        whiten_(scatter, count, 0.0, 1, 4)

@@ -1,6 +1,6 @@
 """PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.patches import ALIGNMENTS, align
+from oddpatch.ops.patches import ALIGNMENTS, by_position
 from oddpatch.ops.projection import semi_orthogonal
 from oddpatch.ops.statistics import Moments, add_samples, empty_moments, mahalanobis, merge, whiten_
 from oddpatch.types import Prediction
@@ -17,9 +17,11 @@ from oddpatch.types import Prediction
 if TYPE_CHECKING:
     from oddpatch.parallel.ranks import Ranks
 
+#: Bytes of embeddings that are taken in or scored at a time: small enough for a CPU's cache, enough for a GPU.
+PART_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20}
 #: Bytes of float64 covariances that are inverted at a time.
 #: Small enough to stay in cache, which is several times faster.
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 4 * 2**20
 #: Bytes of covariances that are merged at a time.
 MERGE_BYTES = 64 * 2**20
 
@@ -102,25 +104,27 @@ class PaDiM(Detector):
             self.register_buffer("channel_index", None)
             self.register_buffer("projection", semi_orthogonal(total, self.num_features, generator))  # (sum C_l, D)
 
-    def embed(self, features: list[Tensor]) -> Tensor:
-        """Reduced embeddings (P, B, D) of every position, of feature maps [(B, C_l, h_l, w_l)]."""
+    def embed(self, features: list[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+        """Reduced embeddings (p, B, D) of some positions at a time, of feature maps [(B, C_l, h_l, w_l)].
+
+        All at once they are larger than the feature maps by far; a part of them stays within the cache.
+        """
         features = self.select(features)
         batch, _, height, width = features[0].shape
-        shape = (height, width, batch, self.num_features)
-        embedding = features[0].new_empty(shape) if self.projection is None else features[0].new_zeros(shape)
-        first, filled = 0, 0
+        layers, first = [], 0
         # Both reductions are linear, so each layer is reduced before it is brought to the finest grid.
         for feature, channels in zip(features, self.channels, strict=True):
+            patches = feature.permute(2, 3, 0, 1)  # (h_l, w_l, B, C_l)
             if self.projection is None:
-                chosen = self._chosen_in(first, first + channels)
-                aligned = align(feature.index_select(1, chosen), (height, width), self.alignment)
-                embedding[..., filled : filled + len(chosen)] = aligned.permute(2, 3, 0, 1)
-                filled += len(chosen)
+                reduced = patches.index_select(3, self._chosen_in(first, first + channels))
             else:
-                reduced = torch.einsum("bchw,cd->bdhw", feature, self.projection[first : first + channels])
-                embedding += align(reduced, (height, width), self.alignment).permute(2, 3, 0, 1)
+                reduced = patches @ self.projection[first : first + channels]
+            layers.append(by_position(reduced.permute(2, 3, 0, 1), (height, width), self.alignment))
             first += channels
-        return embedding.flatten(0, 1)  # (P, B, D)
+        part_bytes = PART_BYTES["cpu" if features[0].device.type == "cpu" else "gpu"]
+        for part in _parts(height * width, 4 * batch * self.num_features, part_bytes):
+            of_layers = [layer.at(part) for layer in layers]  # (p, B, C) each
+            yield part, torch.cat(of_layers, dim=2) if self.projection is None else torch.stack(of_layers).sum(dim=0)
 
     def _chosen_in(self, first: int, last: int) -> Tensor:
         """Which of one layer's channels, numbered first..last-1 in the joined embedding, were drawn."""
@@ -129,13 +133,21 @@ class PaDiM(Detector):
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
-        """Take one batch into the running mean and covariance."""
-        samples = self.embed(features)  # (P, B, D)
+        """Take one batch into the running mean and covariance.
+
+        Raises:
+            DataError: its images are of another size than those before.
+        """
+        finest = features[self.layers[0]]
+        height, width = finest.shape[-2:]
         if self._moments is None:
-            self._moments = empty_moments(samples.shape[0], samples.shape[2], samples.device)
-            finest = features[self.layers[0]]
-            self.grid = torch.tensor([finest.shape[-2], finest.shape[-1]], device=samples.device)
-        self._moments = add_samples(self._moments, samples)
+            self._moments = empty_moments(height * width, self.num_features, finest.device)
+            self.grid = torch.tensor([height, width], device=finest.device)
+        self._require_grid(height, width)
+        count, mean, scatter = self._moments
+        for part, samples in self.embed(features):
+            add_samples(Moments(count, mean[part], scatter[part]), samples)
+        self._moments = Moments(count + len(finest), mean, scatter)
 
     @torch.no_grad()
     def merge(self, ranks: "Ranks") -> None:
@@ -152,8 +164,7 @@ class PaDiM(Detector):
         if len(grids) > 1:
             raise DataError(f"images give grids of {sorted(grids)} patches: use images of one size")
         (height, width), dim, device = grids.pop(), self.num_features, self.fitted.device
-        step = max(1, MERGE_BYTES // (4 * dim * dim))
-        parts = [slice(start, start + step) for start in range(0, height * width, step)]
+        parts = list(_parts(height * width, 4 * dim * dim, MERGE_BYTES))
         received = ranks.collect([] if own is None else [t[p] for p in parts for t in (own.mean, own.scatter)], device)
         if not ranks.first:
             self._moments = None
@@ -181,27 +192,29 @@ class PaDiM(Detector):
             raise DataError(f"PaDiM needs at least 2 good images for a covariance, it was given {count}: add images")
         _, mean, scatter = self._moments
         positions, dim = mean.shape
-        step = max(1, CHUNK_BYTES // (8 * dim * dim))
-        for start in range(0, positions, step):
-            stop = min(start + step, positions)
-            whiten_(scatter, count, self.epsilon, start, stop)
-            progress(stop, positions, "inverting covariances")
+        for part in _parts(positions, 8 * dim * dim, CHUNK_BYTES):
+            whiten_(scatter, count, self.epsilon, part.start, part.stop)
+            progress(part.stop, positions, "inverting covariances")
         self.mean, self.whitening = mean.float(), scatter
         self._moments = None
         self.fitted.fill_(True)
 
-    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
-        """Mahalanobis distance of every patch; the image score is the maximum of the map."""
-        self.require_fitted()
-        samples = self.embed(features)  # (P, B, D)
-        height, width = features[self.layers[0]].shape[-2:]
-        if samples.shape[0] != self.mean.shape[0]:
-            rows, columns = self.grid.tolist()
+    def _require_grid(self, height: int, width: int) -> None:
+        rows, columns = self.grid.tolist()
+        if (rows, columns) != (height, width):
             raise DataError(
                 f"images give a grid of {height}x{width} patches, PaDiM was fitted on {rows}x{columns}: "
                 "use images of the size it was fitted with"
             )
-        distances = mahalanobis(samples, self.mean, self.whitening)  # (P, B)
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Mahalanobis distance of every patch; the image score is the maximum of the map."""
+        self.require_fitted()
+        height, width = features[self.layers[0]].shape[-2:]
+        self._require_grid(height, width)
+        distances = torch.cat(
+            [mahalanobis(samples, self.mean[part], self.whitening[part]) for part, samples in self.embed(features)]
+        )  # (P, B)
         inside = self.region.take(distances, (height, width))  # (P', B)
         scores = self.region.spread(inside.T, (height, width))  # (B, h, w)
         smoothed = self.region.cut(anomaly_map(scores, image_size, self.smoothing, self.interpolation))  # (B, 1, H, W)
@@ -216,3 +229,10 @@ class PaDiM(Detector):
         covariances = 4 * height * width * self.num_features**2
         remedy = f"lower model.num_features ({self.num_features}), data.resize and data.crop, or drop the finest layer"
         return covariances + max(3 * CHUNK_BYTES, 24 * self.num_features**2), remedy
+
+
+def _parts(positions: int, bytes_each: int, part_bytes: int) -> Iterator[slice]:
+    """Positions 0..positions - 1, as many at a time as fill `part_bytes`."""
+    step = max(1, part_bytes // max(bytes_each, 1))
+    for start in range(0, positions, step):
+        yield slice(start, min(start + step, positions))

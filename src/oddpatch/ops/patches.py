@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +41,32 @@ def align(feature: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tens
     if mode == "bilinear":
         return F.interpolate(feature, size=size, mode="bilinear", align_corners=False)
     raise ConfigError(f"alignment={mode!r}: choose one of {', '.join(ALIGNMENTS)}")
+
+
+class Patches(NamedTuple):
+    """The patches of one layer by position, without the copies that a finer grid repeats."""
+
+    values: Tensor  # (P_l, B, C)
+    source: Tensor | None  # (P,) which of them lies at each position of the finer grid; None if each at its own
+
+    def at(self, positions: slice) -> Tensor:
+        """Patches (p, B, C) at some positions of the finer grid."""
+        return self.values[positions] if self.source is None else self.values.index_select(0, self.source[positions])
+
+
+def by_position(feature: Tensor, size: tuple[int, int], mode: str = "nearest") -> Patches:
+    """Bring a feature map to another grid as `align` does, repeating nothing.
+
+    Args:
+        feature: (B, C, h, w).
+        size: (H, W) of the grid wanted.
+        mode: see `align`.
+    """
+    height, width = feature.shape[-2:]
+    if (height, width) == tuple(size) or mode == "bilinear":
+        return Patches(align(feature, size, mode).permute(2, 3, 0, 1).flatten(0, 1), None)
+    numbered = torch.arange(height * width, device=feature.device, dtype=torch.float64).view(1, 1, height, width)
+    return Patches(feature.permute(2, 3, 0, 1).flatten(0, 1), align(numbered, size, mode).flatten().long())
 
 
 def join(features: Sequence[Tensor], mode: str = "nearest") -> Tensor:
