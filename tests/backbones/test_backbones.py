@@ -5,6 +5,7 @@ import timm
 import torch
 from efficientnet_pytorch import EfficientNet
 
+from oddpatch.backbones import base
 from oddpatch.backbones.efficientnet import EfficientNetBackbone
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.errors import ConfigError, WeightsError
@@ -78,6 +79,33 @@ def test_shapes_frozen_and_in_eval_mode(make):
     backbone.train()
     assert not any(m.training for m in backbone.modules())
     assert not any(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("make", [
+    lambda: TimmBackbone("resnet18", [1, 2, 3], "random"),
+    lambda: EfficientNetBackbone("efficientnet-b0", [3, 5], "random"),
+    lambda: TimmBackbone("resnet18", [1, 2, 3], "random", precision="bf16"),
+])  # fmt: skip
+@pytest.mark.parametrize("count", [0, 1, 4, 7])
+def test_a_batch_taken_in_parts_gives_the_same_maps(make, count, monkeypatch):
+    backbone = make()
+    images = torch.randn(count, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(base, "images_at_once", lambda pixels: 100)
+    whole = backbone(images)
+    taken = []
+    run = backbone.forward
+    monkeypatch.setattr(backbone, "forward", lambda part: taken.append(len(part)) or run(part))
+    monkeypatch.setattr(base, "images_at_once", lambda pixels: {64 * 96: 2}[pixels])
+    for ours, expected in zip(backbone(images), whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+        assert (ours.stride(), ours.dtype) == (expected.stride(), expected.dtype)
+    assert max(taken, default=0) <= 2
+
+
+def test_larger_images_are_taken_fewer_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    sizes = (112, 224, 448, 4000)
+    assert [base.images_at_once(size * size) for size in sizes] == [24, 6, 1, 1]
 
 
 def test_what_lies_behind_the_last_layer_is_gone():

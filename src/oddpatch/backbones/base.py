@@ -13,6 +13,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+#: Pixels that each thread of a CPU takes at once. Larger tensors leave the caches, and from 32 MiB on glibc asks the
+#: kernel for every one of them anew: a batch of 32 then takes up to three times as long as in parts, and more memory.
+PIXELS_PER_THREAD = 2 * 224 * 224
+
+
+def images_at_once(pixels: int) -> int:
+    """How many images of so many pixels torch is given at once on a CPU."""
+    return max(1, torch.get_num_threads() * PIXELS_PER_THREAD // pixels)
+
+
 class Backbone(nn.Module, ABC):
     """A frozen, pretrained network that turns images into feature maps.
 
@@ -42,9 +52,23 @@ class Backbone(nn.Module, ABC):
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Feature maps as `forward` gives them, made by the chosen engine."""
-        if self._engine is None or is_being_exported():
+        if is_being_exported():
             return super().__call__(images)
-        return self._engine(self, images)
+        if images.device.type != "cpu" or (self._engine is not None and self._engine.takes_whole_batches):
+            return self._run(images)
+        step = images_at_once(images.shape[-2] * images.shape[-1])
+        if len(images) <= step:
+            return self._run(images)
+        features: list[Tensor] = []
+        for start in range(0, len(images), step):
+            part = self._run(images[start : start + step])
+            features = features or [_room_for(len(images), maps) for maps in part]
+            for whole, maps in zip(features, part, strict=True):
+                whole[start : start + step] = maps
+        return features
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        return super().__call__(images) if self._engine is None else self._engine(self, images)
 
     def freeze(self, channels_last: bool, runtime: Runtime | None = None) -> None:
         """Fix the parameters for good; called once by a subclass when its network is complete."""
@@ -85,6 +109,13 @@ class Backbone(nn.Module, ABC):
         # Not through the engine: it would prepare itself for a batch that never comes again.
         features = self.forward(torch.zeros(1, 3, *image_size, device=first.device, dtype=first.dtype))
         return [(f.shape[1], f.shape[2], f.shape[3]) for f in features]
+
+
+def _room_for(count: int, like: Tensor) -> Tensor:
+    """An uninitialised tensor (count, C, h, w) in the memory layout of `like`."""
+    channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((count, *like.shape[1:]), dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def check_layers(layers: Sequence[int | str], valid: dict[int | str, str], name: str) -> None:

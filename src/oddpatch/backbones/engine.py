@@ -74,6 +74,7 @@ class TorchEngine:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.takes_whole_batches = runtime.compile  # a part of another size would be compiled anew
         self._compiled: Callable[[Tensor], list[Tensor]] | None = None
 
     def __call__(self, backbone: "Backbone", images: Tensor) -> list[Tensor]:
@@ -105,6 +106,7 @@ class OpenVINOEngine:
 
     #: Image sizes for which a converted network is kept.
     KEEP = 3
+    takes_whole_batches = True  # it keeps its memory from one batch to the next
 
     def __init__(self, precision: str = "fp32") -> None:
         self.precision = precision
