@@ -4,8 +4,8 @@
     python benchmarks/overhead.py --root ... --memory 50 200      # peak memory for so many training images
 
 The floor decodes every training and test image and runs the backbone, with the same workers and batches, and nothing
-else. The run is the whole fit and test of the pipeline, all metrics included; start-up is not counted. Pictures are
-off, and so are confidence intervals and the report, unless `--report` is given.
+else. The run is the whole fit and test of the pipeline with all metrics, confidence intervals, result files and the
+report; start-up is not counted, and pictures are off.
 """
 
 import argparse
@@ -39,8 +39,7 @@ def prepare(args: argparse.Namespace, out: str):
             [
                 f"model={args.model}", f"backbone={args.backbone}", "data=mvtec", f"data.root={args.root}",
                 f"data.category={args.category}", f"paths.output_dir={out}", "callbacks.pictures=null",
-                "callbacks.progress=null", "trainer.accelerator=cpu",
-                *([] if args.report else ["callbacks.results=null", "callbacks.report=null"]), *args.overrides,
+                "callbacks.progress=null", "trainer.accelerator=cpu", *args.overrides,
             ],
         )  # fmt: skip
     return pipeline.build(cfg)
@@ -114,9 +113,7 @@ def measure_memory(args: argparse.Namespace) -> None:
                 "data=mvtec", f"data.root={root}", f"data.category={args.category}", f"hydra.run.dir={out}/run",
                 "callbacks.pictures=null", "trainer.accelerator=cpu", *args.overrides,
             ]  # fmt: skip
-            # Blocks go back at once: glibc's slack makes the peaks of two equal runs differ by up to a tenth.
-            exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
-            subprocess.run(train, check=True, capture_output=True, env=exact)
+            subprocess.run(train, check=True, capture_output=True)
             peaks[count] = json.loads(Path(out, "run/metrics.json").read_text())["peak_memory_bytes"]
         print(f"{count:5d} training images: peak {peaks[count] / 2**20:8.1f} MiB", flush=True)
     print(f"largest / smallest: {max(peaks.values()) / min(peaks.values()):.3f}")
@@ -130,7 +127,6 @@ def main() -> None:
     parser.add_argument("--model", default="padim")
     parser.add_argument("--backbone", default="effnet_lite0")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--report", action="store_true", help="with confidence intervals, result files and report.html")
     parser.add_argument("--memory", type=int, nargs="+", metavar="N")
     parser.add_argument("overrides", nargs="*", help="further settings, as for train.py")
     args = parser.parse_args()
