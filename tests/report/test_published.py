@@ -1,16 +1,25 @@
 """Published numbers: what the package holds, and which runs they may be put beside."""
 
+import inspect
 import math
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from pydoc import locate
 
 import pytest
 from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_run
 
+from oddpatch.report import published as published_module
 from oddpatch.report.columns import columns_of
 from oddpatch.report.datasets import TEXTURES
 from oddpatch.report.published import METHODS, matches, protocol_of, published
 from oddpatch.report.runs import find_runs, read_run
 from oddpatch.report.table import build_report, difference, is_within, published_value
 
+ROOT = Path(__file__).parents[2]
 PADIM = {"_target_": "oddpatch.models.padim.PaDiM", "num_features": 550, "epsilon": 0.01, "smoothing": 4.0}
 
 
@@ -182,3 +191,32 @@ def test_an_average_that_was_not_printed_is_the_mean_of_its_categories(tmp_path)
     assert ("mvtec_ad", "textures", "pixel_auroc") not in match.published.values
     found = published_value(match, "mvtec_ad", "textures", sorted(TEXTURES), "pixel_auroc")
     assert found == pytest.approx(sum(values) / 5)
+
+
+def targets():
+    """The classes that configs name for a model, a backbone or data."""
+    texts = [
+        path.read_text() for part in ("model", "backbone", "data") for path in (ROOT / f"configs/{part}").iterdir()
+    ]
+    return sorted({name for text in texts for name in re.findall(r"_target_: (oddpatch\.[\w.]+)", text)})
+
+
+def test_defaults_read_from_the_source_are_those_of_the_class():
+    assert len(targets()) >= 9
+    for target in targets():
+        parameters = inspect.signature(locate(target)).parameters
+        expected = {k: v.default for k, v in parameters.items() if v.default is not inspect.Parameter.empty}
+        module, _, name = target.rpartition(".")
+        assert published_module._written_defaults(Path(find_spec(module).origin), name) == expected
+        assert published_module._defaults(target) == expected
+    assert published_module._defaults("oddpatch.calibration.Calibration")["fraction"] == 0.2  # not in a constructor
+    assert published_module._defaults("oddpatch.models.gone.Gone") == {}
+
+
+def test_a_report_loads_no_torch(tmp_path):
+    run = write_run(tmp_path / "a", model=PADIM)
+    code = (
+        "import sys; from oddpatch.report.published import matches; from oddpatch.report.runs import read_run;"
+        f"assert matches(read_run(__import__('pathlib').Path({str(run)!r})))[0]; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

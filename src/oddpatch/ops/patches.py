@@ -65,7 +65,7 @@ def by_position(feature: Tensor, size: tuple[int, int], mode: str = "nearest") -
     height, width = feature.shape[-2:]
     if (height, width) == tuple(size) or mode == "bilinear":
         return Patches(align(feature, size, mode).permute(2, 3, 0, 1).flatten(0, 1), None)
-    numbered = torch.arange(height * width, device=feature.device, dtype=torch.float64).view(1, 1, height, width)
+    numbered = torch.arange(height * width, device=feature.device, dtype=torch.float32).view(1, 1, height, width)
     return Patches(feature.permute(2, 3, 0, 1).flatten(0, 1), align(numbered, size, mode).flatten().long())
 
 

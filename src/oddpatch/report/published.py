@@ -11,6 +11,7 @@ Settings of role `told` need not be the same; where they are not, the match says
 Variants without a protocol are matched by none: nothing is known that would make them comparable.
 """
 
+import ast
 import csv
 import json
 from collections import defaultdict
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, resources
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from oddpatch.report.datasets import DATASETS, OWN, dataset_of
@@ -140,11 +142,35 @@ def _defaults(target: str) -> dict[str, Any]:
     module, _, name = target.rpartition(".")
     if not module.startswith("oddpatch."):
         return {}
+    written = _written_defaults(Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py"), name)
+    if written is not None:
+        return written
     try:
         parameters = signature(getattr(import_module(module), name)).parameters
     except (ImportError, AttributeError):  # of a version of oddpatch that has it no more: its defaults are not known
         return {}
     return {key: value.default for key, value in parameters.items() if value.default is not Parameter.empty}
+
+
+def _written_defaults(path: Path, name: str) -> dict[str, Any] | None:
+    """The same as they stand in the source: importing it would load torch, which takes longer than all of a report.
+
+    None where the class has no constructor of its own, or a default that only running it would tell.
+    """
+    if not path.is_file():
+        return None
+    classes = (n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef))
+    inside = (node for found in classes if found.name == name for node in found.body)
+    for node in inside:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            plain = node.args.args[len(node.args.args) - len(node.args.defaults) :]
+            arguments, values = [*plain, *node.args.kwonlyargs], [*node.args.defaults, *node.args.kw_defaults]
+            try:
+                pairs = zip(arguments, values, strict=True)
+                return {argument.arg: ast.literal_eval(value) for argument, value in pairs if value is not None}
+            except ValueError:
+                return None
+    return None
 
 
 def _layers_used(settings: Mapping[str, Any]) -> Any:
