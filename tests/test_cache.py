@@ -298,8 +298,9 @@ def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
     assert all("/test/" in str(path) for path in decoded), "the few that pictures are made of"
     assert results(tmp_path / "filling") == results(tmp_path / "without")
     assert results(tmp_path / "again") == results(tmp_path / "without")
-    pictures = [sorted(p.name for p in (tmp_path / f / "figures").iterdir()) for f in ("without", "again")]
+    pictures = [{p.name: p.read_bytes() for p in (tmp_path / f / "figures").iterdir()} for f in ("without", "again")]
     assert pictures[0] == pictures[1]
+    assert len(set(decoded)) == sum(name.startswith(("miss", "false_alarm", "typical")) for name in pictures[1])
 
 
 def test_another_setting_finds_nothing(tiles, tmp_path, tiny_backbone):  # noqa: F811

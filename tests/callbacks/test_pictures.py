@@ -268,7 +268,7 @@ def test_rank_zero_brings_together_what_all_devices_kept(finished, tmp_path, mon
     monkeypatch.setattr(dist, "gather_object", gather_object)
     levels = ranks[0]._gather()
     assert len(levels) == 30
-    ranks[0]._write(finished[0], levels, "tile, RedChannel")
+    ranks[0]._write(finished[0], levels, "tile, RedChannel", data)
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(
         p.name for p in (finished[1] / "figures").iterdir()
     )

@@ -2,10 +2,12 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from oddpatch.types import Batch, Prediction
 MAX_NAME = 160
 #: Files that an earlier test into the same folder may have left; no others are ever removed.
 _OWN_FILES = re.compile(r"(miss|false_alarm|typical)_\d+_.*\.png|(overview|roc|precision_recall|pro|scores)\.png")
+_NO_IMAGE = np.empty((0, 0, 3), dtype=np.uint8)
 
 
 class Pictures(L.Callback):
@@ -79,11 +82,10 @@ class Pictures(L.Callback):
             for position, (score, label, index) in enumerate(rows):
                 defect_type = samples[index].defect_type
                 if self._candidates.pools(score, label, defect_type, index):
-                    # Where the features came from the cache, the images were not decoded.
-                    given = batch.image[position] if batch.features is None else trainer.datamodule.test_image(index)  # type: ignore[attr-defined]
-                    image = pl_module.model.preprocess.to_image(given)  # (3, H, W)
+                    # Where the features came from the cache, the images were not decoded: only those shown will be.
+                    given = batch.image[position] if batch.features is None else None
                     example = Example(
-                        image=(image * 255).round().byte().permute(1, 2, 0).cpu().numpy(),
+                        image=_NO_IMAGE if given is None else _pixels(given, pl_module),
                         mask=_copy(batch.mask[position, 0]),
                         anomaly_map=None if maps is None else _copy(maps[position, 0].float()),
                         score=score,
@@ -100,7 +102,7 @@ class Pictures(L.Callback):
             levels = self._gather()
             if trainer.is_global_zero and pl_module.scored:
                 title = f"{trainer.datamodule.category}, {type(pl_module.model.detector).__name__}"  # type: ignore[attr-defined]
-                self.pictured = self._write(pl_module, levels, title)
+                self.pictured = self._write(pl_module, levels, title, trainer.datamodule)  # type: ignore[attr-defined]
                 log_pictures(trainer.loggers, self.pictured)
             self.on_test_start(trainer, pl_module)  # let go of the images
 
@@ -117,12 +119,18 @@ class Pictures(L.Callback):
         self._candidates.merge(candidates for candidates, _ in held)
         return torch.cat([levels for _, levels in held])
 
-    def _write(self, module: Any, levels: Tensor, title: str) -> Pictured:
+    def _write(self, module: Any, levels: Tensor, title: str, data: Any) -> Pictured:
         """Draw and save everything."""
         scores: dict[str, list[float]] = {}
         for image in module.scored:
             scores.setdefault(image.defect_type, []).append(image.score)
-        chosen = self._candidates.choose(scores)
+        chosen = {
+            kind: [
+                it if it.image.size else replace(it, image=_pixels(data.test_image(it.index), module))
+                for it in examples
+            ]
+            for kind, examples in self._candidates.choose(scores).items()
+        }
         look = choose_look(levels, module)
         self._remove_old()
         curves = draw_curves(
@@ -203,6 +211,13 @@ def image_thresholds(module: Any) -> dict[str, float]:
 def _image_ranking(module: Any) -> Ranking | None:
     scores, labels, _ = module.image_metrics.rows
     return rank(scores, labels) if 0 < labels.sum() < len(labels) else None
+
+
+def _pixels(prepared: Tensor, module: Any) -> NDArray[np.uint8]:
+    """(H, W, 3) of a prepared image (3, H, W)."""
+    image = module.model.preprocess.to_image(prepared)  # (3, H, W) in [0, 1]
+    pixels: NDArray[np.uint8] = (image * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
 
 
 def _copy(tensor: Tensor) -> NDArray[Any]:

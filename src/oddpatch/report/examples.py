@@ -19,7 +19,7 @@ DRAWN_PER_TYPE = 5
 class Example:
     """One test image with its truth and what was said of it, on the CPU."""
 
-    image: NDArray[np.uint8]  # (H, W, 3)
+    image: NDArray[np.uint8]  # (H, W, 3); empty as long as only features are at hand, which came from a cache
     mask: NDArray[np.uint8]  # (H, W), 1 = defect, 0 = normal, IGNORE = not known
     anomaly_map: NDArray[np.float32] | None  # (H, W)
     score: float
