@@ -89,7 +89,7 @@ def draw_example(example: Example, look: Look, kind: str, rank: int) -> Sheet:
         left = MARGIN + column * (width + MARGIN)
         if mapped:
             sheet.write(left, top - 0.12, title, size=8, room=width)
-        draw(sheet.panel(left, top, width, height))
+        draw(sheet, (left, top, width, height))
     if mapped:
         _draw_scale(sheet.panel(across, top, 0.13, height), look)
     return sheet
@@ -148,43 +148,35 @@ def _legend(look: Look, mapped: bool) -> str:
     return "; ".join(parts)
 
 
-Draw = Callable[["Axes"], None]
+Place = tuple[float, float, float, float]  # left, top, width and height on the sheet
+Draw = Callable[[Sheet, Place], None]
 
 
 def _panels(example: Example, look: Look) -> dict[str, Draw]:
     """What to draw side by side, by title."""
-    panels: dict[str, Draw] = {"image": lambda axes: _show(axes, example.image)}
+    panels: dict[str, Draw] = {"image": lambda sheet, place: sheet.picture(*place, example.image)}
     anomaly_map = example.anomaly_map
     if anomaly_map is None:
         return panels
-    panels["mask"] = lambda axes: _show_mask(axes, example)
-
-    def show_heat(axes: "Axes") -> None:
-        _show(axes, example.image)
-        _show(axes, look.heat(anomaly_map))
-
-    panels["anomaly map"] = show_heat
+    panels["mask"] = lambda sheet, place: _show_mask(sheet, place, example)
+    panels["anomaly map"] = lambda sheet, place: sheet.picture(*place, example.image, look.heat(anomaly_map))
     threshold = look.threshold
     if threshold is not None:
-
-        def show_outline(axes: "Axes") -> None:
-            _show(axes, example.image)
-            _outline(axes, anomaly_map, threshold, FOUND)
-
         oracle = " (oracle)" if "oracle" in look.threshold_name else ""
-        panels[f"outline at {threshold:.4g}{oracle}"] = show_outline
+        panels[f"outline at {threshold:.4g}{oracle}"] = lambda sheet, place: _outline(
+            sheet, place, example.image, anomaly_map, threshold, FOUND
+        )
     return panels
 
 
 def _draw_cell(sheet: Sheet, left: float, top: float, size: tuple[float, float], example: Example, look: Look) -> None:
     width, height = size
-    axes = sheet.panel(left, top, width, height)
-    _show(axes, example.image)
-    if example.anomaly_map is not None:
-        _outline(axes, (example.mask == 1).astype(np.float32), 0.5, TRUE)
-        axes = sheet.panel(left + width + 0.04, top, width, height)
-        _show(axes, example.image)
-        _show(axes, look.heat(example.anomaly_map))
+    if example.anomaly_map is None:
+        sheet.picture(left, top, width, height, example.image)
+    else:
+        mask = (example.mask == 1).astype(np.float32)
+        _outline(sheet, (left, top, width, height), example.image, mask, 0.5, TRUE)
+        sheet.picture(left + width + 0.04, top, width, height, example.image, look.heat(example.anomaly_map))
     room = 2 * width + 0.04 if example.anomaly_map is not None else max(width, 1.7)
     sheet.write(left, top + height + 0.11, caption(example, look), size=7, room=room)
 
@@ -212,34 +204,27 @@ def _sides(example: Example, side: float) -> tuple[float, float]:
     return width * scale, height * scale
 
 
-def _show(axes: "Axes", picture: NDArray[np.uint8] | NDArray[np.float64]) -> None:
-    axes.imshow(picture, aspect="auto")
-
-
-def _show_mask(axes: "Axes", example: Example) -> None:
+def _show_mask(sheet: Sheet, place: Place, example: Example) -> None:
     unknown = example.mask == IGNORE
     greys = np.where(unknown, 205, np.where(example.mask == 1, 255, 0)).astype(np.uint8)  # (H, W)
-    _show(axes, np.repeat(greys[..., None], 3, axis=2))
+    sheet.picture(*place, np.repeat(greys[..., None], 3, axis=2))
     note = "no mask" if unknown.all() else "" if (example.mask == 1).any() else "no defect"
-    axes.text(
-        0.5,
-        0.5,
-        note,
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        size=10,
-        family=FONT,
-        color="#404040" if unknown.all() else "#909090",
-    )
+    left, top, width, height = place
+    color = "#404040" if unknown.all() else "#909090"
+    sheet.write(left + width / 2, top + height / 2, note, size=10, room=width, ha="center", color=color)
 
 
-def _outline(axes: "Axes", values: NDArray[np.float32], threshold: float, color: str) -> None:
-    """Draw a line around where `values` (H, W) reach `threshold`, along the border too."""
+def _outline(
+    sheet: Sheet, place: Place, image: NDArray[np.uint8], values: NDArray[np.float32], threshold: float, color: str
+) -> None:
+    """An image with a line around where `values` (H, W) reach `threshold`, along the border too."""
     from matplotlib.patheffects import withStroke
 
     if values.max() < threshold:
+        sheet.picture(*place, image)
         return
+    axes = sheet.panel(*place)
+    axes.imshow(image, aspect="auto")
     height, width = values.shape
     level = np.nextafter(np.float32(threshold), np.float32(-np.inf))  # a value equal to the threshold is inside
     # So far below that a line along the border comes to lie on the outermost pixels.
