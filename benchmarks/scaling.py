@@ -53,7 +53,7 @@ def row(d: int) -> int:
 
 #: Predicted bytes at the peak for N images, P and D. Selecting a coreset adds some 40 MiB of buffers of a fixed size.
 MEMORY: dict[str, Callable[[int, int, int], float]] = {
-    "PaDiM": lambda n, p, d: 4 * p * d**2 + 8 * p * d + 24 * MIB,
+    "PaDiM": lambda n, p, d: 4 * p * d**2 + 8 * p * d + 16 * MIB,
     "PatchCore, bounded": lambda n, p, d: 1.5 * min(BOUND, n * p * row(d)),
     "PatchCore, all held": lambda n, p, d: 2 * n * p * row(d),
     "Gaussian-AD": lambda n, p, d: 2 * 4 * n * d + 8 * (4 * d**2 + 3 * n * d),

@@ -224,11 +224,11 @@ class PaDiM(Detector):
         return Prediction(raw.amax(dim=(1, 2, 3)), smoothed)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
-        """Covariances of all positions; they are inverted in place, a few at a time."""
+        """Covariances of all positions; a few at a time are added to and inverted in place."""
         _, height, width = shapes[self.layers[0]]
         covariances = 4 * height * width * self.num_features**2
         remedy = f"lower model.num_features ({self.num_features}), data.resize and data.crop, or drop the finest layer"
-        return covariances + max(3 * CHUNK_BYTES, 24 * self.num_features**2), remedy
+        return covariances + max(4 * CHUNK_BYTES, 24 * self.num_features**2), remedy
 
 
 def _parts(positions: int, bytes_each: int, part_bytes: int) -> Iterator[slice]:
