@@ -130,6 +130,7 @@ def test_the_size_of_blocks_changes_nothing(scene, monkeypatch):
     whole = pixel_metrics_by_draw(statistics, weights) | image_metrics_by_draw(maps.max((1, 2)), labels, weights)
     monkeypatch.setattr(bootstrap, "_BLOCK", 1)
     monkeypatch.setattr(pixel_statistics, "_BLOCK_CELLS", 60)
+    monkeypatch.setattr(pixel_statistics, "_LEAST_RANKS", 1)
     monkeypatch.setattr(pixel_statistics, "_BLOCK_PIXELS", 50)
     np.testing.assert_array_equal(PixelStatistics.from_maps(maps, masks, LIMITS).pairs, statistics.pairs)
     parts = pixel_metrics_by_draw(statistics, weights) | image_metrics_by_draw(maps.max((1, 2)), labels, weights)

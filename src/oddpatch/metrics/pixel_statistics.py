@@ -25,8 +25,9 @@ Counts = NDArray[np.int64]
 
 #: Edges taken from the quantiles of the defect scores, and as many from those of the normal ones.
 _QUANTILES = 1024
-# Cells of a block's table, which stays within the cache, and pixels that fall into it.
-_BLOCK_CELLS, _BLOCK_PIXELS = 2**16, 2**22
+# Cells of a block's table, which stays within the cache, and pixels that fall into it; but for very many images, ranks
+# enough that adding up the products does not take longer than making them.
+_BLOCK_CELLS, _BLOCK_PIXELS, _LEAST_RANKS = 2**16, 2**22, 64
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def _count_pairs(normal: _Sorted, defect_scores: NDArray[np.float32], rows: Coun
     pairs = np.zeros((num_rows, num_images))
     below, start, done = normal.num_below, 0, 0
     while start < distinct.size:
-        end = min(start + max(_BLOCK_CELLS // num_images, 1), distinct.size)
+        end = min(start + max(_BLOCK_CELLS // num_images, _LEAST_RANKS), distinct.size)
         end = max(min(end, int(np.searchsorted(distinct, done + _BLOCK_PIXELS, side="right"))), start + 1)
         between = _by_image(normal.image, np.append(done, distinct[start:end]), num_images)
         passed = below + np.cumsum(between, axis=0)  # (B, N) below each rank
