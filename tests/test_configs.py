@@ -58,7 +58,9 @@ def test_every_dataset_can_be_built(choice, tmp_path):
     named = ["data.root=/parts", "data.category=housing"] if choice == "custom" else []
     cfg = composed(f"data={choice}", f"paths.data_dir={tmp_path}", *named).data
     data = factory.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
-    assert data.preprocess.image_size
+    data.preprocess.adapt([(90, 120)])
+    assert data.preprocess.image_size == ((224, 224) if data.preprocess.frame.fit == "crop" else (256, 341))
+    assert data.preprocess.frame.fit == ("crop" if choice in ("mvtec", "pcb", "toolbox") else "letterbox")
     if data.scene is None:  # what is not rendered says who has it, or how to arrange it, and downloads nothing
         with pytest.raises(DataError, match=r"no such folder: .*(https://|oddpatch data convert)") as error:
             data.setup()

@@ -1,6 +1,7 @@
 """From a config to a run that can be fitted and tested, and from a finished run to one that is tested again."""
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,8 @@ def build(cfg: DictConfig) -> Run:
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     backbone = factory.make(cfg.backbone)
-    data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std)
+    multiple = math.lcm(*(math.ceil(stride) for stride in backbone.strides))
+    data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
     with ranks.first_of_machine_first():
         data.prepare_data()
     data.setup("fit")
@@ -123,14 +125,16 @@ def rebuild(cfg: DictConfig) -> Run:
     model, about = factory.restore(Path(cfg.run))
     factory.refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
     changes: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    # What the run aligned to and inspected is in its checkpoint: the files may be gone.
-    kept = {key: value for key, value in model.preprocess.settings().items() if key in ("align", "roi") and value}
+    # What the run aligned to, inspected and found in its training images is in its checkpoint: they may be gone.
+    found = ("align", "roi", "adapted", "full_scale")
+    kept = {key: value for key, value in model.preprocess.settings().items() if key in found and value}
+    kept.setdefault("full_scale", None)
     settings = {**about["config"]["data"], **kept, **changes}
     data = factory.make(settings, mean=model.preprocess.mean, std=model.preprocess.std)
-    if data.preprocess.settings() != model.preprocess.settings():
+    if data.preprocess.settings() != {**model.preprocess.settings(), "max_pixels": data.preprocess.max_pixels}:
         raise ConfigError(
             f"data gives {data.preprocess}, the run was fitted with {model.preprocess}: "
-            "leave resize, crop, interpolation, align and roi as they were"
+            "leave resize, crop, fit, interpolation, full_scale, align and roi as they were"
         )
     module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=about["config"])
     module.train_images = [str(data.root / name) for name in about.get("train_images", [])]

@@ -39,7 +39,7 @@ def write_category(folder, train=5, good=2, bad=3, seed=0):
 
 
 def make(root, **settings):
-    return MVTecDataModule(root, "part", MEAN, STD, **({"resize": 24, "crop": 20, "num_workers": 0} | settings))
+    return MVTecDataModule(root, "part", MEAN, STD, **({"resize": 20, "num_workers": 0} | settings))
 
 
 @pytest.fixture
@@ -108,7 +108,8 @@ def test_under_a_trainer_skipped_files_are_said(root, caplog):
     messages = [record.message for record in caplog.records if record.name == module.__name__]
     assert messages[0] == "1 of 5 images were skipped:"
     assert messages[1].startswith(str(root / "part/train/good/1.png"))
-    assert messages[2].startswith(f"{root / 'part/ground_truth/hole/2_mask.png'}: empty mask")
+    assert messages[2].startswith("1 of 3 masks: empty mask")
+    assert str(root / "part/ground_truth/hole/2_mask.png") in messages[2]
     assert len(messages) == 3
     assert data.skipped() == messages[1:2]
 
@@ -121,7 +122,8 @@ def test_under_a_trainer_skipped_files_are_said(root, caplog):
         ({"num_workers": "many"}, "num_workers='many'"),
         ({"on_error": "hide"}, "on_error"),
         ({"mask_threshold": 2}, "mask_threshold"),
-        ({"crop": None}, "would not stack"),
+        ({"crop": 21}, "crop=.21, 21. is larger than resize=20"),
+        ({"full_scale": "10 bit"}, "full_scale='10 bit'"),
     ],
 )
 def test_settings_that_cannot_work_fail_before_reading(tmp_path, wrong, message):
@@ -249,7 +251,7 @@ def test_real_bottle_with_workers():
     data.setup()
     data._test = data._dataset(data.test_samples[:24])
     batch = next(iter(data.test_dataloader()))
-    assert tuple(batch.image.shape) == (24, 3, 224, 224)
+    assert tuple(batch.image.shape) == (24, 3, 256, 256)
     assert set(batch.mask[batch.label == 1].flatten(1).amax(1).tolist()) == {1}
     assert data.test_dataloader().dataset.warnings() == []
 
@@ -287,10 +289,9 @@ def test_a_defect_outside_the_region_is_said(root):
     data = make(root, roi=root / "roi.png")
     data.setup()
     list(data.test_dataloader())
-    assert [line.split("hole/")[1] for line in data._test.warnings()] == [
-        f"{number}_mask.png: no defect pixel is left in the roi after resizing and cropping to 20x20"
-        for number in range(3)
-    ]
+    (line,) = data._test.warnings()
+    assert line.startswith("3 of 3 masks: no defect pixel is left in the part that is inspected (")
+    assert line.count("_mask.png") == 3
 
 
 def test_regions_that_cannot_work(root):
@@ -301,26 +302,28 @@ def test_regions_that_cannot_work(root):
     edge[:, 0] = 1
     Image.fromarray(edge).save(root / "edge.png")
     with pytest.raises(ConfigError, match="leaves nothing to inspect"):
-        make(root, roi=root / "edge.png")
+        make(root, roi=root / "edge.png", resize=24, crop=20)
     Image.new("L", (31, 30), 255).save(root / "wide.png")
     data = make(root, roi=root / "wide.png")
     data.setup()
     with pytest.raises(DataError, match=r"train/good/0.png: image of 30x30 pixels, but roi was drawn on 30x31"):
         list(data.train_dataloader())
     with pytest.raises(ConfigError, match=r"roi has 30x31 pixels, the reference of align 30x30"):
-        make(root, roi=root / "wide.png", align=root / "part/train/good/0.png")
+        make(root, roi=root / "wide.png", align=root / "part/train/good/0.png").setup()
 
 
 def test_the_settings_of_a_region_build_the_same_preprocessing(root):
     region = np.zeros((30, 30), np.uint8)
     region[3:20, 5:17] = 1
     Image.fromarray(region).save(root / "roi.png")
-    preprocess = make(root, roi=root / "roi.png").preprocess
+    data = make(root, roi=root / "roi.png")
+    data.setup()
+    preprocess = data.preprocess
     again = Preprocess(**preprocess.settings())
     assert torch.equal(again.roi_mask, preprocess.roi_mask)
     assert again.settings() == preprocess.settings()
     assert "base64" not in repr(again)
-    assert "roi='35%'" in repr(again)  # 14 rows and 10 columns of 20 x 20
+    assert "roi='22%'" in repr(again)  # 11 rows and 8 columns of 20 x 20
 
 
 def test_a_split_decides_what_is_trained_on(root):
@@ -344,3 +347,72 @@ def test_what_is_absent_says_how_to_obtain_it(root):
         MVTecDataModule(root, "prat", MEAN, STD, obtain="ask its owner").setup()
     with pytest.raises(ConfigError, match=r"data\.root=None and data\.category=part"):
         MVTecDataModule(None, "part", MEAN, STD)
+
+
+# What is inspected, and how values are scaled
+
+
+def test_a_crop_that_leaves_much_out_is_warned_of_once_with_the_share(root, caplog):
+    data = make(root, resize=24, crop=20)
+    with caplog.at_level(logging.WARNING):
+        data.setup("fit")
+        data.setup("test")
+    assert [record.message for record in caplog.records] == data.warnings
+    (line,) = data.warnings
+    assert line.startswith("69.4% of the area of the images is inspected")
+    assert "data.crop=null" in line
+    assert data.inspected.to_dict() == {"mean": 0.6944, "min": 0.6944}
+    same = make(root, resize=24, crop=None)  # as the line says
+    same.setup()
+    assert same.warnings == []
+    assert same.preprocess.image_size == (24, 24)
+    assert same.inspected.to_dict() == {"mean": 1.0, "min": 1.0}
+
+
+def test_images_of_odd_shapes_are_all_seen_whole(root):
+    for number, size in enumerate([(30, 60), (60, 30), (31, 44), (25, 90), (40, 56)]):
+        pixels = np.zeros((*size, 3), np.uint8)
+        pixels[0, 0] = pixels[-1, -1] = 255
+        Image.fromarray(pixels).save(root / f"part/train/good/{number}.png")
+    data = make(root, multiple=4)
+    data.setup()
+    assert data.preprocess.image_size == (20, 28)  # of 40 x 56 and 31 x 44, those in the middle
+    (batch,) = data.train_dataloader()
+    assert batch.image.shape == (5, 3, 20, 28)
+    assert (batch.image.flatten(1).amax(1) > -1).all()  # something of the corners
+    assert data.inspected.min == 1
+
+
+def test_depth_of_the_sensor_is_found_in_the_training_images_and_kept(root, caplog):
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        pixels = rng.integers(0, 900, (30, 30)).astype(np.uint16)
+        Image.fromarray(pixels).save(root / f"part/train/good/{number}.png")
+    bright = np.full((30, 30), 1010, np.uint16)
+    Image.fromarray(bright).save(root / "part/test/good/0.png")
+    data = make(root)
+    with caplog.at_level(logging.INFO):
+        data.setup()
+    assert data.preprocess.full_scale == 1023
+    assert any("full scale" in record.message and "1023" in record.message for record in caplog.records)
+    assert Preprocess(**data.preprocess.settings()).full_scale == 1023
+    image = data.test_dataloader().dataset[[s.path.name for s in data.test_samples].index("0.png")].image
+    np.testing.assert_allclose(image, (1010 / 1023 - 0.5) / 0.5, atol=1e-6)
+    Image.fromarray(np.full((30, 30), 1024, np.uint16)).save(root / "part/test/good/0.png")
+    with pytest.raises(DataError, match=r"0\.png: values up to 1024 are beyond the full scale of 1023: set data\."):
+        list(data.test_dataloader())
+    fixed = make(root, full_scale=4095)
+    fixed.setup()
+    assert fixed.preprocess.full_scale == 4095
+
+
+def test_many_lost_defects_are_one_line(root):
+    for number in range(3):
+        mask = np.zeros((30, 30), np.uint8)
+        mask[:1, :1] = 255
+        Image.fromarray(mask).save(root / f"part/ground_truth/hole/{number}_mask.png")
+    data = make(root, resize=24, crop=20)
+    data.setup()
+    list(data.test_dataloader())
+    (line,) = data._test.warnings()
+    assert line.startswith("3 of 3 masks: no defect pixel is left in the part that is inspected; data.crop=null")

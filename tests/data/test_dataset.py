@@ -140,8 +140,11 @@ def test_masks_without_defect_are_reported(samples, workers):
     dataset = MVTecDataset(samples, preprocess)
     list(DataLoader(dataset, 3, num_workers=workers, collate_fn=partial(collate, image_size=(20, 20))))
     empty, cropped = dataset.warnings()
-    assert empty.startswith(f"{samples[5].mask_path}: empty mask")
-    assert cropped == f"{samples[6].mask_path}: no defect pixel is left after resizing and cropping to 20x20"
+    assert empty == f"1 of 2 masks: empty mask of an anomalous image ({samples[5].mask_path})"
+    assert cropped == (
+        "1 of 2 masks: no defect pixel is left in the part that is inspected; data.crop=null inspects all of each "
+        f"image ({samples[6].mask_path})"
+    )
 
 
 def test_mask_threshold(samples):

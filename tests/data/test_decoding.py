@@ -12,7 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from oddpatch.data.decoding import image_suffixes, is_image_name, read_image, read_mask, to_rgb_float
+from oddpatch.data import decoding
+from oddpatch.data.decoding import (
+    find_full_scale,
+    image_suffixes,
+    is_image_name,
+    read_header,
+    read_image,
+    read_mask,
+    to_rgb_float,
+    to_uint8,
+)
 from oddpatch.errors import DataError
 
 H, W = 12, 17
@@ -210,13 +220,80 @@ def test_wider_integers_are_16_bit_values(tmp_path, rng, dtype):
     assert_image(tmp_path / "a.tif", expect(pixels, 65535))
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("int16", -1), ("int32", 65536), ("uint32", 2**31)])
-def test_integers_beyond_16_bits_are_refused_not_clipped(tmp_path, dtype, value):
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        ("int16", -1, "not all 0 or more"),
+        ("int32", 65536, "full_scale=131071"),
+        ("uint32", 2**31, "full_scale=4294967295"),
+    ],
+)
+def test_integers_beyond_16_bits_are_refused_not_clipped(tmp_path, dtype, value, message):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.full((H, W), value, dtype))
-    with pytest.raises(DataError, match="do not fit 16 bits") as error:
+    with pytest.raises(DataError, match=message) as error:
         read_image(path)
     one_line(error, path)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "int32"])
+@pytest.mark.parametrize(("full_scale", "suffix"), [(255, "tif"), (1023, "tif"), (4095, "tif"), (4095, "png")])
+def test_values_are_divided_by_the_full_scale_of_the_sensor(tmp_path, rng, dtype, full_scale, suffix):
+    pixels = rng.integers(0, full_scale + 1, (H, W)).astype("uint16" if suffix == "png" else dtype)
+    pixels[0, 0] = full_scale
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "png":
+        Image.fromarray(pixels).save(path)
+    else:
+        tifffile.imwrite(path, pixels)
+    np.testing.assert_allclose(read_image(path, full_scale)[1], pixels / full_scale, atol=1e-7)
+    with pytest.raises(DataError, match=f"full_scale={full_scale}") as error:
+        read_image(path, full_scale // 2)
+    one_line(error, path)
+
+
+def test_full_scale_changes_no_8_bit_image(tmp_path, rng):
+    path = tmp_path / "a.png"
+    Image.fromarray(colour(rng)).save(path)
+    assert torch.equal(read_image(path, 1023), read_image(path))
+
+
+def test_full_scale_of_a_set_is_the_next_power_of_two_less_one(tmp_path, rng):
+    def write(name, values):
+        tifffile.imwrite(tmp_path / name, np.asarray(values)) if name.endswith("tif") else Image.fromarray(
+            np.asarray(values)
+        ).save(tmp_path / name)
+        return tmp_path / name
+
+    eight = write("eight.png", np.full((H, W), 250, np.uint8))
+    assert find_full_scale([eight]) is None
+    (tmp_path / "broken.tif").write_bytes(b"II*")
+    floats = write("float.tif", np.full((H, W), 0.5, np.float32))
+    assert find_full_scale([tmp_path / "broken.tif", floats, tmp_path / "absent.tif"]) is None
+    for highest, expected in ((0, 255), (200, 255), (256, 511), (1000, 1023), (1023, 1023), (1024, 2047), (4000, 4095)):
+        dark = write("dark.tif", np.zeros((H, W), np.uint16))
+        deep = write("deep.tif", np.full((H, W), highest, np.int32))
+        assert find_full_scale([eight, dark, deep, floats]) == expected
+    assert find_full_scale([write("deep.png", np.full((H, W), 700, np.uint16))]) == 1023
+    tifffile.imwrite(tmp_path / "colour.tif", np.full((H, W, 3), 3000, np.uint16), photometric="rgb")
+    assert find_full_scale([tmp_path / "colour.tif"]) == 4095
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "png16", "tiff", "tiff-float", "ppm16"])
+def test_header_tells_the_size_of_the_decoded_image(tmp_path, rng, kind):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(kind, rng))
+    header, image = read_header(path), read_image(path)
+    assert header.size == tuple(image.shape[1:])
+    assert header.deep == (kind in ("png16", "ppm16")) or kind == "tiff-float"
+
+
+def test_header_is_that_of_the_upright_image(tmp_path, rng):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(colour(rng)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_header(tmp_path / "a.jpg").size == (W, H) == tuple(read_image(tmp_path / "a.jpg").shape[1:])
+    assert read_header(tmp_path / "absent.jpg") is None
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, 200.0, np.nan, np.inf])
@@ -339,14 +416,31 @@ def test_missing_file_and_folder(tmp_path):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["png", "tiff-float"])
+@pytest.mark.parametrize("kind", ["png", "png16", "tiff-float"])
 def test_decompression_bomb(tmp_path, rng, monkeypatch, kind):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(kind, rng))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(DataError, match="MAX_IMAGE_PIXELS") as error:
-        read_image(path)
+    with pytest.raises(DataError, match="set max_pixels=4800 ") as error:
+        read_image(path, max_pixels=1000)
     one_line(error, path)
+    assert read_image(path, max_pixels=4800).shape == (3, 60, 80)
+    monkeypatch.setattr(decoding, "pixels_that_fit", lambda: 1000)  # what fits into memory
+    with pytest.raises(DataError, match="max_pixels"):
+        read_image(path)
+    monkeypatch.setattr(decoding, "pixels_that_fit", lambda: 4800)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit is not asked, and not changed
+    assert read_image(path).shape == (3, 60, 80)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_8_bit_images_may_stay_as_they_are(tmp_path, rng):
+    path = tmp_path / "a.png"
+    for pixels in (colour(rng), colour(rng)[..., 0]):
+        Image.fromarray(pixels).save(path)
+        kept = read_image(path, keep_uint8=True)
+        assert kept.dtype == torch.uint8
+        assert torch.equal(kept.float().div(255), read_image(path))
+        np.testing.assert_array_equal(to_uint8(kept), to_uint8(read_image(path)))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -166,8 +166,10 @@ def test_map_of_uncropped_image_covers_all_of_it():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"crop": None}, "would not stack"),
-        ({"resize": None, "crop": None}, "both null"),
+        ({"fit": "squeeze"}, "choose crop, stretch, letterbox"),
+        ({"fit": "crop", "crop": None}, "fit=letterbox"),
+        ({"full_scale": 0}, "full_scale=0"),
+        ({"max_pixels": -1}, "max_pixels=-1"),
         ({"crop": 300}, "larger than resize"),
         ({"resize": [100, 100], "crop": 224}, "larger than resize"),
         ({"resize": 0}, "at least 1"),
@@ -197,7 +199,7 @@ def test_a_file_that_cannot_be_prepared_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "image", [torch.zeros(1, 60, 60), torch.zeros(3, 60, 60, dtype=torch.uint8), torch.zeros(60, 60)]
+    "image", [torch.zeros(1, 60, 60), torch.zeros(3, 60, 60, dtype=torch.int32), torch.zeros(60, 60)]
 )
 def test_other_tensors_are_refused(image):
     with pytest.raises(DataError, match="expected"):

@@ -109,7 +109,7 @@ def test_thresholds_can_be_chosen(finished, detector):
         (np.full((40, 40), 3.0), "not all in"),
         (torch.zeros(40, 40), "give .3, H, W."),
         (42, "int is no image"),
-        ("nowhere.png", "nowhere.png"),
+        ("nowhere.png", "str is no image"),
     ],
 )
 def test_what_is_no_image_is_refused(bad, told):

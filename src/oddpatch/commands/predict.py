@@ -124,8 +124,6 @@ def inspect(
 
     The seconds are those from opening the file to the decision, a batch's shared evenly among its images.
     """
-    from oddpatch.data.decoding import read_image
-
     for first in range(0, len(paths), batch_size):
         batch = paths[first : first + batch_size]
         start = time.perf_counter()
@@ -133,7 +131,7 @@ def inspect(
         results: dict[Path, Detection | str] = {}
         for path in batch:
             try:
-                images[path] = read_image(path)
+                images[path] = detector.read(path)
             except DataError as error:
                 results[path] = str(error)
         results.update(_inspect_each(detector, images))
@@ -163,6 +161,7 @@ def describe(path: Path, result: "Detection | str", latency: float) -> dict[str,
         "anomaly_score": result.anomaly_score,
         "odd": result.odd,
         "regions": [region.to_dict() for region in result.regions],
+        "inspected": round(result.inspected, 4),
         "latency_ms": round(1000 * latency, 2),
     }
 
@@ -211,6 +210,7 @@ def _number(text: str) -> float | str:
 
 def _save(base: Path, image: "Tensor | None", detection: "Detection", wanted: set[Save]) -> None:
     """Write what is wanted of one image, each file whole or not at all."""
+    from oddpatch.data.decoding import to_uint8
     from oddpatch.files import replacing
     from oddpatch.report.overlay import heatmap, overlay
 
@@ -228,7 +228,7 @@ def _save(base: Path, image: "Tensor | None", detection: "Detection", wanted: se
         if Save.heatmap in wanted and detection.normalized_map is not None:
             pictures["heatmap"] = heatmap(detection.normalized_map)
         if Save.overlay in wanted:
-            pictures["overlay"] = overlay((image * 255).round().byte().permute(1, 2, 0).numpy(), detection)
+            pictures["overlay"] = overlay(to_uint8(image), detection)
         if Save.mask in wanted:
             pictures["mask"] = detection.mask
         for name, picture in pictures.items():

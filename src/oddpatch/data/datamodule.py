@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from oddpatch.cache.features import FeatureCache
 from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
+from oddpatch.data.decoding import find_full_scale
+from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
 from oddpatch.data.layout import Layout, Sample, categories, scan, scan_types
 from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
@@ -40,6 +42,12 @@ class MVTecDataModule(LightningDataModule):
         std: per channel.
         resize: see `Preprocess`.
         crop: see `Preprocess`.
+        fit: see `Preprocess`.
+        adapted: see `Preprocess`; None finds it for the training images.
+        multiple: both sides of the images become multiples of it, where they are found for the training images.
+        full_scale: highest value of the sensor, of files of more than 8 bits; "auto" finds it in the training images:
+            their highest value, up to 255, 1023, 4095 and so on.
+        max_pixels: see `Preprocess`.
         interpolation: see `Preprocess`.
         align: reference image onto which every image is moved, or a mapping of `reference`, `method` and `min_quality`,
             see `oddpatch.data.alignment`.
@@ -69,7 +77,12 @@ class MVTecDataModule(LightningDataModule):
         mean: Sequence[float],
         std: Sequence[float],
         resize: int | Sequence[int] | None = 256,
-        crop: int | Sequence[int] | None = 224,
+        crop: int | Sequence[int] | None = None,
+        fit: str | None = None,
+        adapted: Mapping[str, Sequence[int]] | None = None,
+        multiple: int = 1,
+        full_scale: int | str | None = "auto",
+        max_pixels: int | None = None,
         interpolation: str = "bilinear",
         align: str | Path | Mapping[str, Any] | None = None,
         roi: str | Path | None = None,
@@ -93,8 +106,24 @@ class MVTecDataModule(LightningDataModule):
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
         self.root = Path(root)
         self.category = category
+        if isinstance(full_scale, str) and full_scale != "auto":
+            raise ConfigError(
+                f"full_scale={full_scale!r} must be auto or the highest value of the sensor, such as 4095"
+            )
+        self.finds_full_scale = full_scale == "auto"
+        self.multiple = multiple
         self.preprocess = Preprocess(
-            resize, crop, mean, std, interpolation, align=load_alignment(align), roi=load_roi(roi)
+            resize,
+            crop,
+            mean,
+            std,
+            interpolation,
+            align=load_alignment(align),
+            roi=load_roi(roi),
+            fit=fit,
+            adapted=adapted,
+            full_scale=None if isinstance(full_scale, str) else full_scale,
+            max_pixels=max_pixels,
         )
         self.split = Path(split) if split else None
         self.fold = fold
@@ -119,6 +148,8 @@ class MVTecDataModule(LightningDataModule):
         self.held_out: Sequence[int] = []
         #: Where features are looked for and kept; None computes them.
         self.cache: FeatureCache | None = None
+        #: How much of the area of the images is inspected; set by `setup`.
+        self.inspected: Inspected | None = None
         # Made now, so that a wrong setting fails before anything is read.
         self._train, self._test, self._validation = (self._dataset([]) for _ in range(3))
 
@@ -147,10 +178,30 @@ class MVTecDataModule(LightningDataModule):
             self.validation_samples, self.test_samples = take_share(self.test_samples, self.validation)
         elif self.validation:
             self.validation_samples = scan_types(self.validation)
+        self._adapt()
         self._train, self._test = self._dataset(self.train_samples), self._dataset(self.test_samples)
         self._validation = self._dataset(self.validation_samples)
         self.fitted = range(len(self.train_samples))
         self._log(self.warnings)
+
+    def _adapt(self) -> None:
+        """Settle what the settings leave to the training images, and say how much of the images is inspected."""
+        preprocess, paths = self.preprocess, [sample.path for sample in self.train_samples]
+        if self.finds_full_scale:
+            preprocess.full_scale = find_full_scale(paths, preprocess.max_pixels)
+            if preprocess.full_scale:
+                self._say(logging.INFO, "full scale of the sensor: %d, from the training images", preprocess.full_scale)
+        sizes = read_sizes(paths)
+        preprocess.adapt(sizes, self.multiple)
+        others = [sample.path for sample in (*self.test_samples, *self.validation_samples)]
+        self.inspected = inspected_share(preprocess, sizes + read_sizes(others))
+        if self.inspected is None:
+            return
+        line = describe_share(preprocess, self.inspected)
+        if self.inspected.framed < ENOUGH:
+            self.warnings.append(line)
+        else:
+            self._say(logging.INFO, "%s", line)
 
     def _scan(self) -> Layout:
         folder = self.root / self.category
@@ -221,9 +272,12 @@ class MVTecDataModule(LightningDataModule):
             log.warning(line)
 
     def _log(self, lines: list[str]) -> None:
+        for line in lines:
+            self._say(logging.WARNING, "%s", line)
+
+    def _say(self, level: int, message: str, *values: Any) -> None:
         if self.trainer is None or self.trainer.is_global_zero:
-            for line in lines:
-                log.warning(line)
+            log.log(level, message, *values)
 
 
 def render(folder: Path, scene: str, seed: int) -> None:

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from oddpatch.cache.features import Cached, Entry, FeatureCache, stack
 from oddpatch.data.alignment import Registration
-from oddpatch.data.decoding import read_image, read_mask
-from oddpatch.data.layout import Sample
+from oddpatch.data.decoding import read_mask
+from oddpatch.data.layout import Sample, some
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE, Batch
@@ -123,7 +123,7 @@ class MVTecDataset(Dataset[Item | None]):
     def _load(self, index: int) -> Item:
         sample = self.samples[index]
         key = self._key(sample.path)
-        image = read_image(sample.path)  # (3, H, W)
+        image = self.preprocess.read(sample.path)  # (3, H, W)
         try:
             registration = self.preprocess.register(image)
             prepared = self.preprocess(image, registration)  # (3, h, w)
@@ -158,7 +158,7 @@ class MVTecDataset(Dataset[Item | None]):
     def _whole_mask(self, index: int, original_size: tuple[int, int], registration: Registration | None) -> Tensor:
         sample = self.samples[index]
         if sample.mask_path is None:
-            return torch.full((1, *self.preprocess.image_size), IGNORE if sample.label else 0, dtype=torch.uint8)
+            return self.preprocess.uniform_mask(IGNORE if sample.label else 0, original_size)
         mask = read_mask(sample.mask_path, self.mask_threshold)  # (H, W)
         if tuple(mask.shape) != original_size:
             (mask_h, mask_w), (h, w) = mask.shape, original_size
@@ -169,7 +169,7 @@ class MVTecDataset(Dataset[Item | None]):
         prepared = self.preprocess.mask(mask, registration)  # (1, h, w)
         if not mask.any():
             self.outcome[index] = _EMPTY_MASK
-        elif not prepared.any():
+        elif not (prepared == 1).any():
             self.outcome[index] = _CROPPED_DEFECT
         return prepared
 
@@ -178,14 +178,16 @@ class MVTecDataset(Dataset[Item | None]):
         return [self._reason(index) for index in self._with(_SKIPPED)]
 
     def warnings(self) -> list[str]:
-        """One line for each item used so far whose mask shows no defect."""
-        empty = [f"{self.samples[i].mask_path}: empty mask of an anomalous image" for i in self._with(_EMPTY_MASK)]
-        height, width = self.preprocess.image_size
-        within = " in the roi" if self.preprocess.roi else ""
-        return empty + [
-            f"{self.samples[i].mask_path}: no defect pixel is left{within} after resizing and cropping to "
-            f"{height}x{width}"
-            for i in self._with(_CROPPED_DEFECT)
+        """A line for each kind of mask that shows no defect, of the items used so far."""
+        lost = "no defect pixel is left in the part that is inspected"
+        if self.preprocess.frame.fit == "crop":
+            lost += "; data.crop=null inspects all of each image"
+        found = {"empty mask of an anomalous image": self._with(_EMPTY_MASK), lost: self._with(_CROPPED_DEFECT)}
+        masks = sum(sample.mask_path is not None for sample in self.samples)
+        return [
+            f"{len(indices)} of {masks} masks: {what} ({some([str(self.samples[i].mask_path) for i in indices])})"
+            for what, indices in found.items()
+            if indices
         ]
 
     def _with(self, outcome: int) -> list[int]:

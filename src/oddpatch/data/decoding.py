@@ -2,8 +2,9 @@
 
 Images become (3, H, W) float32 RGB in [0, 1]:
 
-* Integers are divided by the range of their type (255 or 65535), never by what an image happens to hold, so that
-  images stay comparable. Files of signed or 32-bit integers are taken to hold 16-bit values, else refused.
+* 8-bit integers are divided by 255, deeper ones by the full scale of the sensor (1023, 4095, ...) if it is given, else
+  by 65535; never by what an image happens to hold, so that images stay comparable. `find_full_scale` finds it for a
+  set. Signed and 32-bit integers count as deeper ones.
 * Floats are taken as they are, and refused outside [0, 1].
 * Grey is repeated. Alpha is dropped and the colours kept as stored, palettes and CMYK become RGB (ICC profiles are not
   applied), the EXIF orientation is applied, and of several frames or pages the first is read.
@@ -13,11 +14,12 @@ Images become (3, H, W) float32 RGB in [0, 1]:
 A file that is truncated or damaged is an error, never a partial image.
 """
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,13 +27,25 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from oddpatch.data.deep import Array, read_deep, read_with_opencv
+from oddpatch.data.deep import Array, open_lazily, read_deep, read_with_opencv
 from oddpatch.errors import DataError
 
 # Not pictures of pixels, or decoded by running another program (EPS): never opened.
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # Read by OpenCV but not by Pillow.
 _OPENCV_SUFFIXES = frozenset({".exr", ".hdr", ".pic", ".sr"})
+# Tags of EXIF and TIFF
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258
+#: Bytes that decoding takes at its peak for each pixel of 8-bit colour.
+_DECODING_BYTES = 16
+
+
+@cache
+def pixels_that_fit() -> int:
+    """The largest image to decode, in pixels, unless a user says otherwise: what half of the free memory holds."""
+    import psutil
+
+    return int(psutil.virtual_memory().available / 2 / _DECODING_BYTES)
 
 
 @cache
@@ -47,27 +61,35 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in image_suffixes()
 
 
-def read_image(path: str | Path) -> Tensor:
+def read_image(
+    path: str | Path, full_scale: int | None = None, max_pixels: int | None = None, keep_uint8: bool = False
+) -> Tensor:
     """Decode an image file.
 
+    Args:
+        path: of the file.
+        full_scale: what the values of an image of more than 8 bits are divided by; None for 65535.
+        max_pixels: larger images are refused; None for what fits into memory.
+        keep_uint8: leave 8-bit images as they are, a quarter of the size.
+
     Returns:
-        (3, H, W) float32 RGB in [0, 1], by the rule of this module.
+        (3, H, W) float32 RGB in [0, 1], by the rule of this module; or uint8.
 
     Raises:
         DataError: the file is missing, empty, truncated, not an image, too large to be trusted, or its values cannot
             be scaled.
     """
     with _naming(path):
-        image = _open(path)
-        return _rgb_tensor(_narrow(image if isinstance(image, np.ndarray) else _pixels(image)))
+        return _rgb_tensor(_stored(path, max_pixels), full_scale, keep_uint8)
 
 
-def to_rgb_float(image: Array | Image.Image, name: str = "image") -> Tensor:
+def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: int | None = None) -> Tensor:
     """The same rule for an image in memory.
 
     Args:
         image: PIL image, or array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of bool, uint8, uint16 or float.
         name: what to call the image in an error.
+        full_scale: see `read_image`.
 
     Returns:
         (3, H, W) float32 RGB in [0, 1].
@@ -77,8 +99,69 @@ def to_rgb_float(image: Array | Image.Image, name: str = "image") -> Tensor:
     """
     with _naming(name):
         if isinstance(image, Image.Image):
-            return _rgb_tensor(_narrow(_pixels(_upright(image.copy()))))
-        return _rgb_tensor(image)
+            return _rgb_tensor(_pixels(_upright(image.copy())), full_scale)
+        if image.dtype.kind == "i" or (image.dtype.itemsize > 2 and image.dtype.kind == "u"):
+            raise DataError(f"{image.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
+        return _rgb_tensor(image, full_scale)
+
+
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """(H, W, 3) for showing, of an image (3, H, W) in [0, 1] or uint8."""
+    image = (image * 255).round().byte() if image.is_floating_point() else image
+    return np.asarray(image.permute(1, 2, 0).cpu().numpy(), np.uint8)
+
+
+class Header(NamedTuple):
+    """What a file says of its image before it is decoded."""
+
+    size: tuple[int, int]  # (height, width), upright
+    deep: bool  # whether it may hold integers of more than 8 bits
+
+
+def read_header(path: str | Path) -> Header | None:
+    """Size and depth of an image file, without decoding it where the format allows; None if it cannot be read."""
+    try:
+        with open_lazily(Path(path), _pillow_formats()) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            size = (image.width, image.height) if turned else (image.height, image.width)
+            return Header(size, _may_be_deep(image, path))
+    except Exception:  # a format that Pillow does not know, such as a TIFF of 16-bit colour, or a damaged file
+        array = _decoded(path, None)
+        return None if array is None else Header((array.shape[0], array.shape[1]), _is_deep(array))
+
+
+def find_full_scale(paths: Iterable[str | Path], max_pixels: int | None = None) -> int | None:
+    """The full scale of the sensor that took a set of images: the highest value, up to the next power of two, less one.
+
+    Args:
+        paths: of the images; those that cannot be read are passed over, whoever decodes them says why.
+        max_pixels: see `read_image`.
+
+    Returns:
+        255, 1023, 4095, ..., 65535; None where no image has integers of more than 8 bits.
+    """
+    with ThreadPoolExecutor() as pool:
+        highest = max(pool.map(lambda path: _highest(path, max_pixels), paths), default=-1)
+    return None if highest < 0 else max(2 ** highest.bit_length() - 1, 255)
+
+
+def _highest(path: str | Path, max_pixels: int | None) -> int:
+    """The highest value of an image of more than 8 bits; -1 for any other."""
+    header = read_header(path)
+    array = _decoded(path, max_pixels) if header and header.deep else None
+    return int(array.max()) if array is not None and _is_deep(array) else -1
+
+
+def _decoded(path: str | Path, max_pixels: int | None) -> Array | None:
+    try:
+        with _naming(path):
+            return _stored(path, max_pixels)
+    except DataError:
+        return None
+
+
+def _is_deep(array: Array) -> bool:
+    return array.dtype.kind in "iu" and array.dtype.itemsize > 1
 
 
 def read_mask(path: str | Path, threshold: float = 0.0) -> Tensor:
@@ -117,8 +200,6 @@ def _naming(name: str | Path) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"{name}: {error}") from error.__cause__
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS") from error
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
     except UnidentifiedImageError:
@@ -135,21 +216,38 @@ def _pillow_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
 
 
-def _open(path: str | Path) -> Image.Image | Array:
+def _stored(path: str | Path, max_pixels: int | None) -> Array:
+    """Pixels of a file as they are stored, upright: (H, W) or (H, W, C)."""
+    image = _open(path, max_pixels)
+    return image if isinstance(image, np.ndarray) else _pixels(image)
+
+
+def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Array:
     """Decode a file upright: as an array where Pillow would lose depth, otherwise as a Pillow image."""
     data = Path(path).read_bytes()
     if not data:
         raise DataError("the file is empty (0 bytes): replace or remove it")
-    deep = read_deep(data)
+    limit = max_pixels or pixels_that_fit()
+    deep = read_deep(data, limit)
     if deep is not None:
         return deep
     try:
-        image = Image.open(io.BytesIO(data), formats=_pillow_formats())
+        return _upright(open_lazily(data, _pillow_formats(), limit))
     except UnidentifiedImageError:
         if Path(path).suffix.lower() in _OPENCV_SUFFIXES:
             return read_with_opencv(data)
         raise
-    return _upright(image)
+
+
+def _may_be_deep(image: Image.Image, path: str | Path) -> bool:
+    if image.mode.startswith("I") or image.format in ("PPM", "JPEG2000"):
+        return True
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]
+    if image.format == "PNG":
+        with Path(path).open("rb") as file:
+            return file.read(25)[24:] == b"\x10"
+    return False
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -174,38 +272,41 @@ def _pixels(image: Image.Image) -> Array:
     return np.asarray(image)
 
 
-def _narrow(array: Array) -> Array:
-    """Integers wider than 8 bits as the 16-bit values they hold."""
-    if array.dtype.kind not in "iu" or array.dtype in (np.uint8, np.uint16):
-        return array
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 65535:
-        raise DataError(f"{array.dtype} values {low}..{high} do not fit 16 bits: save it as 8 or 16 bits unsigned")
-    return array.astype(np.uint16)
-
-
-def _rgb_tensor(array: Array) -> Tensor:
+def _rgb_tensor(array: Array, full_scale: int | None, keep_uint8: bool = False) -> Tensor:
     """(H, W) or (H, W, 1..4) to (3, H, W) float32 in [0, 1]; channels stay last in memory."""
     if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (4,):
         raise DataError(f"an array of shape {array.shape} is not an image: give (H, W), (H, W, 3) or (H, W, 4)")
     if array.ndim == 2:
         array = array[..., None]
     array = array[..., : 1 if array.shape[2] < 3 else 3]  # (H, W, 1|3) without alpha
-    return _unit_range(array).permute(2, 0, 1).expand(3, -1, -1)  # (3, H, W)
-
-
-def _unit_range(array: Array) -> Tensor:
-    """Scale by the range of the type, never by what the array holds."""
     # torch takes arrays only in the machine's byte order, without negative strides, and warns of read-only ones.
     array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+    keep = keep_uint8 and array.dtype == np.uint8
+    tensor = torch.from_numpy(array) if keep else _unit_range(array, full_scale)
+    return tensor.permute(2, 0, 1).expand(3, -1, -1)  # (3, H, W)
+
+
+def _unit_range(array: Array, full_scale: int | None) -> Tensor:
+    """Scale by the range of the type or of the sensor, never by what the array holds."""
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):  # also true of NaN
             raise DataError(f"float values {low:g}..{high:g} are not all in [0, 1]: divide by the sensor's full scale")
         return torch.from_numpy(array.astype(np.float32))
-    if array.dtype not in (np.bool_, np.uint8, np.uint16):
+    if array.dtype in (np.bool_, np.uint8):
+        return torch.from_numpy(array).float().div_(_full_scale(array))
+    if array.dtype.kind not in "iu":
         raise DataError(f"{array.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
-    return torch.from_numpy(array).float().div_(_full_scale(array))
+    scale = full_scale or 65535
+    low, high = int(array.min()), int(array.max())
+    if low < 0:
+        raise DataError(f"{array.dtype} values {low}..{high} are not all 0 or more: save it as 8 or 16 bits unsigned")
+    if high > scale:
+        wider = max(2 ** high.bit_length() - 1, 65535) if full_scale is None else 2 ** high.bit_length() - 1
+        raise DataError(
+            f"values up to {high} are beyond the full scale of {scale}: set data.full_scale={wider} and fit again"
+        )
+    return torch.from_numpy(array).float().div_(scale)
 
 
 def _full_scale(array: Array) -> int:

@@ -1,6 +1,8 @@
 """Reading image files that hold more than 8 bits a channel, where Pillow would lose depth or gives up."""
 
 import io
+import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,24 +16,52 @@ Array = NDArray[Any]
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 274
+_pillow_lock = threading.RLock()
 
 
-def read_deep(data: bytes) -> Array | None:
+def read_deep(data: bytes, max_pixels: int) -> Array | None:
     """Decode a file that Pillow would not read at full depth.
 
     Args:
         data: the bytes of a 16-bit colour PNG or PPM, or of a TIFF of floats or more than 8 bits.
+        max_pixels: larger images are refused.
 
     Returns:
         (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, upright; None for any other file.
     """
     if data.startswith(_TIFF_MAGIC):
-        return _deep_tiff(data)
+        return _deep_tiff(data, max_pixels)
     if data.startswith(_PNG_MAGIC) and len(data) > 25 and data[24] == 16 and data[25] != 0:  # 16 bits, not grey
-        return _deep_png(data)
+        return _deep_png(data, max_pixels)
     if data.startswith(b"P6"):
-        return _deep_ppm(data)
+        return _deep_ppm(data, max_pixels)
     return None
+
+
+def check_pixels(height: int, width: int, max_pixels: int) -> None:
+    """Raise a `DataError` for an image that would take too much memory, before it is decoded."""
+    if height * width > max_pixels:
+        raise DataError(
+            f"{height}x{width} is {height * width} pixels, over the limit of {max_pixels}: "
+            f"set max_pixels={height * width} if you trust the file and have the memory"
+        )
+
+
+def open_lazily(file: bytes | str | Path, formats: tuple[str, ...], max_pixels: int | None = None) -> Image.Image:
+    """An image whose header has been read and which Pillow decodes when it is asked for pixels.
+
+    Raises:
+        DataError: it has more than `max_pixels` pixels, which counts in place of Pillow's own limit.
+    """
+    with _pillow_lock:  # the limit is a global of the process
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if max_pixels is not None:
+        check_pixels(image.height, image.width, max_pixels)
+    return image
 
 
 def _turn(array: Array, orientation: int) -> Array:
@@ -45,23 +75,23 @@ def _turn(array: Array, orientation: int) -> Array:
     return array
 
 
-def _deep_png(data: bytes) -> Array:
-    image = Image.open(io.BytesIO(data), formats=("PNG",))
+def _deep_png(data: bytes, max_pixels: int) -> Array:
+    image = open_lazily(data, ("PNG",), max_pixels)
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     # Some releases of OpenCV return the readable part of a broken PNG; checking the checksums costs no decoding.
-    Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+    open_lazily(data, ("PNG",), max_pixels).verify()
     return _turn(read_with_opencv(data), orientation)
 
 
-def _deep_ppm(data: bytes) -> Array | None:
-    args = Image.open(io.BytesIO(data), formats=("PPM",)).tile[0].args
+def _deep_ppm(data: bytes, max_pixels: int) -> Array | None:
+    args = open_lazily(data, ("PPM",), max_pixels).tile[0].args  # type: ignore[attr-defined]
     full_scale = args[1] if isinstance(args, tuple) else 255
     if full_scale <= 255:
         return None
     return np.round(read_with_opencv(data) * (65535 / full_scale)).astype(np.uint16)
 
 
-def _deep_tiff(data: bytes) -> Array | None:
+def _deep_tiff(data: bytes, max_pixels: int) -> Array | None:
     """First page of a TIFF deeper than 8 bits, upright; None if Pillow reads it without loss."""
     import tifffile  # slow to import, and only deep TIFFs need it
 
@@ -71,9 +101,7 @@ def _deep_tiff(data: bytes) -> Array | None:
             return None
         if page.bitspersample not in (16, 32, 64):
             raise DataError(f"{page.bitspersample} bits a sample are not supported: save it with 8, 16 or 32")
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or float("inf"))  # as Pillow's own
-        if page.imagewidth * page.imagelength > limit:
-            raise Image.DecompressionBombError(f"{page.imagewidth * page.imagelength} pixels exceed {limit}.")
+        check_pixels(page.imagelength, page.imagewidth, max_pixels)
         try:
             array = page.asarray()
         except ValueError as error:

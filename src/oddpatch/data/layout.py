@@ -143,7 +143,7 @@ def _scan_test(base: Path, warnings: list[str]) -> list[Sample]:
         missing = [image for image in images if image not in paired]
         if missing and masks.keys() - {GOOD}:
             warnings.append(
-                f"{folder}: {len(missing)} of {len(images)} images have no mask ({_some(missing)}): "
+                f"{folder}: {len(missing)} of {len(images)} images have no mask ({some(missing)}): "
                 "they are left out of the pixel metrics"
             )
         samples += [Sample(folder / image, 1, name, paired.get(image)) for image in images]
@@ -207,7 +207,7 @@ def _type_folders(base: Path, warnings: list[str]) -> dict[str, tuple[Path, list
     listing = _list(base)
     if listing.images:
         raise DataError(
-            f"{base} holds {len(listing.images)} images outside a folder of their type ({_some(listing.images)}): "
+            f"{base} holds {len(listing.images)} images outside a folder of their type ({some(listing.images)}): "
             f"move them to {base / GOOD}, or to a folder named after the defect"
         )
     for name in listing.folders:
@@ -271,10 +271,11 @@ def _count_images(folder: Path) -> int:
 
 def _instead(listing: _Folder) -> str:
     held = [f"{name}/" for name in listing.folders] + listing.others
-    return f" (but {_some(held)})" if held else ""
+    return f" (but {some(held)})" if held else ""
 
 
-def _some(names: list[str], limit: int = 3) -> str:
+def some(names: list[str], limit: int = 3) -> str:
+    """The first of many names, for a line of text."""
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 

@@ -30,21 +30,32 @@ class _Taps(NamedTuple):
     start: Tensor  # (n,) int64, where those of each begin
 
 
-def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str) -> Tensor:
+def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part: int = 2**24) -> Tensor:
     """Resize images and cut a part out: the same sums as `F.interpolate(..., antialias=True)` of the whole.
 
     Args:
-        images: (B, C, H, W) float32; channels last is fastest.
+        images: (B, C, H, W) floating point, or uint8, whose values are divided by 255; channels last is fastest.
         rows: of H.
         columns: of W.
         interpolation: "bilinear" or "bicubic".
+        part: so many pixels are resized along H at a time, which bounds the memory that floats of large images take.
 
     Returns:
-        (B, C, h, w).
+        (B, C, h, w) float32.
     """
-    moved = _resize_first(images.permute(2, 0, 3, 1), rows, interpolation)  # (h, B, W, C)
+    batch, _, height, width = images.shape
+    step = max(part // (batch * height) // 16 * 16, 16)  # whole vectors, so that sums do not depend on the part
+    parts = [
+        _resize_first(_floats(images[..., start : start + step]).permute(2, 0, 3, 1), rows, interpolation)
+        for start in range(0, width, step)
+    ]  # (h, B, part of W, C) each
+    moved = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (h, B, W, C)
     moved = _resize_first(moved.permute(2, 1, 3, 0), columns, interpolation)  # (w, B, C, h)
     return moved.permute(1, 2, 3, 0)
+
+
+def _floats(images: Tensor) -> Tensor:
+    return images.float() if images.is_floating_point() else images.float().div_(255)
 
 
 def _resize_first(array: Tensor, axis: Axis, interpolation: str) -> Tensor:

@@ -1,27 +1,23 @@
-"""Preprocessing of one image or a batch: align, resize, crop, normalise. The model owns it, so every use shares it."""
+"""Preprocessing of one image or a batch: align, resize, frame, normalise. The model owns it, so every use shares it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
+from oddpatch.data.geometry import Geometry, Size, make_frame
 from oddpatch.data.resampling import Axis, resample
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.types import IGNORE
 
-Size = tuple[int, int]  # (height, width)
-
-
-class Geometry(NamedTuple):
-    """How an image of one size is laid out: resized to `resized`, then cut to `size` from `offset` on."""
-
-    resized: Size
-    offset: tuple[int, int]  # (top, left)
-    size: Size
+#: Pixels of an image from which on it is resized a part at a time: as floats it takes four times its bytes and more.
+LARGE = 2**24
 
 
 class Preprocess(nn.Module):
@@ -40,9 +36,14 @@ class Preprocess(nn.Module):
             reference first; None leaves them where they are.
         roi: region to inspect, as `oddpatch.data.roi.load_roi` gives it, of the size of the images or, if they are
             aligned, of the reference; None for all of it.
+        fit: "crop", "stretch" or "letterbox", see `oddpatch.data.geometry.make_frame`.
+        adapted: what `adapt` found for the training images.
+        full_scale: highest value of the sensor, see `oddpatch.data.decoding.read_image`; None for that of the file's
+            type.
+        max_pixels: larger images are refused, see `oddpatch.data.decoding.read_image`.
 
     Raises:
-        ConfigError: a value cannot work, or images of several sizes would come out in several sizes.
+        ConfigError: a value cannot work.
     """
 
     def __init__(
@@ -54,10 +55,13 @@ class Preprocess(nn.Module):
         interpolation: str = "bilinear",
         align: Mapping[str, Any] | None = None,
         roi: str | None = None,
+        fit: str | None = None,
+        adapted: Mapping[str, Sequence[int]] | None = None,
+        full_scale: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         super().__init__()
-        self.resize = resize if isinstance(resize, int) else _size("resize", resize)
-        self.crop = _size("crop", crop)
+        self.frame = make_frame(resize, crop, fit, adapted)
         self.mean = _channels("mean", mean)
         self.std = _channels("std", std)
         self.interpolation = interpolation
@@ -65,35 +69,40 @@ class Preprocess(nn.Module):
             raise ConfigError(f"interpolation={interpolation!r} is not known: choose bilinear or bicubic")
         if min(self.std) <= 0:
             raise ConfigError(f"std={list(self.std)} must be above 0 in every channel")
-        self.image_size = self._image_size()
+        for name, value in (("full_scale", full_scale), ("max_pixels", max_pixels)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        self.full_scale = full_scale
+        self.max_pixels = max_pixels
         self.alignment = Alignment(**align) if align else None
         self.roi = roi
         self._roi_size: Size | None = None
         #: (1, h, w) bool at the size of preprocessed images, true where they are inspected; None if that is everywhere.
-        self.roi_mask: Tensor | None = self._load_roi(roi) if roi else None
+        self.roi_mask: Tensor | None = None
+        self.adapt([])
 
-    def _image_size(self) -> Size:
-        resize, crop = self.resize, self.crop
-        if isinstance(resize, int):
-            if resize < 1:
-                raise ConfigError(f"resize={resize} must be at least 1")
-            if crop is None:
-                raise ConfigError(
-                    f"resize={resize} sets the shorter side only, so images of several shapes would not stack: "
-                    f"add crop={resize}, or give resize=[{resize},{resize}]"
-                )
-            if min(crop) > resize:
-                raise ConfigError(f"crop={list(crop)} is larger than resize={resize}: lower crop or raise resize")
-            return crop
-        if resize is None and crop is None:
-            raise ConfigError(
-                "resize and crop are both null, so the image size is not known: set one to [height,width]"
-            )
-        if resize is not None and crop is not None and (crop[0] > resize[0] or crop[1] > resize[1]):
-            raise ConfigError(f"crop={list(crop)} is larger than resize={list(resize)}: lower crop or raise resize")
-        size = crop or resize
-        assert size is not None
-        return size
+    def adapt(self, sizes: Sequence[Size], multiple: int = 1) -> None:
+        """Settle the image size, where the settings leave it open, for training images of these sizes.
+
+        See `oddpatch.data.geometry.Frame.adapted`; with an alignment the size of its reference counts.
+
+        Raises:
+            ConfigError: the region of interest does not fit.
+        """
+        self.frame = self.frame.adapted([self.alignment.size] if self.alignment and sizes else sizes, multiple)
+        if self.roi and self.roi_mask is None and self.frame.size is not None:
+            self.roi_mask = self._load_roi(self.roi)
+
+    @property
+    def image_size(self) -> Size:
+        """(h, w) of preprocessed images.
+
+        Raises:
+            ConfigError: it is not settled yet, see `adapt`.
+        """
+        if self.frame.size is None:
+            raise ConfigError("the image size is found from the training images: call MVTecDataModule.setup first")
+        return self.frame.size
 
     def _load_roi(self, roi: str) -> Tensor:
         original = torch.from_numpy(decode(roi).copy())  # (H, W) uint8
@@ -103,7 +112,7 @@ class Preprocess(nn.Module):
                 f"roi has {size[0]}x{size[1]} pixels, the reference of align {self.alignment.size[0]}x"
                 f"{self.alignment.size[1]}: draw it on the reference"
             )
-        mask = self._lay_out(original) > 0
+        mask = self._lay_out(original, 0) > 0
         if not mask.any():
             raise ConfigError("roi leaves nothing to inspect once it is resized and cropped: enlarge it, or lower crop")
         self._roi_size = size
@@ -111,14 +120,20 @@ class Preprocess(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Plain values that build the same preprocessing: `Preprocess(**settings)`."""
+        frame = self.frame
+        sizes = {"size": frame.size, "shape": frame.shape}
         return {
-            "resize": list(self.resize) if isinstance(self.resize, tuple) else self.resize,
-            "crop": list(self.crop) if self.crop else None,
+            "resize": list(frame.resize) if isinstance(frame.resize, tuple) else frame.resize,
+            "crop": list(frame.crop) if frame.crop else None,
             "mean": list(self.mean),
             "std": list(self.std),
             "interpolation": self.interpolation,
             "align": self.alignment.settings() if self.alignment else None,
             "roi": self.roi,
+            "fit": frame.fit,
+            "adapted": {name: list(size) for name, size in sizes.items() if size} if frame.fit != "crop" else None,
+            "full_scale": self.full_scale,
+            "max_pixels": self.max_pixels,
         }
 
     def extra_repr(self) -> str:
@@ -128,28 +143,27 @@ class Preprocess(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def geometry(self, original_size: Size) -> Geometry:
-        """Where an image of `original_size` comes to lie.
+        """Where an image of `original_size` (of the reference's, if it is aligned) comes to lie.
 
         Raises:
             DataError: it is smaller than the crop.
         """
-        height, width = original_size
-        if isinstance(self.resize, int):
-            short, long = sorted(original_size)
-            long = int(self.resize * long / short)  # rounded down, as torchvision does
-            resized = (self.resize, long) if height <= width else (long, self.resize)
-        else:
-            resized = self.resize or (height, width)
-        if self.crop is None:
-            return Geometry(resized, (0, 0), resized)
-        if resized[0] < self.crop[0] or resized[1] < self.crop[1]:
-            raise DataError(
-                f"image of {height}x{width} pixels is {resized[0]}x{resized[1]} when cropped, "
-                f"smaller than crop={list(self.crop)}: set resize, or lower crop"
-            )
-        # Python's round, half to even, as torchvision's CenterCrop
-        top, left = round((resized[0] - self.crop[0]) / 2), round((resized[1] - self.crop[1]) / 2)
-        return Geometry(resized, (top, left), self.crop)
+        return self.frame.place(original_size)
+
+    def share(self, original_size: Size, registration: Registration | None = None) -> float:
+        """Share of an image's area that is inspected: the part in the frame and, if there is a `roi`, in that.
+
+        Args:
+            original_size: (H, W).
+            registration: what `register` gave for the image; None, with an alignment, for one like the reference.
+        """
+        if self.roi_mask is None and registration is None:
+            return self.geometry(self.alignment.size if self.alignment else original_size).share
+        if self.alignment and registration is None:
+            original_size, registration = self.alignment.size, Registration(np.eye(3), 1.0)
+        seen = torch.ones(self.image_size) if self.roi_mask is None else self.roi_mask[0].float()
+        laid = self.to_original(seen[None, None], original_size, fill=0.0, registration=registration)
+        return float((laid >= 0.5).float().mean())
 
     def register(self, image: Tensor) -> Registration | None:
         """Where an image (3, H, W) in [0, 1] lies on the reference; None without `align`.
@@ -157,13 +171,13 @@ class Preprocess(nn.Module):
         Raises:
             DataError: it does not register well enough.
         """
-        return self.alignment.register(image) if self.alignment else None
+        return self.alignment.register(to_unit(image)) if self.alignment else None
 
     def forward(self, image: Tensor, registration: Registration | None = None) -> Tensor:
         """Prepare an image for the backbone.
 
         Args:
-            image: (3, H, W) or (B, 3, H, W) floating point in [0, 1], as `oddpatch.data.decoding` gives.
+            image: (3, H, W) or (B, 3, H, W), floating point in [0, 1] or uint8, as `oddpatch.data.decoding` gives.
             registration: what `register` gave for the image, where it is needed again; else it is found here.
 
         Returns:
@@ -173,24 +187,47 @@ class Preprocess(nn.Module):
             DataError: another shape or type, an image smaller than the crop or of another size than `roi`, or one that
                 does not register.
         """
-        if image.ndim not in (3, 4) or image.shape[-3] != 3 or not image.is_floating_point():
+        floating = image.is_floating_point()
+        if image.ndim not in (3, 4) or image.shape[-3] != 3 or not (floating or image.dtype == torch.uint8):
             raise DataError(
-                f"expected (3, H, W) or (B, 3, H, W) floating point in [0, 1], got {tuple(image.shape)} {image.dtype}: "
-                "decode with oddpatch.data.decoding"
+                f"expected (3, H, W) or (B, 3, H, W), floating point in [0, 1] or uint8, got {tuple(image.shape)} "
+                f"{image.dtype}: decode with oddpatch.data.decoding"
             )
         if self.alignment:
-            image = self._align(image, registration)
+            image = self._align(image if floating else to_unit(image), registration)
         self._check_roi((image.shape[-2], image.shape[-1]))
-        (resized, (top, left), (height, width)) = self.geometry((image.shape[-2], image.shape[-1]))
         batch = image if image.ndim == 4 else image[None]  # (B, 3, H, W)
-        rows = Axis(batch.shape[2], resized[0], top, top + height)
-        columns = Axis(batch.shape[3], resized[1], left, left + width)
-        batch = resample(batch.float(), rows, columns, self.interpolation)  # (B, 3, h, w)
+        batch = self._frame(batch)  # (B, 3, h, w)
         if self.interpolation == "bicubic":
             batch = batch.clamp(0, 1)
         batch = (batch - self._column(self.mean, batch)) / self._column(self.std, batch)
         batch = batch.contiguous()
         return batch if image.ndim == 4 else batch[0]
+
+    def _frame(self, batch: Tensor) -> Tensor:
+        """Resize images (B, 3, H, W) and lay them into the frame (B, 3, h, w)."""
+        place = self.geometry((batch.shape[2], batch.shape[3]))
+        shown = place.inside
+        spans = [(part.start + offset, part.stop + offset) for part, offset in zip(shown, place.offset, strict=True)]
+        rows, columns = (
+            Axis(size, resized, *span)
+            for size, resized, span in zip(batch.shape[2:], place.resized, spans, strict=True)
+        )
+        framed = resample(batch, rows, columns, self.interpolation, part=LARGE)
+        if not place.padded:
+            return framed
+        # Mirrored, so that padding looks like the part itself wherever it goes on as it ends.
+        for dim, (part, size) in enumerate(zip(shown, place.size, strict=True), start=2):
+            framed = framed.index_select(dim, _mirrored(part, size).to(framed.device))
+        return framed
+
+    def read(self, path: str | Path) -> Tensor:
+        """Read an image file as `forward` takes it: (3, H, W), uint8 where the file has 8 bits.
+
+        Raises:
+            DataError: it cannot be read; the file is named.
+        """
+        return read_image(path, self.full_scale, self.max_pixels, keep_uint8=True)
 
     def load(self, path: str | Path) -> Tensor:
         """Read an image file and prepare it: (3, h, w) float32.
@@ -198,7 +235,7 @@ class Preprocess(nn.Module):
         Raises:
             DataError: it cannot be read or prepared; the file is named.
         """
-        image = read_image(path)
+        image = self.read(path)
         try:
             return self(image)
         except DataError as error:
@@ -231,11 +268,19 @@ class Preprocess(nn.Module):
             registration: what `register` gave for its image; needed if there is an alignment.
 
         Returns:
-            (1, h, w) uint8 with no new values: each pixel takes the one under its centre, on the grid of `forward`.
+            (1, h, w) uint8 with no new values: each pixel takes the one under its centre, on the grid of `forward`;
+            IGNORE in padding.
         """
         if self.alignment:
             mask = self.alignment.warp_mask(mask, self._needed(registration))
-        return self._lay_out(mask)
+        return self._lay_out(mask, IGNORE)
+
+    def uniform_mask(self, value: int, original_size: Size) -> Tensor:
+        """(1, h, w) uint8 of one value, IGNORE in the padding of an image of `original_size` (H, W)."""
+        place = self.geometry(self.alignment.size if self.alignment else original_size)
+        mask = torch.full((1, *place.size), IGNORE, dtype=torch.uint8)
+        mask[:, *place.inside] = value
+        return mask
 
     @staticmethod
     def _needed(registration: Registration | None) -> Registration:
@@ -245,10 +290,18 @@ class Preprocess(nn.Module):
             )
         return registration
 
-    def _lay_out(self, mask: Tensor) -> Tensor:
-        (resized, (top, left), (height, width)) = self.geometry((mask.shape[-2], mask.shape[-1]))
-        moved = F.interpolate(mask[None, None], resized, mode="nearest-exact")[0]  # (1, H', W')
-        return moved[:, top : top + height, left : left + width].contiguous()
+    def _lay_out(self, mask: Tensor, padding: int) -> Tensor:
+        place = self.geometry((mask.shape[-2], mask.shape[-1]))
+        moved = F.interpolate(mask[None, None], place.resized, mode="nearest-exact")[0]  # (1, H', W')
+        rows, columns = place.inside
+        (top, left), (height, width) = place.offset, place.size
+        if not place.padded:
+            return moved[:, top : top + height, left : left + width].contiguous()
+        laid = torch.full((1, height, width), padding, dtype=mask.dtype)
+        laid[:, rows, columns] = moved[
+            :, rows.start + top : rows.stop + top, columns.start + left : columns.stop + left
+        ]
+        return laid
 
     def to_image(self, normalised: Tensor) -> Tensor:
         """Undo the normalisation for pictures: (..., 3, h, w) in [0, 1]."""
@@ -274,12 +327,13 @@ class Preprocess(nn.Module):
         """
         x, y = self._pixel_centres(original_size, maps.device, registration)  # (H, W) each
         framed = self.alignment.size if self.alignment else original_size
-        resized, offset, size = self.geometry(framed)
+        resized, offset, size = place = self.geometry(framed)
         axes, inside = [], torch.ones_like(x, dtype=torch.bool)
         for axis, centres in ((1, x), (0, y)):
             position = centres * (resized[axis] / framed[axis]) - offset[axis]  # in map pixels, 0..length over the crop
             axes.append(position * (2 / size[axis]) - 1)
-            inside &= (position >= 0) & (position <= size[axis])
+            shown = place.inside[axis]
+            inside &= (position >= shown.start) & (position <= shown.stop)
         grid = torch.stack(axes, dim=-1).expand(len(maps), -1, -1, -1)  # (B, H, W, 2) as (x, y)
         laid = F.grid_sample(maps, grid.to(maps.dtype), padding_mode="border", align_corners=False)  # (B, C, H, W)
         return laid.masked_fill(~inside, fill)
@@ -296,13 +350,16 @@ class Preprocess(nn.Module):
         return x + 0.5, y + 0.5
 
 
-def _size(name: str, value: int | Sequence[int] | None) -> Size | None:
-    if value is None:
-        return None
-    sides = [value, value] if isinstance(value, int) else list(value)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
-        raise ConfigError(f"{name}={sides} is not a size: give a whole number, [height,width] or null")
-    return sides[0], sides[1]
+def to_unit(image: Tensor) -> Tensor:
+    """A uint8 image as float32 in [0, 1]; one of floats as it is."""
+    return image if image.is_floating_point() else image.float().div_(255)
+
+
+def _mirrored(part: slice, size: int) -> Tensor:
+    """Which position of an axis, shown at `part` of `size` positions, each of these shows; mirrored where it ends."""
+    length = part.stop - part.start
+    position = (torch.arange(size) - part.start) % (2 * length)
+    return torch.where(position < length, position, 2 * length - 1 - position)
 
 
 def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:

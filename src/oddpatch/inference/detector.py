@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from oddpatch.data.decoding import read_image, to_rgb_float
+from oddpatch.data.decoding import to_rgb_float
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.regions import Region, find_odd_regions
 from oddpatch.metrics.thresholds import anomaly_score
@@ -32,6 +32,7 @@ class Detection:
     normalized_map: NDArray[np.float32] | None  # (H, W) on a scale from 0 to 1, 0.5 at the pixel threshold
     regions: list[Region]  # above the pixel threshold, oddest first
     mask: NDArray[np.uint8] | None  # (H, W), 255 on the odd regions
+    inspected: float  # share of the image that was looked at: less than 1 with a crop or a region of interest
 
 
 class AnomalyDetector:
@@ -137,28 +138,39 @@ class AnomalyDetector:
     def stream(self, images: Sequence[ImageLike], batch_size: int = 16) -> Iterator[Detection]:
         """Inspect images a batch at a time, in order; no more than a batch is held in memory."""
         for start in range(0, len(images), batch_size):
-            yield from self.inspect([to_tensor(image) for image in images[start : start + batch_size]])
+            yield from self.inspect([self.read(image) for image in images[start : start + batch_size]])
+
+    def read(self, image: ImageLike) -> Tensor:
+        """An image as `inspect` takes it, scaled as those the run was fitted to.
+
+        Raises:
+            DataError: it cannot be read, or is none of the kinds that `AnomalyDetector` takes.
+        """
+        preprocess = self.model.preprocess
+        if isinstance(image, str | Path):
+            return preprocess.read(image)
+        return to_tensor(image, preprocess.full_scale)
 
     @torch.inference_mode()
     def inspect(self, images: Sequence[Tensor]) -> list[Detection]:
-        """Inspect decoded images (3, H, W) float in [0, 1], of any sizes, in one batch."""
+        """Inspect decoded images (3, H, W), float in [0, 1] or uint8, of any sizes, in one batch."""
         preprocess = self.model.preprocess
         registrations = [preprocess.register(image) for image in images]
         pairs = zip(images, registrations, strict=True)
         prepared = torch.stack([preprocess(image, registration) for image, registration in pairs])  # (B, 3, h, w)
         score, maps = self.model(prepared.to(self.device))
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
         laid: list[NDArray[np.float32] | None] = [None] * len(images)
         if maps is not None:
             maps = maps.float().cpu()
             laid = [
-                preprocess.to_original(
-                    maps[i : i + 1], (image.shape[1], image.shape[2]), registration=registrations[i]
-                )[0, 0].numpy()
-                for i, image in enumerate(images)
+                preprocess.to_original(maps[i : i + 1], size, registration=registrations[i])[0, 0].numpy()
+                for i, size in enumerate(sizes)
             ]
-        return [self._judge(*pair) for pair in zip(score.tolist(), laid, strict=True)]
+        shares = [preprocess.share(*pair) for pair in zip(sizes, registrations, strict=True)]
+        return [self._judge(*rest) for rest in zip(score.tolist(), laid, shares, strict=True)]
 
-    def _judge(self, score: float, anomaly_map: NDArray[np.float32] | None) -> Detection:
+    def _judge(self, score: float, anomaly_map: NDArray[np.float32] | None, share: float) -> Detection:
         calibration, threshold = self.model.calibration, self.image_threshold
         p_value = anomaly = None
         if calibration.calibrated:
@@ -173,21 +185,19 @@ class AnomalyDetector:
                 typical = float(calibration.pixel_scores.median())
                 normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
         odd = None if threshold is None else score > threshold
-        return Detection(score, odd, p_value, anomaly, anomaly_map, normalized, regions, mask)
+        return Detection(score, odd, p_value, anomaly, anomaly_map, normalized, regions, mask, share)
 
 
-def to_tensor(image: ImageLike) -> Tensor:
-    """(3, H, W) float32 in [0, 1] of whatever `AnomalyDetector` takes.
+def to_tensor(image: Image.Image | NDArray[Any] | Tensor, full_scale: int | None = None) -> Tensor:
+    """(3, H, W) float32 in [0, 1] of an image in memory, see `oddpatch.data.decoding.to_rgb_float`.
 
     Raises:
-        DataError: it cannot be read, or is none of these.
+        DataError: it is none of these.
     """
-    if isinstance(image, str | Path):
-        return read_image(image)
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] not in (1, 3):
             raise DataError(f"tensor {tuple(image.shape)}: give (3, H, W), or an array (H, W, 3)")
-        return to_rgb_float(image.detach().cpu().permute(1, 2, 0).numpy())
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
     if isinstance(image, Image.Image | np.ndarray):
-        return to_rgb_float(image)
+        return to_rgb_float(image, full_scale=full_scale)
     raise DataError(f"{type(image).__name__} is no image: give a path, a PIL image, an array or a tensor")
