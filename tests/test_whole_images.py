@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_dataset, write_image
+from conftest import make_dataset
 from PIL import Image
 from test_pipeline import run, tiny, tiny_backbone  # noqa: F401
 

@@ -4,10 +4,10 @@ import logging
 import resource
 import sys
 
-import psutil
 import torch
 
 from oddpatch.errors import ResourceError
+from oddpatch.limits import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def available_memory(device: torch.device) -> int:
     """Bytes that can still be taken on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return free_memory()
 
 
 def peak_memory(device: torch.device) -> int:

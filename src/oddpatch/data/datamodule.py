@@ -24,9 +24,14 @@ from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.limits import cores, free_shared_memory
 from oddpatch.parallel.ranks import Ranks
+from oddpatch.resources import format_bytes
 
 log = logging.getLogger(__name__)
+
+#: Batches that each worker has ready, which is torch's own default.
+PREFETCHED = 2
 
 
 class MVTecDataModule(LightningDataModule):
@@ -150,6 +155,7 @@ class MVTecDataModule(LightningDataModule):
         self.cache: FeatureCache | None = None
         #: How much of the area of the images is inspected; set by `setup`.
         self.inspected: Inspected | None = None
+        self._said_workers = False
         # Made now, so that a wrong setting fails before anything is read.
         self._train, self._test, self._validation = (self._dataset([]) for _ in range(3))
 
@@ -242,10 +248,30 @@ class MVTecDataModule(LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=ShardedBatches(positions, self.batch_size),
-            num_workers=self.num_workers,
+            num_workers=self._workers_that_fit(),
             collate_fn=partial(collate, image_size=self.preprocess.image_size),
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _workers_that_fit(self) -> int:
+        """The workers asked for, or as many as there is shared memory for their batches: without it they die."""
+        if not self.num_workers or (free := free_shared_memory()) is None:
+            return self.num_workers
+        height, width = self.preprocess.image_size
+        held = self.batch_size * height * width * (3 * 4 + 1) * (PREFETCHED + 1)  # float32 images and uint8 masks
+        fitting = min(int(free * 0.9) // held, self.num_workers)
+        if fitting < self.num_workers and not self._said_workers:
+            self._said_workers = True
+            self._say(
+                logging.WARNING,
+                "num_workers=%d need %s of shared memory, /dev/shm has %s: using %d; give a container more by "
+                "--shm-size=1g, or lower data.batch_size",
+                self.num_workers,
+                format_bytes(held * self.num_workers),
+                format_bytes(free),
+                fitting,
+            )
+        return fitting
 
     def skipped(self) -> list[str]:
         """One line for each file that was left out so far (with `on_error="skip"`), see `gather`."""
@@ -307,11 +333,9 @@ def render(folder: Path, scene: str, seed: int) -> None:
 
 def _workers(num_workers: int | str) -> int:
     if num_workers == "auto":
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux only; knows of cores this process may not use
-        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # other ranks of this run decode too
+        own = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # other ranks of this run decode too
         # A worker prepares images on one thread, which costs fewer CPU seconds than several threads on one image.
-        return min(cores, 8) if cores > 1 else 0
+        return min(own, 8) if own > 1 else 0
     if not isinstance(num_workers, int) or num_workers < 0:
         raise ConfigError(f"num_workers={num_workers!r} must be auto, 0 or more")
     return num_workers

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from oddpatch.data.deep import Array, open_lazily, read_deep, read_with_opencv
 from oddpatch.errors import DataError
+from oddpatch.limits import free_memory
 
 # Not pictures of pixels, or decoded by running another program (EPS): never opened.
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -43,9 +44,7 @@ _DECODING_BYTES = 16
 @cache
 def pixels_that_fit() -> int:
     """The largest image to decode, in pixels, unless a user says otherwise: what half of the free memory holds."""
-    import psutil
-
-    return int(psutil.virtual_memory().available / 2 / _DECODING_BYTES)
+    return int(free_memory() / 2 / _DECODING_BYTES)
 
 
 @cache

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from oddpatch import errors
 from oddpatch.errors import ConfigError, OddpatchError, ResourceError
+from oddpatch.limits import cores
 
 Task = Callable[[DictConfig], float | None]
 
@@ -115,9 +116,8 @@ def launch(task: Task, cfg: DictConfig, size: int) -> float | None:
 
 
 def _start(rank: int, size: int, scratch: Path) -> "subprocess.Popen[bytes]":
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {
-        "OMP_NUM_THREADS": str(max(1, cores // size)),
+        "OMP_NUM_THREADS": str(max(1, cores() // size)),
         **_local_interface(),
         **os.environ,
         "RANK": str(rank),

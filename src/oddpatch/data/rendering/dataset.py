@@ -2,7 +2,6 @@
 
 import importlib
 import multiprocessing
-import os
 import pkgutil
 import signal
 import tempfile
@@ -22,6 +21,7 @@ from oddpatch.data.rendering import unity_solo
 from oddpatch.data.rendering.optics import Camera, Light
 from oddpatch.data.rendering.scene import Scene, Specimen
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.limits import cores
 
 _PREFIX = "scene_"
 #: Names of the scenes there are.
@@ -172,8 +172,7 @@ def _check(root: Path, counts: Mapping[str, int], size: int, workers: int | None
 def _run(jobs: list[Job], design: tuple[str, int, int], draft: Path, workers: int | None) -> Iterator[None]:
     """Render and write all jobs; yields once for each that is done."""
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = max(1, min(cores, len(jobs) // _WORTH_A_WORKER))
+        workers = max(1, min(cores(), len(jobs) // _WORTH_A_WORKER))
     if workers == 1:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)

@@ -1,7 +1,6 @@
 """One function over many items, in several processes where that pays."""
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +10,7 @@ import cv2
 import torch
 
 from oddpatch.data.tools.writing import Progress
+from oddpatch.limits import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,8 +33,7 @@ def run_many(
         worth: items that make up for the start of the workers.
     """
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = cores if len(items) >= worth else 1
+        workers = cores() if len(items) >= worth else 1
     found: list[R] = []
     if workers == 1:
         for item in items:
