@@ -119,6 +119,10 @@ def test_under_a_trainer_skipped_files_are_said(root, caplog):
     [
         ({"batch_size": 0}, "batch_size=0"),
         ({"num_workers": -1}, "num_workers=-1"),
+        ({"num_workers": 10**6}, "num_workers=1000000 must be auto or 0 to"),
+        ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number"),
+        ({"batch_size": "many"}, "batch_size='many'"),
+        ({"fold": 0}, "set data.split to the manifest"),
         ({"num_workers": "many"}, "num_workers='many'"),
         ({"on_error": "hide"}, "on_error"),
         ({"mask_threshold": 2}, "mask_threshold"),

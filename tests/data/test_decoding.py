@@ -1,6 +1,7 @@
 """Every kind of file against what was written into it."""
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -412,8 +413,31 @@ def test_files_that_are_not_images(tmp_path, content):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="is a folder"):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_or_device_named_like_an_image_is_refused_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match="pipe or a device") as error:
+            read(path)
+        one_line(error, path)
+    assert read_header(path) is None
+
+
+def test_one_bit_images_stay_small(tmp_path, rng):
+    pixels = rng.random((H, W)) > 0.5
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    kept = read_image(tmp_path / "a.png", keep_uint8=True)
+    assert kept.dtype == torch.uint8
+    assert kept.stride(0) == 0  # one channel in memory
+    assert torch.equal(kept.float() / 255, read_image(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("kind", ["png", "png16", "tiff-float"])

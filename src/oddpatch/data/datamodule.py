@@ -107,8 +107,12 @@ class MVTecDataModule(LightningDataModule):
             raise ConfigError(
                 f"data.root={root} and data.category={category}: set the folder of the categories, and the one to use"
             )
-        if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size!r} must be a whole number of at least 1")
+        if fold is not None and not split:
+            raise ConfigError(
+                f"fold={fold} is one of a manifest of folds: set data.split to the manifest, or leave fold"
+            )
         self.root = Path(root)
         self.category = category
         if isinstance(full_scale, str) and full_scale != "auto":
@@ -336,6 +340,7 @@ def _workers(num_workers: int | str) -> int:
         own = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # other ranks of this run decode too
         # A worker prepares images on one thread, which costs fewer CPU seconds than several threads on one image.
         return min(own, 8) if own > 1 else 0
-    if not isinstance(num_workers, int) or num_workers < 0:
-        raise ConfigError(f"num_workers={num_workers!r} must be auto, 0 or more")
+    most = max(4 * cores(), 32)
+    if not isinstance(num_workers, int) or not 0 <= num_workers <= most:
+        raise ConfigError(f"num_workers={num_workers!r} must be auto or 0 to {most}, for the {cores()} cores there are")
     return num_workers

@@ -120,6 +120,8 @@ class Header(NamedTuple):
 def read_header(path: str | Path) -> Header | None:
     """Size and depth of an image file, without decoding it where the format allows; None if it cannot be read."""
     try:
+        if not Path(path).is_file():
+            return None
         with open_lazily(Path(path), _pillow_formats()) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             size = (image.width, image.height) if turned else (image.height, image.width)
@@ -223,7 +225,7 @@ def _stored(path: str | Path, max_pixels: int | None) -> Array:
 
 def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Array:
     """Decode a file upright: as an array where Pillow would lose depth, otherwise as a Pillow image."""
-    data = Path(path).read_bytes()
+    data = _bytes(Path(path))
     if not data:
         raise DataError("the file is empty (0 bytes): replace or remove it")
     limit = max_pixels or pixels_that_fit()
@@ -236,6 +238,13 @@ def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Arra
         if Path(path).suffix.lower() in _OPENCV_SUFFIXES:
             return read_with_opencv(data)
         raise
+
+
+def _bytes(path: Path) -> bytes:
+    # A pipe or a device named like an image would be waited for, or read without end.
+    if not path.is_file() and path.exists():
+        raise DataError("is a folder" if path.is_dir() else "is no regular file but a pipe or a device: remove it")
+    return path.read_bytes()
 
 
 def _may_be_deep(image: Image.Image, path: str | Path) -> bool:
@@ -280,6 +289,8 @@ def _rgb_tensor(array: Array, full_scale: int | None, keep_uint8: bool = False) 
     array = array[..., : 1 if array.shape[2] < 3 else 3]  # (H, W, 1|3) without alpha
     # torch takes arrays only in the machine's byte order, without negative strides, and warns of read-only ones.
     array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+    if keep_uint8 and array.dtype == np.bool_:
+        array = np.where(array, np.uint8(255), np.uint8(0))
     keep = keep_uint8 and array.dtype == np.uint8
     tensor = torch.from_numpy(array) if keep else _unit_range(array, full_scale)
     return tensor.permute(2, 0, 1).expand(3, -1, -1)  # (3, H, W)
