@@ -18,6 +18,7 @@ from oddpatch.data.decoding import (
     find_full_scale,
     image_suffixes,
     is_image_name,
+    missing_plugin,
     read_header,
     read_image,
     read_mask,
@@ -484,6 +485,26 @@ def test_damaged_bytes_give_an_image_or_a_data_error(tmp_path, data, kind):
         assert image.shape[0] == 3
         assert 0 <= image.min() <= image.max() <= 1
     assert not any("\n" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".HEIF", ".hif", ".avif", ".jxl"])
+def test_formats_of_cameras_and_the_web(tmp_path, suffix):
+    pytest.importorskip("pillow_jxl" if suffix == ".jxl" else "pillow_heif")
+    assert is_image_name(f"a{suffix}")  # registers the plugins
+    path = tmp_path / f"a{suffix}"
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (64, 48, 3))
+    kind = {".avif": "AVIF", ".jxl": "JXL"}.get(suffix, "HEIF")
+    Image.fromarray(np.ascontiguousarray(ramp)).save(path, kind, quality=95)
+    np.testing.assert_allclose(read_image(path).numpy(), expect(ramp, 255), atol=3 / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("a.HEIC", "pip install pillow-heif"), ("a.jxl", "pip install pillow-jxl-plugin"), ("a.xyz", ""), ("a.png", "")],
+)
+def test_a_missing_plugin_is_named(monkeypatch, name, command):
+    monkeypatch.setattr("oddpatch.data.decoding.image_suffixes", lambda: frozenset({".png"}))
+    assert missing_plugin(name) == command
 
 
 def test_suffixes():

@@ -53,6 +53,14 @@ def test_files_left_out_have_a_reason(tmp_path):
     }  # fmt: skip
 
 
+def test_a_format_without_its_plugin_says_how_to_get_it(tmp_path, monkeypatch):
+    make(tmp_path, "a.png", "b.HEIC", "c.heic")
+    monkeypatch.setattr("oddpatch.data.decoding.image_suffixes", lambda: frozenset({".png"}))
+    assert summary(walk(tmp_path).left_out) == [
+        f"2 left out, .heic needs `pip install pillow-heif`: {tmp_path}/b.HEIC, {tmp_path}/c.heic"
+    ]
+
+
 def test_all_files_leaves_litter_alone_out(tmp_path):
     make(tmp_path, "a.png", "b.xyz", "c", ".d.png", ".h/e", "Thumbs.db", ".DS_Store", "__MACOSX/a.png", "._a.png")
     found = walk(tmp_path, all_files=True)

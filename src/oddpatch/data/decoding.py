@@ -9,14 +9,16 @@ Images become (3, H, W) float32 RGB in [0, 1]:
 * Grey is repeated. Alpha is dropped and the colours kept as stored, palettes and CMYK become RGB (ICC profiles are not
   applied), the EXIF orientation is applied, and of several frames or pages the first is read.
 * 16-bit colour PNG, PPM and TIFF, and float TIFF, keep their full depth. Other containers of deep colour (JPEG 2000,
-  SGI, AVIF) are read at the 8 bits Pillow gives.
+  SGI, AVIF, HEIC, JPEG XL) are read at the 8 bits Pillow gives.
+* HEIC and JPEG XL are read where a plugin of Pillow is installed.
 
 A file that is truncated or damaged is an error, never a partial image.
 """
 
+import importlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,12 @@ from oddpatch.limits import free_memory
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 # Read by OpenCV but not by Pillow.
 _OPENCV_SUFFIXES = frozenset({".exr", ".hdr", ".pic", ".sr"})
+# What reads a suffix, where Pillow is too old or has no plugin for it.
+_REMEDIES = {
+    ".avif": "pip install -U pillow",
+    **dict.fromkeys((".heic", ".heics", ".heif", ".heifs", ".hif"), "pip install pillow-heif"),
+    ".jxl": "pip install pillow-jxl-plugin",
+}
 # Tags of EXIF and TIFF
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258
 #: Bytes that decoding takes at its peak for each pixel of 8-bit colour.
@@ -58,6 +66,12 @@ def image_suffixes() -> frozenset[str]:
 def is_image_name(name: str) -> bool:
     """Whether a file name is that of an image: a known suffix in any letter case, and not hidden."""
     return not name.startswith(".") and Path(name).suffix.lower() in image_suffixes()
+
+
+def missing_plugin(name: str) -> str:
+    """Command that makes files of this name readable; empty if they are, or if none is known."""
+    suffix = Path(name).suffix.lower()
+    return "" if suffix in image_suffixes() else _REMEDIES.get(suffix, "")
 
 
 def read_image(
@@ -214,6 +228,10 @@ def _naming(name: str | Path) -> Iterator[None]:
 @cache
 def _pillow_formats() -> tuple[str, ...]:
     Image.init()
+    with suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    with suppress(ImportError):
+        importlib.import_module("pillow_jxl")  # registers itself
     return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
 
 

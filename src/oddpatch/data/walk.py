@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from oddpatch.data.decoding import is_image_name
+from oddpatch.data.decoding import is_image_name, missing_plugin
 
 NO_SUFFIX = "no suffix"
 UNKNOWN_SUFFIX = "unknown suffix"
@@ -143,6 +143,8 @@ def _kind(entry: "os.DirEntry[str]") -> str:
 def _reason(name: str) -> str:
     if name.startswith("."):
         return HIDDEN
+    if remedy := missing_plugin(name):
+        return f"{PurePath(name).suffix.lower()} needs `{remedy}`"
     return UNKNOWN_SUFFIX if PurePath(name).suffix else NO_SUFFIX
 
 
