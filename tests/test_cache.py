@@ -193,7 +193,7 @@ def test_an_edited_source_changes_the_fingerprint(monkeypatch):
 @pytest.fixture
 def dataset(tmp_path):
     make_dataset(tmp_path / "data")
-    _, test, _ = scan(tmp_path / "data", "tile")
+    test = scan(tmp_path / "data", "tile").test
     made = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3))
     made.cache = make_cache(tmp_path / "cache")
     return made
@@ -247,7 +247,7 @@ def test_aligned_images_keep_where_they_lie(tmp_path):
     from oddpatch.data.alignment import load_alignment
 
     make_dataset(tmp_path)
-    _, test, _ = scan(tmp_path, "tile")
+    test = scan(tmp_path, "tile").test
     align = load_alignment({"reference": str(test[0].path), "method": "translation", "min_quality": 0.0})
     dataset = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3, align=align))
     dataset.cache = make_cache(tmp_path / "cache")

@@ -131,6 +131,16 @@ def test_without_a_test_folder_the_fit_is_still_saved(tmp_path, tiny_backbone):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["num_test_images"] == 0
 
 
+def test_files_that_are_not_used_are_named_in_the_results(tmp_path, tiny_backbone):
+    folder = make_dataset(tmp_path)
+    (folder / "train/good/000.png").rename(folder / "train/good/000")
+    (folder / "test/spot/x.xyz").touch()
+    run(tiny(tmp_path, tmp_path / "out"))
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["left_out"] == [
+        f"{folder}/train/good/000: no suffix", f"{folder}/test/spot/x.xyz: unknown suffix",
+    ]  # fmt: skip
+
+
 def test_a_broken_test_file_is_named_and_can_be_skipped(tmp_path, tiny_backbone):
     folder = make_dataset(tmp_path)
     broken = folder / "test/good/002.png"

@@ -345,12 +345,31 @@ def test_a_split_decides_what_is_trained_on(root):
 
 
 def test_what_is_absent_says_how_to_obtain_it(root):
-    with pytest.raises(DataError, match="no such folder: ask its owner"):
+    with pytest.raises(
+        DataError, match="no such folder: put images of good parts of your own into its train/good, or ask its owner"
+    ):
         MVTecDataModule(root / "nothing", "part", MEAN, STD, obtain="ask its owner").setup()
     with pytest.raises(DataError, match="no such category; there are part"):
         MVTecDataModule(root, "prat", MEAN, STD, obtain="ask its owner").setup()
     with pytest.raises(ConfigError, match=r"data\.root=None and data\.category=part"):
         MVTecDataModule(None, "part", MEAN, STD)
+    with pytest.raises(DataError, match=f"itself a category: set data.root={root} and data.category=part"):
+        MVTecDataModule(root / "part", "part", MEAN, STD, obtain="ask its owner").setup()
+
+
+def test_what_is_not_used_is_listed_with_the_reason(root):
+    (root / "part/train/good/x.xyz").touch()
+    (root / "labelled/good").mkdir(parents=True)
+    (root / "labelled/hole").mkdir()
+    (root / "part/test/hole/1.png").rename(root / "labelled/hole/1.png")
+    (root / "part/ground_truth/hole/1_mask.png").unlink()
+    (root / "labelled/good/gone.png").symlink_to("nowhere")
+    data = make(root, validation=root / "labelled")
+    data.setup()
+    assert data.left_out == [
+        (root / "part/train/good/x.xyz", "unknown suffix"), (root / "labelled/good/gone.png", "broken link"),
+    ]  # fmt: skip
+    assert f"{root / 'labelled'}: 1 left out, broken link: good/gone.png" in data.warnings
 
 
 # What is inspected, and how values are scaled

@@ -1,12 +1,15 @@
 """Finding images and masks: good layouts, odd names, and what people get wrong."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from oddpatch.data.layout import categories, pair_masks, scan
+from oddpatch.data.layout import NESTED, OUTSIDE, categories, pair_masks, scan, scan_types
 from oddpatch.errors import DataError
 
 BOTTLE_ROOT = Path(__file__).parents[2] / "../shared/data/mvtec"
@@ -143,8 +146,8 @@ def test_masks_of_good_images_are_not_read(root):
 
 def test_litter_is_ignored(root):
     for folder in ("train/good", "test/hole", "ground_truth/hole", "test", "ground_truth", "."):
-        make(root, *(f"part/{folder}/{name}" for name in (".DS_Store", "._a.png", "Thumbs.db", "notes.txt")))
-    make(root, "part/test/__MACOSX/a.png", "part/test/.cache/a.png")
+        make(root, *(f"part/{folder}/{name}" for name in (".DS_Store", "._a.png", "Thumbs.db")))
+    make(root, "part/test/__MACOSX/a.png", "part/test/.ipynb_checkpoints/a.png", "part/licence.txt")
     layout = scan(root, "part")
     assert (len(layout.train), len(layout.test), layout.warnings) == (2, 4, [])
 
@@ -164,9 +167,150 @@ def test_suffixes_in_any_case_and_of_other_kinds(tmp_path):
 
 def test_images_left_out_are_said(root):
     make(root, "part/train/good/more/c.png", "part/test/hole/more/c.png", "part/train/c.png", "part/test/empty/x.txt")
-    warnings = "\n".join(scan(root, "part").warnings)
-    for text in ("train/good/more: 1 images", "hole/more: 1 images", "outside good/", "test/empty holds no image"):
-        assert text in warnings
+    layout = scan(root, "part")
+    part = root / "part"
+    assert layout.warnings == [
+        f"{part}: 2 left out, {NESTED}: test/hole/more/c.png, train/good/more/c.png",
+        f"{part}: 1 left out, {OUTSIDE}: train/c.png",
+        f"{part}: 1 left out, unknown suffix: test/empty/x.txt",
+        f"{part / 'test/empty'} holds no image that can be read (but 1 left out, unknown suffix: "
+        f"{part / 'test/empty/x.txt'})",
+    ]
+    assert set(layout.left_out) == {
+        (part / "train/good/more/c.png", NESTED), (part / "test/hole/more/c.png", NESTED),
+        (part / "train/c.png", OUTSIDE), (part / "test/empty/x.txt", "unknown suffix"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["train/good", "train", "test", "test/hole", "ground_truth", "ground_truth/hole"])
+def test_files_that_are_not_read_are_said(root, folder):
+    make(root, f"part/{folder}/d", f"part/{folder}/.e.png", f"part/{folder}/f.xyz")
+    (root / f"part/{folder}/gone").symlink_to("nowhere")
+    layout = scan(root, "part")
+    said = {item.path.relative_to(root / "part" / folder).as_posix(): item.reason for item in layout.left_out}
+    assert said == {"d": "no suffix", ".e.png": "hidden", "f.xyz": "unknown suffix", "gone": "broken link"}
+    assert [line for line in layout.warnings if "1 left out, no suffix" in line]
+
+
+def test_the_rest_of_a_wrapper_is_said(root):
+    make(root, "part/test/defective/dent/a.png", "part/test/defective/a/b/c.png", "part/test/defective/x")
+    left_out = {item.path.relative_to(root / "part/test/defective").as_posix() for item in scan(root, "part").left_out}
+    assert left_out == {"a/b/c.png", "x"}
+
+
+def test_links_are_followed(root):
+    part = root / "part"
+    for name in ("train/good", "test/hole", "test/good", "ground_truth/hole"):
+        (root / "elsewhere" / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).rename(root / "elsewhere" / name)
+        (part / name).symlink_to(root / "elsewhere" / name)
+    layout = scan(root, "part")
+    assert (len(layout.train), len(layout.test), layout.warnings) == (2, 4, [])
+    assert [s.mask_path is not None for s in layout.test] == [True, False, True, True]
+
+
+def test_loops_end(root):
+    (root / "part/train/good/self").symlink_to(root / "part/train")
+    (root / "part/test/hole/up").symlink_to(root / "part")
+    layout = scan(root, "part")
+    assert (len(layout.train), len(layout.test)) == (2, 4)
+    assert [line for line in layout.warnings if "link back to a folder that holds it" in line]
+
+
+@pytest.mark.parametrize("name", ["test", "ground_truth"])
+def test_a_broken_link_in_place_of_a_folder(root, name):
+    (root / "part" / name).rename(root / name)
+    (root / "part" / name).symlink_to("nowhere")
+    fails(root, f"part/{name}: broken link: mend it")
+
+
+@pytest.mark.parametrize("name", ["train", "train/good", "."])
+def test_training_images_behind_a_broken_link(root, name):
+    (root / "part" / name).rename(root / "away")
+    (root / "part" / name).symlink_to("nowhere")
+    fails(root, "broken link")
+
+
+def test_a_folder_that_cannot_be_read(root, monkeypatch):
+    scandir, closed = os.scandir, ["hole"]
+
+    def refuse(folder):
+        if Path(folder).name in closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    layout = scan(root, "part")
+    assert [s.defect_type for s in layout.test] == ["crack", "good"]
+    assert layout.warnings[0] == (
+        f"{root / 'part'}: 2 left out, cannot be read (Permission denied): ground_truth/hole, test/hole"
+    )
+    for closed[0] in ("train", "test", "ground_truth", "good"):
+        fails(root, r"cannot be read \(Permission denied\)|no image that can be read \(but .*Permission denied")
+
+
+# Good by other names
+
+
+@pytest.mark.parametrize("name", ["OK", "Good", "normal", "ok", "NORMAL", "defect_free", "no-defect"])
+def test_good_by_other_names(root, name):
+    for split in ("train", "test"):
+        (root / f"part/{split}/good").rename(root / f"part/{split}/{name}")
+    make(root, f"part/ground_truth/{name}/zzz.png")
+    layout = scan(root, "part")
+    assert categories(root) == ["part"]
+    assert [s.path.parent.name for s in layout.train] == [name, name]
+    assert [(s.label, s.defect_type) for s in layout.test] == [(1, "crack"), (0, "good"), (1, "hole"), (1, "hole")]
+    assert {s.defect_type for s in layout.train} == {"good"}
+    assert layout.warnings == []
+
+
+def test_defects_are_not_good_by_name(root):
+    make(root, "part/test/not_good/a.png", "part/test/goods/a.png", "part/test/broken/a.png")
+    assert sum(s.label for s in scan(root, "part").test) == 6
+
+
+def test_two_spellings_of_good_together(root):
+    make(root, "part/test/OK/b.png")
+    fails(root, r"test/good and .*test/OK are of the same type: merge or rename one|test/OK and .*test/good are of")
+    (root / "part/test/OK/b.png").unlink()
+    make(root, "part/train/Good/b.png")
+    fails(root, "both hold good parts by their names: merge them, or rename one")
+
+
+def test_types_alone(root):
+    make(root, "labelled/OK/a.png", "labelled/hole/b.png", "labelled/hole/c.xyz", "labelled/hole/deep/d.png")
+    found = scan_types(root / "labelled")
+    assert [(s.path.name, s.label, s.defect_type) for s in found.test] == [("a.png", 0, "good"), ("b.png", 1, "hole")]
+    assert found.warnings == [
+        f"{root / 'labelled'}: 1 left out, {NESTED}: hole/deep/d.png",
+        f"{root / 'labelled'}: 1 left out, unknown suffix: hole/c.xyz",
+    ]
+
+
+# Masks among images
+
+
+def picture(path, colours):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, colours, (20, 30)).astype(np.uint8) * (255 // (colours - 1))
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("folder", ["train/good", "test/good", "test/hole"])
+@pytest.mark.parametrize("name", ["x_mask.png", "x.bmp"])
+def test_masks_among_images_are_refused_with_a_command(root, folder, name):
+    picture(root / f"part/{folder}/x.png", 200)
+    picture(root / f"part/{folder}/{name}", 2)
+    message = fails(root, "looks like the mask of x.png beside it")
+    assert f"`oddpatch data convert beside {root}/part {root}/sorted` and set data.root={root}/sorted" in message
+
+
+def test_masks_among_labelled_images_are_refused(root):
+    picture(root / "labelled/hole/x.png", 200)
+    picture(root / "labelled/hole/x_mask.png", 2)
+    with pytest.raises(DataError, match="move the masks out of"):
+        scan_types(root / "labelled")
 
 
 # Bad input
@@ -183,17 +327,23 @@ def test_missing_category_lists_those_there(root):
         scan(root, "prt")
 
 
+def test_root_that_is_itself_a_category_by_a_relative_path(root, monkeypatch):
+    monkeypatch.chdir(root / "part")
+    with pytest.raises(DataError, match=f"set data.root={root} and data.category=part"):
+        scan(".", "part")
+
+
 def test_root_that_is_itself_a_category(root):
     with pytest.raises(DataError, match=r"itself a category: set data\.root=.* and data\.category=part"):
         scan(root / "part", "part")
 
 
 def test_missing_and_empty_train_good(tmp_path):
-    make(tmp_path, "part/train/ok/a.png")
+    make(tmp_path, "part/train/fine/a.png")
     fails(tmp_path, "train/good: no such folder")
     make(tmp_path, "part/train/good/a.txt")
-    (tmp_path / "part/train/ok/a.png").unlink()
-    fails(tmp_path, r"holds no image that can be read \(but a.txt\)")
+    (tmp_path / "part/train/fine/a.png").unlink()
+    fails(tmp_path, r"holds no image that can be read \(but 1 left out, unknown suffix: .*a.txt\)")
 
 
 def test_defects_among_the_training_images(root):

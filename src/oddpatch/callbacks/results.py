@@ -67,6 +67,7 @@ class Results(L.Callback):
             "num_test_images": len(module.scored),
             "skipped": trainer.datamodule.skipped(),  # type: ignore[attr-defined]
             "inspected": (share := trainer.datamodule.inspected) and share.to_dict(),  # type: ignore[attr-defined]
+            "left_out": [f"{path}: {reason}" for path, reason in trainer.datamodule.left_out],  # type: ignore[attr-defined]
             "timing": {stage: round(seconds, 4) for stage, seconds in module.timing.items()},
             "peak_memory_bytes": peak_memory(module.device),
             "weights": module.model.backbone.weights_origin,

@@ -18,11 +18,12 @@ from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
 from oddpatch.data.decoding import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
-from oddpatch.data.layout import Layout, Sample, categories, scan, scan_types
+from oddpatch.data.layout import GOOD, Layout, Sample, categories, refuse_category, scan, scan_types
 from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
+from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.limits import cores, free_shared_memory
 from oddpatch.parallel.ranks import Ranks
@@ -38,7 +39,7 @@ class MVTecDataModule(LightningDataModule):
     """Good images to train on and labelled images to test on.
 
     Order is fixed and no image is dropped or repeated, so a fitted model does not depend on the loading.
-    After `setup`: `train_samples`, `test_samples`, `validation_samples` and `warnings`.
+    After `setup`: `train_samples`, `test_samples`, `validation_samples`, `left_out` and `warnings`.
 
     Args:
         root: folder of the categories.
@@ -152,6 +153,8 @@ class MVTecDataModule(LightningDataModule):
         self.test_samples: list[Sample] = []
         self.validation_samples: list[Sample] = []
         self.warnings: list[str] = []
+        #: Files and folders of the category that are not used, and why.
+        self.left_out: list[LeftOut] = []
         #: Positions of the training images that are fitted to, and of those scored afterwards for the threshold.
         self.fitted: Sequence[int] = []
         self.held_out: Sequence[int] = []
@@ -183,11 +186,16 @@ class MVTecDataModule(LightningDataModule):
         """Find the images and pair them with their masks, once."""
         if self.train_samples:
             return
-        self.train_samples, self.test_samples, self.warnings = self._scan()
+        found = self._scan()
+        self.train_samples, self.test_samples, self.warnings = found.train, found.test, found.warnings
+        self.left_out = [*found.left_out]
         if isinstance(self.validation, float | int):
             self.validation_samples, self.test_samples = take_share(self.test_samples, self.validation)
         elif self.validation:
-            self.validation_samples = scan_types(self.validation)
+            validation = scan_types(self.validation)
+            self.validation_samples = validation.test
+            self.warnings += validation.warnings
+            self.left_out += validation.left_out
         self._adapt()
         self._train, self._test = self._dataset(self.train_samples), self._dataset(self.test_samples)
         self._validation = self._dataset(self.validation_samples)
@@ -216,7 +224,11 @@ class MVTecDataModule(LightningDataModule):
     def _scan(self) -> Layout:
         folder = self.root / self.category
         if self.obtain and not folder.is_dir() and not (self.root.is_dir() and categories(self.root)):
-            raise DataError(f"{folder}: no such folder: {self.obtain}")
+            refuse_category(self.root)
+            raise DataError(
+                f"{folder}: no such folder: put images of good parts of your own into its train/{GOOD}, or "
+                f"{self.obtain}"
+            )
         found = scan(self.root, self.category)
         return follow(found, folder, self.split, self.fold) if self.split else found
 

@@ -26,8 +26,8 @@ class FewImages(MVTecDataModule):
         self.train_images, self.test_images = train_images, test_images
 
     def _scan(self) -> Layout:
-        train, test, warnings = super()._scan()
-        return Layout(few(train, self.train_images), few(test, self.test_images), warnings)
+        found = super()._scan()
+        return found._replace(train=few(found.train, self.train_images), test=few(found.test, self.test_images))
 
 
 def few(samples: list[Sample], count: int) -> list[Sample]:

@@ -5,22 +5,29 @@
     ROOT/CATEGORY/test/DEFECT_TYPE/*       defective parts
     ROOT/CATEGORY/ground_truth/DEFECT_TYPE/STEM_mask.* or STEM.*
 
-Only `train/good` is needed. Types may lie one folder deeper, as in `ground_truth/defective/DEFECT_TYPE`. Masks are
-paired with images by stem. Masks in `ground_truth/good` are not read: a good image has no defect.
+Only `train/good` is needed. Other spellings of good are known, see `is_good`. Types may lie one folder deeper, as in
+`ground_truth/defective/DEFECT_TYPE`. Masks are paired with images by stem. Masks in `ground_truth/good` are not read: a
+good image has no defect. What lies in these folders and is not used is listed with the reason.
 """
 
-import os
+import shlex
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from oddpatch.data.decoding import is_image_name
+from oddpatch.data.beside import iter_masks_beside
+from oddpatch.data.walk import BROKEN_LINK, HIDDEN, NO_SUFFIX, UNKNOWN_SUFFIX, LeftOut, Listing, listing, summary, walk
 from oddpatch.errors import DataError
 
 GOOD = "good"
 MASK_SUFFIX = "_mask"
+#: Why an image is not used.
+NESTED = "in a sub-folder of a type, where no images are read"
+OUTSIDE = "outside a folder of its type"
+# In lower case without separators.
+_GOOD_NAMES = {"good", "ok", "normal", "defectfree", "nodefect", "nondefective"}
 # Folders that people mean as ground_truth, in lower case without separators.
 _MASK_FOLDER_NAMES = {"groundtruth", "groundtruths", "gt", "mask", "masks", "label", "labels", "annotations"}
 
@@ -40,12 +47,30 @@ class Layout(NamedTuple):
     train: list[Sample]
     test: list[Sample]
     warnings: list[str]
+    left_out: Sequence[LeftOut] = ()  # files and folders of the category that are not used
 
 
-class _Folder(NamedTuple):
-    images: list[str]  # names, sorted
-    folders: list[str]  # names, sorted
-    others: list[str]  # names of files that are not images, sorted
+def is_good(name: str) -> bool:
+    """Whether a folder's name says that its parts are good: good, ok, normal, defect_free, no_defect, non_defective,
+    in any letter case and with any separators."""
+    return _plain(name) in _GOOD_NAMES
+
+
+def good_folder(folders: Iterable[Path]) -> Path | None:
+    """The one that `is_good`, if there is one.
+
+    Raises:
+        DataError: there are several.
+    """
+    found = [path for path in folders if is_good(path.name)]
+    if len(found) > 1:
+        raise DataError(f"{found[0]} and {found[1]} both hold good parts by their names: merge them, or rename one")
+    return found[0] if found else None
+
+
+def is_category(folder: Path) -> bool:
+    """Whether a folder holds `train/good`, or another spelling of it."""
+    return any(map(is_good, listing(folder / "train").folders))
 
 
 def categories(root: str | Path) -> list[str]:
@@ -56,78 +81,114 @@ def categories(root: str | Path) -> list[str]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(f"{root}: no such data folder: point data.root at the folder that holds the categories")
-    return [name for name in _list(root).folders if (root / name / "train" / GOOD).is_dir()]
+        raise DataError(
+            f"{root}: {_absent(root, 'no such data folder')}: point data.root at the folder that holds the categories"
+        )
+    return [name for name in listing(root).folders if is_category(root / name)]
 
 
 def scan(root: str | Path, category: str) -> Layout:
-    """Find the images of a category and pair them with their masks. No image is opened.
+    """Find the images of a category and pair them with their masks. No image is opened, but for one that its name and
+    place call a mask among images.
 
     Returns:
         Samples in the order of their paths, whatever order the file system lists them in.
 
     Raises:
-        DataError: a folder is missing or misnamed, or masks and images cannot be paired without guessing.
+        DataError: a folder is missing or misnamed, masks lie among the images, or masks and images cannot be paired
+            without guessing.
     """
     base = _category_folder(Path(root), category)
     warnings: list[str] = []
-    train = _scan_train(base, warnings)
-    test = _scan_test(base, warnings)
-    return Layout(train, test, warnings)
+    # A category may hold a licence and other files of its owner's; but nothing may hide a folder.
+    left_out = [item for item in listing(base).left_out if item.reason not in (UNKNOWN_SUFFIX, NO_SUFFIX, HIDDEN)]
+    _refuse_hidden(left_out, [base / name for name in ("train", "test", "ground_truth")])
+    train = _scan_train(base, left_out)
+    test = _scan_test(base, warnings, left_out)
+    return Layout(train, test, _said(left_out, base) + warnings, left_out)
 
 
-def scan_types(folder: str | Path) -> list[Sample]:
+def scan_types(folder: str | Path) -> Layout:
     """Labelled images without masks: FOLDER/good and a folder for each defect type, as below `test`.
 
+    Returns:
+        The images as `test`; `train` is empty.
+
     Raises:
-        DataError: there is no such folder, or no image in a folder of its type.
+        DataError: there is no such folder, no image in a folder of its type, or masks lie among the images.
     """
-    types = _type_folders(Path(folder), [])
+    folder = Path(folder)
+    left_out: list[LeftOut] = []
+    warnings: list[str] = []
+    types = _type_folders(folder, warnings, left_out)
     if not types:
         raise DataError(
             f"{folder} holds no images in folders of their type: expected {folder}/{GOOD} and {folder}/TYPE"
         )
-    return [
+    _refuse_masks(types.values(), f"move the masks out of {folder}, where none are needed")
+    samples = [
         Sample(path / image, int(name != GOOD), name, None)
         for name, (path, images) in types.items()
         for image in images
     ]
+    return Layout([], samples, _said(left_out, folder) + warnings, left_out)
 
 
 def _category_folder(root: Path, category: str) -> Path:
-    known = categories(root)
     base = root / category
     if base.is_dir():
         return base
-    if (root / "train" / GOOD).is_dir():
-        raise DataError(f"{root} is itself a category: set data.root={root.parent} and data.category={root.name}")
+    known = categories(root)
+    refuse_category(root)
     found = f"there are {', '.join(known)}" if known else f"{root} holds no folder with train/{GOOD} in it"
-    raise DataError(f"{base}: no such category; {found}")
+    raise DataError(f"{base}: {_absent(base, 'no such category')}; {found}")
 
 
-def _scan_train(base: Path, warnings: list[str]) -> list[Sample]:
-    good = base / "train" / GOOD
-    if not good.is_dir():
+def refuse_category(root: Path) -> None:
+    """Say how to name a category whose folder was given as that of the categories.
+
+    Raises:
+        DataError: `root` is itself a category.
+    """
+    if is_category(root):
+        whole = root.absolute()
+        raise DataError(f"{root} is itself a category: set data.root={whole.parent} and data.category={whole.name}")
+
+
+def _refuse_hidden(left_out: Iterable[LeftOut], folders: Collection[Path]) -> None:
+    for path, reason in left_out:
+        if path in folders:
+            raise DataError(f"{path}: {reason}: mend it, or remove it if nothing is to be read there")
+
+
+def _scan_train(base: Path, left_out: list[LeftOut]) -> list[Sample]:
+    train = listing(base / "train")
+    _refuse_hidden(train.left_out, [base / "train", *(path for path, _ in train.left_out if is_good(path.name))])
+    folders = {name: base / "train" / name for name in train.folders}
+    good = good_folder(folders.values())
+    if good is None:
+        good = base / "train" / GOOD
         raise DataError(f"{good}: no such folder: put the images of good parts to learn from there")
-    train = _list(base / "train")
-    for name in train.folders:
-        if name != GOOD and (count := _count_images(base / "train" / name)):
+    for name, folder in folders.items():
+        if folder != good and (count := len(walk(folder).files)):
             raise DataError(
-                f"{base / 'train' / name} holds {count} images that are not said to be good, and training takes good "
+                f"{folder} holds {count} images that are not said to be good, and training takes good "
                 f"parts only: move them to {base / 'test' / name}, or to {good} if they are good"
             )
-    if train.images:
-        warnings.append(f"{base / 'train'}: {len(train.images)} images outside {GOOD}/ are left out")
-    folder = _list(good)
-    if not folder.images:
-        raise DataError(f"{good} holds no image that can be read{_instead(folder)}: put images of good parts there")
-    _warn_nested(good, folder, warnings)
-    return [Sample(good / name, 0, GOOD, None) for name in folder.images]
+    left_out += [LeftOut(base / "train" / name, OUTSIDE) for name in train.images] + train.left_out
+    found = listing(good)
+    if not found.images:
+        raise DataError(f"{good} holds no image that can be read{_instead(found)}: put images of good parts there")
+    _leave_nested(good, found.folders, left_out)
+    left_out += found.left_out
+    _refuse_masks([(good, found.images)], _sorting(base))
+    return [Sample(good / name, 0, GOOD, None) for name in found.images]
 
 
-def _scan_test(base: Path, warnings: list[str]) -> list[Sample]:
-    types = _type_folders(base / "test", warnings)
-    masks = _type_folders(base / "ground_truth", [])
+def _scan_test(base: Path, warnings: list[str], left_out: list[LeftOut]) -> list[Sample]:
+    types = _type_folders(base / "test", warnings, left_out)
+    masks = _type_folders(base / "ground_truth", warnings, left_out)
+    _refuse_masks(types.values(), _sorting(base))
     defects = [name for name in types if name != GOOD]
     _check_folder_names(base, defects, warnings)
     orphans = {name: folder for name, (folder, _) in masks.items() if name not in types and name != GOOD}
@@ -148,6 +209,21 @@ def _scan_test(base: Path, warnings: list[str]) -> list[Sample]:
             )
         samples += [Sample(folder / image, 1, name, paired.get(image)) for image in images]
     return samples
+
+
+def _refuse_masks(folders: Iterable[tuple[Path, list[str]]], remedy: str) -> None:
+    """Refuse masks among the images of parts, which they would be taken for."""
+    for folder, images in folders:
+        first = next(iter_masks_beside(folder / name for name in images), None)
+        if first is not None:
+            raise DataError(
+                f"{first[0]} looks like the mask of {first[1].name} beside it and would be taken for an image: {remedy}"
+            )
+
+
+def _sorting(base: Path) -> str:
+    source, target = (shlex.quote(str(path)) for path in (base.absolute(), base.absolute().parent / "sorted"))
+    return f"sort images and masks by `oddpatch data convert beside {source} {target}` and set data.root={target}"
 
 
 def pair_masks(folder: Path, images: list[str], mask_folder: Path, masks: list[str]) -> dict[str, Path]:
@@ -201,38 +277,44 @@ def _owners(stems: Collection[str], masks: list[str]) -> dict[str, list[str]]:
     return {mask: suffixed[mask] + named[mask] for mask in masks}
 
 
-def _type_folders(base: Path, warnings: list[str]) -> dict[str, tuple[Path, list[str]]]:
+def _type_folders(base: Path, warnings: list[str], left_out: list[LeftOut]) -> dict[str, tuple[Path, list[str]]]:
     """Folder and image names of each type below `base`, looking one deeper where a folder only wraps others."""
     found: dict[str, tuple[Path, list[str]]] = {}
-    listing = _list(base)
-    if listing.images:
+    top = listing(base)
+    _refuse_hidden(top.left_out, [base])
+    left_out += top.left_out
+    if top.images:
         raise DataError(
-            f"{base} holds {len(listing.images)} images outside a folder of their type ({some(listing.images)}): "
+            f"{base} holds {len(top.images)} images outside a folder of their type ({some(top.images)}): "
             f"move them to {base / GOOD}, or to a folder named after the defect"
         )
-    for name in listing.folders:
-        folder = _list(base / name)
-        inner = [] if folder.images or name == GOOD else folder.folders
-        inner = [name_ for name_ in inner if _list(base / name / name_).images]
+    for name in top.folders:
+        folder = listing(base / name)
+        deeper = [] if folder.images or is_good(name) else folder.folders
+        inner = [name_ for name_ in deeper if listing(base / name / name_).images]
+        if inner:
+            left_out += folder.left_out
+            _leave_nested(base / name, [name_ for name_ in deeper if name_ not in inner], left_out)
         for path in [base / name / name_ for name_ in inner] or [base / name]:
-            if path.name in found:
-                raise DataError(f"{path} and {found[path.name][0]} are of the same type: merge or rename one")
-            listed = _list(path)
-            _warn_nested(path, listed, warnings)
+            kind = GOOD if is_good(path.name) else path.name
+            if kind in found:
+                raise DataError(f"{path} and {found[kind][0]} are of the same type: merge or rename one")
+            listed = listing(path)
+            left_out += listed.left_out
+            _leave_nested(path, listed.folders, left_out)
             if listed.images:
-                found[path.name] = (path, listed.images)
-            elif listed.others:
+                found[kind] = (path, listed.images)
+            elif listed.left_out:
                 warnings.append(f"{path} holds no image that can be read{_instead(listed)}")
     return dict(sorted(found.items()))
 
 
 def _check_folder_names(base: Path, defects: list[str], warnings: list[str]) -> None:
     """Refuse what looks like masks under another name: without them the pixel metrics would silently be missing."""
-    others = [name for name in _list(base).folders if name not in ("train", "test", "ground_truth")]
+    others = [name for name in listing(base).folders if name not in ("train", "test", "ground_truth")]
     if not (base / "ground_truth").is_dir():
         for name in others:
-            plain = "".join(filter(str.isalnum, name.lower()))
-            if plain in _MASK_FOLDER_NAMES or set(_list(base / name).folders) & set(defects):
+            if _plain(name) in _MASK_FOLDER_NAMES or set(listing(base / name).folders) & set(defects):
                 raise DataError(
                     f"{base / name} looks like masks, which are read from {base / 'ground_truth'}: rename it"
                 )
@@ -240,38 +322,28 @@ def _check_folder_names(base: Path, defects: list[str], warnings: list[str]) -> 
         warnings.append(f"{base} has no folder test, so there is nothing to test on (there is {', '.join(others)})")
 
 
-def _warn_nested(path: Path, listing: _Folder, warnings: list[str]) -> None:
-    counts = {name: _count_images(path / name) for name in listing.folders}
-    warnings += [
-        f"{path / name}: {count} images in this sub-folder are left out" for name, count in counts.items() if count
-    ]
+def _leave_nested(path: Path, folders: Iterable[str], left_out: list[LeftOut]) -> None:
+    for name in folders:
+        found = walk(path / name)
+        left_out += [LeftOut(file, NESTED) for file in found.files] + found.left_out
 
 
-def _list(folder: Path) -> _Folder:
-    """What a folder holds, hidden files and the litter of desktops aside; empty if there is no such folder."""
-    images: list[str] = []
-    folders: list[str] = []
-    others: list[str] = []
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith((".", "__MACOSX")) or entry.name.lower() in ("thumbs.db", "desktop.ini"):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                else:
-                    (images if is_image_name(entry.name) else others).append(entry.name)
-    return _Folder(sorted(images), sorted(folders), sorted(others))
+def _said(left_out: Iterable[LeftOut], base: Path) -> list[str]:
+    """One line for each reason, with names below `base`."""
+    return [f"{base}: {line}" for line in summary(LeftOut(path.relative_to(base), reason) for path, reason in left_out)]
 
 
-def _count_images(folder: Path) -> int:
-    listing = _list(folder)
-    return len(listing.images) + sum(_count_images(folder / name) for name in listing.folders)
+def _absent(folder: Path, otherwise: str = "no such folder") -> str:
+    return BROKEN_LINK if folder.is_symlink() and not folder.exists() else otherwise
 
 
-def _instead(listing: _Folder) -> str:
-    held = [f"{name}/" for name in listing.folders] + listing.others
+def _instead(found: Listing) -> str:
+    held = [f"{name}/" for name in found.folders] + summary(found.left_out)
     return f" (but {some(held)})" if held else ""
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def some(names: list[str], limit: int = 3) -> str:

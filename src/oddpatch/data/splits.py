@@ -5,11 +5,12 @@ import csv
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from oddpatch.data.layout import GOOD, Layout, Sample
+from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
 
 _PARTS = ("train", "test", "unused")
@@ -73,7 +74,9 @@ def follow(found: Layout, category: Path, manifest: Path, fold: int | None = Non
             train.append(samples[path])
     if not train:
         raise ConfigError(f"{manifest}: leaves no good image to train on: make another split")
-    return Layout(train, test, found.warnings + _left_out(samples.keys() - parts.keys(), manifest))
+    unnamed = sorted(samples.keys() - parts.keys())
+    left_out = [*found.left_out, *(LeftOut(samples[path].path, f"not named in {manifest}") for path in unnamed)]
+    return Layout(train, test, found.warnings + _left_out(unnamed, manifest), left_out)
 
 
 def _tested_part(parts: set[str], manifest: Path, fold: int | None) -> str:
@@ -91,8 +94,7 @@ def _identity(sample: Sample, category: Path) -> str:
     return unicodedata.normalize("NFC", sample.path.relative_to(category).as_posix())
 
 
-def _left_out(paths: Iterable[str], manifest: Path) -> list[str]:
-    names = sorted(paths)
+def _left_out(names: list[str], manifest: Path) -> list[str]:
     return [f"{manifest}: does not name {len(names)} images ({_some(names)}): they are left out"] if names else []
 
 

@@ -87,11 +87,8 @@ def data_fingerprint(path: Path) -> str | None:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _files(Path(entry.path))
-            else:
-                yield Path(entry.path), entry.stat()
+    from oddpatch.data.walk import walk  # loads torch
+
+    for path in walk(folder, all_files=True).files:
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path, path.stat()
