@@ -195,13 +195,13 @@ def test_update_writes_a_new_version_beside_the_old(run, more, tiles, monkeypatc
     old = (run / "checkpoints/fitted.ckpt").read_bytes()
     code, told, _ = oddpatch(monkeypatch, capsys, "update", run, more, "--batch-size", 2)
     assert code == 0
-    assert "3 images taken in; the memory bank held 384 patches and holds 384" in told
+    assert "3 images added, 0 files left out; the memory bank held 384 patches and holds 384" in told
     assert (run / "checkpoints/fitted.ckpt").read_bytes() == old
     new = run.with_name("run-v2")
     model, about = factory.restore(new)
     assert about["train_images"][:12] == [f"tile/train/good/{i:03}.png" for i in range(12)]
     assert about["train_images"][12:] == [str(more / f"new{i}.png") for i in range(3)]
-    assert about["updates"] == [{"run": str(run), "folder": str(more), "images": 3}]
+    assert about["updates"] == [{"run": str(run), "folder": str(more), "images": 3, "left_out": []}]
 
     before, _ = factory.restore(run)
     image = model.preprocess(read_image(more / "new0.png"))[None]
@@ -257,6 +257,28 @@ def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_bac
     assert "thresholds removed" in told
     model, _ = factory.restore(tmp_path / "calibrated-v3")
     assert model.calibration.thresholds() == {}
+
+
+def test_update_looks_into_every_folder_and_says_what_it_leaves_out(run, more, tmp_path, monkeypatch, capsys):
+    (more / "monday/early").mkdir(parents=True)
+    (more / "new1.png").rename(more / "monday/new1.png")
+    (more / "new2.png").rename(more / "monday/early/new2.png")
+    (more / "monday").rename(tmp_path / "monday")
+    (more / "monday").symlink_to(tmp_path / "monday")
+    (more / "x.xyz").touch()
+    code, told, warned = oddpatch(monkeypatch, capsys, "update", run, more)
+    assert code == 0
+    assert "3 images added, 1 files left out" in told
+    assert warned == f"warning: 1 left out, unknown suffix: {more}/x.xyz\n"
+    _, about = factory.restore(run.with_name("run-v2"))
+    assert about["updates"][0]["left_out"] == [f"{more}/x.xyz: unknown suffix"]
+
+
+def test_update_refuses_masks_among_the_images(run, more, monkeypatch, capsys):
+    Image.fromarray(np.zeros((48, 48), np.uint8)).save(more / "new1_mask.png")
+    told = fails(monkeypatch, capsys, "update", run, more)
+    assert "new1_mask.png looks like the mask of new1.png beside it" in told
+    assert not run.with_name("run-v2").exists()
 
 
 def test_update_says_in_one_line_what_is_wrong(run, more, tmp_path, monkeypatch, capsys):

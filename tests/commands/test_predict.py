@@ -13,8 +13,7 @@ from PIL import Image
 from test_pipeline import run, tiny
 
 from oddpatch.cli import main
-from oddpatch.commands.predict import find_images, output_names
-from oddpatch.errors import DataError
+from oddpatch.commands.predict import output_names
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +78,7 @@ def test_errors_are_one_line(finished, tmp_path, predict):
     for arguments, told in (
         ((finished / "run", tmp_path / "nowhere"), "nowhere: no such file or folder"),
         ((finished / "run", tmp_path), "no image in this folder"),
+        ((finished / "run", tmp_path, tmp_path / "nowhere"), "no image in this folder; "),
         ((tmp_path / "norun", finished / "tile/test"), "does not exist: give the folder of a finished run"),
         ((finished / "run", finished / "tile/test", "--save", "maps"), "'maps' is not known: choose among heatmap"),
     ):
@@ -106,11 +106,69 @@ def test_a_run_without_threshold_says_how_to_get_one(tiles, tmp_path, predict):
     assert "give --threshold VALUE, or fit again with calibration=holdout" in done.stderr
 
 
-def test_sources_are_found_once_and_in_order(tiles):
-    good = tiles / "tile/test/good"
-    assert find_images([str(good / "00[01].png"), str(good), str(good / "004.png")]) == sorted(good.iterdir())
-    with pytest.raises(DataError, match="no such file or folder"):
-        find_images([str(good / "*.tif")])
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_linked_folder_is_inspected(finished, tmp_path, predict):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/a.png").write_bytes((finished / "tile/test/good/000.png").read_bytes())
+    (tmp_path / "parts/line2").symlink_to(finished / "tile/test/spot")
+    done = predict(finished / "run", tmp_path / "parts", "--threshold", "1e-6")
+    assert done.returncode == 1
+    assert [record["path"] for record in lines(done.stdout)] == [
+        str(tmp_path / "parts/a.png"), *(str(tmp_path / f"parts/line2/00{k}.png") for k in range(4)),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def mixed(finished, tmp_path):
+    """A good image, a defect of an unknown suffix, one without suffix, and a broken link."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for source, name in (("good/000", "a.png"), ("spot/000", "c.xyz"), ("spot/001", "d")):
+        (folder / name).write_bytes((finished / f"tile/test/{source}.png").read_bytes())
+    (folder / "gone.png").symlink_to("nowhere")
+    return folder
+
+
+def test_files_left_out_are_counted_and_named(finished, mixed, predict):
+    done = predict(finished / "run", mixed, "--threshold", "1e9")
+    assert done.returncode == 0
+    assert len(lines(done.stdout)) == 1
+    assert done.stderr.splitlines() == [
+        f"warning: 1 left out, broken link: {mixed}/gone.png",
+        f"warning: 1 left out, no suffix: {mixed}/d",
+        f"warning: 1 left out, unknown suffix: {mixed}/c.xyz",
+    ]
+    assert predict(finished / "run", mixed, "--threshold", "1e9", "--strict").returncode == 2
+    assert predict(finished / "run", mixed / "a.png", "--threshold", "1e9", "--strict").returncode == 0
+
+
+def test_the_closing_line_counts_what_was_left_out(finished, mixed, predict, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    done = predict(finished / "run", mixed, "--threshold", "1e9")
+    assert done.stdout.splitlines()[-1] == "1 images: 1 good, 3 left out"
+
+
+def test_all_files_are_tried_if_asked(finished, mixed, predict):
+    done = predict(finished / "run", mixed, "--threshold", "1e-6", "--all-files")
+    assert [record["path"] for record in lines(done.stdout)] == [str(mixed / name) for name in ("a.png", "c.xyz", "d")]
+    assert done.returncode == 1
+    assert done.stderr == f"warning: 1 left out, broken link: {mixed}/gone.png\n"
+
+
+def test_the_others_are_inspected_where_a_source_is_missing(finished, tmp_path, predict):
+    (tmp_path / "empty").mkdir()
+    good = finished / "tile/test/good/000.png"
+    done = predict(finished / "run", good, tmp_path / "nonexist.png", tmp_path / "empty", "--threshold", "1e9")
+    assert done.returncode == 2
+    *errors, record = lines(done.stdout)
+    assert errors == [
+        {"path": f"{tmp_path}/nonexist.png", "error": f"{tmp_path}/nonexist.png: no such file or folder"},
+        {"path": f"{tmp_path}/empty", "error": f"{tmp_path}/empty: no image in this folder"},
+    ]
+    assert (record["path"], record["odd"]) == (str(good), False)
 
 
 def test_outputs_never_share_a_name(tmp_path):

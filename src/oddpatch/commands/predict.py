@@ -1,6 +1,5 @@
 """`oddpatch predict`: inspect images with a finished run."""
 
-import glob
 import json
 import sys
 import time
@@ -48,10 +47,14 @@ def predict(
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
     engine: Annotated[str | None, typer.Option(help="torch or openvino. (default: the run's)")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines on a terminal, too.")] = False,
+    all_files: Annotated[bool, typer.Option("--all-files", help="Try every file, whatever its suffix.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 if any file or folder was left out.")] = False,
 ) -> None:
     """Inspect images: a line of JSON for each (path, score, p-value, decision, regions, latency).
 
-    Exit code 0: all good; 1: some are odd; 2: an error, also if some of the files could not be read.
+    Links are followed. What is left out (unknown suffixes, broken links, hidden files) is counted and named on stderr.
+
+    Exit code 0: all good; 1: some are odd; 2: an error, also if a file could not be read, or a source holds no image.
 
     Examples:
       oddpatch predict outputs/RUN part.png
@@ -60,10 +63,14 @@ def predict(
     from rich.console import Console
     from rich.progress import Progress
 
+    from oddpatch.data.walk import summary
     from oddpatch.inference.detector import AnomalyDetector
+    from oddpatch.inference.sources import find_images
 
     wanted = _saves(save)
-    paths = find_images(sources)
+    paths, left_out, errors = find_images(sources, all_files)
+    if not paths:
+        raise DataError("; ".join(errors.values()))
     detector = AnomalyDetector.load(
         run, device=device, engine=engine, threshold=_number(threshold), pixel_threshold=pixel_threshold,
         target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
@@ -77,7 +84,11 @@ def predict(
         raise ConfigError(f"--save={save}: the run has no pixel threshold: give --pixel-threshold VALUE, or save map")
     names = output_names(paths)
     terminal = sys.stdout.isatty() and not json_lines
-    counts = {"good": 0, "odd": 0, "failed": 0}
+    for line in summary(left_out):
+        typer.echo(f"warning: {line}", err=True)
+    for source, error in errors.items():
+        _tell({"path": source, "error": error}, sys.stdout, terminal)
+    counts = {"good": 0, "odd": 0, "failed": len(errors), "left out": len(left_out)}
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("inspecting", total=len(paths))
         for path, image, result, latency in inspect(detector, paths, batch_size):
@@ -91,30 +102,8 @@ def predict(
     if terminal:
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         typer.echo(f"{len(paths)} images: {said}" + (f"; saved in {out}" if wanted else ""))
-    raise typer.Exit(ERROR if counts["failed"] else SOME_ODD if counts["odd"] else ALL_GOOD)
-
-
-def find_images(sources: list[str]) -> list[Path]:
-    """Image files of paths, folders (recursive) and glob patterns, each once, in the order given and by name.
-
-    Raises:
-        DataError: a source does not exist, or holds no image.
-    """
-    from oddpatch.data.decoding import is_image_name
-
-    found: dict[Path, None] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_file():
-            paths = [path]  # named by the user: tried, whatever its suffix
-        elif path.is_dir():
-            paths = sorted(p for p in path.rglob("*") if p.is_file() and is_image_name(p.name))
-        else:
-            paths = sorted(Path(p) for p in glob.glob(source, recursive=True) if is_image_name(Path(p).name))  # noqa: PTH207
-        if not paths:
-            raise DataError(f"{source}: {'no image in this folder' if path.is_dir() else 'no such file or folder'}")
-        found.update(dict.fromkeys(paths))
-    return list(found)
+    failed = counts["failed"] or (strict and left_out)
+    raise typer.Exit(ERROR if failed else SOME_ODD if counts["odd"] else ALL_GOOD)
 
 
 def inspect(

@@ -8,12 +8,13 @@ import typer
 from oddpatch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from oddpatch.data.walk import Walk
     from oddpatch.models.base import AnomalyModel
 
 
 def update(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run of PatchCore.")],
-    folder: Annotated[Path, typer.Argument(help="Folder of further good images; its subfolders are not looked into.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of further good images, with all below it.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the new version. (default: RUN-v2, RUN-v3, ...)")] = None,
     coreset_size: Annotated[
         int | None, typer.Option(help="Patches in the new memory bank. (default: as many as now)")
@@ -23,13 +24,16 @@ def update(
     """Add good images to a fitted PatchCore without the old ones, and write it as a new version."""
     from oddpatch.checkpoint import read_checkpoint, write_checkpoint
     from oddpatch.commands.explain import memory_bank_of, train_images_of
+    from oddpatch.data.walk import summary
     from oddpatch.factory import CHECKPOINT, restore
 
     for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: choose at least 1")
     target = new_version(run, out)
-    images = good_images(folder)
+    images, left_out = good_images(folder)
+    for line in summary(left_out):
+        typer.echo(f"warning: {line}", err=True)
     model, about = restore(run)
     detector = memory_bank_of(model, run, "update")
     names = train_images_of(about, run)
@@ -40,12 +44,14 @@ def update(
 
     content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
     content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
-    content["oddpatch"] = describe_update(about, run, folder, [str(path.resolve()) for path in images])
+    content["oddpatch"] = describe_update(
+        about, run, folder, [str(path.resolve()) for path in images], [f"{path}: {why}" for path, why in left_out]
+    )
     write_checkpoint(content, target / CHECKPOINT)
     new = int((detector.source[:, 0] >= len(names)).sum())
     typer.echo(
-        f"{len(images)} images taken in; the memory bank held {before} patches and holds {len(detector.memory_bank)}, "
-        f"of which {new} are new"
+        f"{len(images)} images added, {len(left_out)} files left out; the memory bank held {before} patches and holds "
+        f"{len(detector.memory_bank)}, of which {new} are new"
     )
     typer.echo(f"written: {target}; test it with: python eval.py run={target}")
 
@@ -68,20 +74,27 @@ def new_version(run: Path, out: Path | None) -> Path:
     return target
 
 
-def good_images(folder: Path) -> list[Path]:
-    """The images in a folder, by name.
+def good_images(folder: Path) -> "Walk":
+    """The images in a folder and below it, by path, and what is left out.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: there is no such folder, no image in it, or a mask among them.
     """
-    from oddpatch.data.decoding import is_image_name
+    from oddpatch.data.beside import iter_masks_beside
+    from oddpatch.data.walk import summary, walk
 
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder: give the folder of the new good images")
-    images = sorted(path for path in folder.iterdir() if path.is_file() and is_image_name(path.name))
-    if not images:
-        raise DataError(f"{folder} holds no image: give the folder of the new good images")
-    return images
+    found = walk(folder)
+    if not found.files:
+        but = f" ({'; '.join(summary(found.left_out))})" if found.left_out else ""
+        raise DataError(f"{folder} holds no image{but}: give the folder of the new good images")
+    for mask, image in iter_masks_beside(found.files):
+        raise DataError(
+            f"{mask} looks like the mask of {image.name} beside it and would be taken for a good part: move the masks "
+            f"out of {folder}"
+        )
+    return found
 
 
 def take_in(model: "AnomalyModel", images: list[Path], first_index: int, batch_size: int) -> None:
@@ -127,11 +140,13 @@ def recalibrate(model: "AnomalyModel", about: dict[str, Any], batch_size: int) -
     return f"threshold {calibration.image.value:.4g}, set anew on {len(paths)} held-out good images"
 
 
-def describe_update(about: dict[str, Any], run: Path, folder: Path, images: list[str]) -> dict[str, Any]:
+def describe_update(
+    about: dict[str, Any], run: Path, folder: Path, images: list[str], left_out: list[str]
+) -> dict[str, Any]:
     """The description of the new checkpoint: the old one's, with the new images and where they came from."""
     from oddpatch.checkpoint import FORMAT, git_commit, library_versions
 
-    step = {"run": str(run.resolve()), "folder": str(folder.resolve()), "images": len(images)}
+    step = {"run": str(run.resolve()), "folder": str(folder.resolve()), "images": len(images), "left_out": left_out}
     return {
         **about,
         "format": FORMAT,

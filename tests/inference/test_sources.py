@@ -1,0 +1,99 @@
+"""Files, folders and patterns: which images they stand for, and what is said of the rest."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from oddpatch.inference.sources import find_images
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    for name in ("a.png", "b.png", "note.txt", "deep/c.png", "deep/d", "deep/er/e.png"):
+        (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "parts" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "parts"
+
+
+def found(*sources, **options):
+    images, left_out, errors = find_images(list(sources), **options)
+    return [path.as_posix() for path in images], [path.as_posix() for path, _ in left_out], list(errors)
+
+
+EVERYTHING = ["parts/a.png", "parts/b.png", "parts/deep/c.png", "parts/deep/er/e.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "images", "left_out"),
+    [
+        ("parts", EVERYTHING, ["parts/deep/d", "parts/note.txt"]),
+        ("parts/note.txt", ["parts/note.txt"], []),  # named by the user
+        ("parts/*.png", ["parts/a.png", "parts/b.png"], []),
+        ("parts/*", EVERYTHING, ["parts/deep/d", "parts/note.txt"]),
+        ("parts/[ab]*", ["parts/a.png", "parts/b.png"], []),
+        ("parts/**/*.png", EVERYTHING, []),
+        ("**/*.png", EVERYTHING, []),
+        ("**/c.*", ["parts/deep/c.png"], []),
+        ("**/deep/**", ["parts/deep/c.png", "parts/deep/er/e.png"], ["parts/deep/d"]),
+        ("parts/**/er", ["parts/deep/er/e.png"], []),
+        ("p*/deep", ["parts/deep/c.png", "parts/deep/er/e.png"], ["parts/deep/d"]),
+    ],
+)
+def test_what_a_source_stands_for(parts, source, images, left_out):
+    assert found(source) == (images, left_out, [])
+    absolute = [str(parts.parent / name) for name in images]
+    assert found(str(parts.parent / source))[0] == absolute
+
+
+def test_each_image_once_in_the_order_of_the_sources(parts):
+    assert found("parts/b.png", "parts/*.png", "parts/deep/er") == (
+        ["parts/b.png", "parts/a.png", "parts/deep/er/e.png"], [], [],
+    )  # fmt: skip
+
+
+def test_all_files(parts):
+    assert found("parts/deep", all_files=True) == (["parts/deep/c.png", "parts/deep/d", "parts/deep/er/e.png"], [], [])
+    assert found("parts/n*", all_files=True) == (["parts/note.txt"], [], [])
+
+
+def test_sources_without_images_are_errors_of_their_own(parts):
+    (parts / "empty").mkdir()
+    (parts / "text").mkdir()
+    (parts / "text/x.txt").touch()
+    (parts / "gone").symlink_to("nowhere")
+    sources = ["parts/empty", "parts/nowhere", "parts/*.tif", "parts/gone", "parts/text", "parts/note.*", "parts/a.png"]
+    images, left_out, errors = find_images(sources)
+    assert images == [Path("parts/a.png")]
+    assert errors == {
+        "parts/empty": "parts/empty: no image in this folder",
+        "parts/nowhere": "parts/nowhere: no such file or folder",
+        "parts/*.tif": "parts/*.tif: no such file or folder",
+        "parts/gone": "parts/gone: broken link",
+        "parts/text": "parts/text: no image in this folder (1 left out, unknown suffix: parts/text/x.txt)",
+        "parts/note.*": "parts/note.*: no image matches (1 left out, unknown suffix: parts/note.txt)",
+    }
+    assert len(left_out) == 3
+
+
+def test_links_in_a_circle_end_in_patterns_too(parts):
+    for k in range(3):
+        (parts / f"deep/up{k}").symlink_to(parts)
+    images, left_out, _ = found("parts/**/*.png")
+    assert images == EVERYTHING
+    assert left_out == [f"parts/deep/up{k}" for k in range(3)]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(parts, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "er":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert found("parts/**/*.png") == (EVERYTHING[:3], ["parts/deep/er"], [])
+    _, _, errors = find_images(["parts/deep/er"])
+    assert errors["parts/deep/er"].endswith("(1 left out, cannot be read (Permission denied): parts/deep/er)")
