@@ -98,6 +98,15 @@ def test_wrong_settings_are_one_line(category, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_render_names_no_option_it_has_not(tmp_path):
+    (tmp_path / "pcb").mkdir()
+    (tmp_path / "pcb/mine.png").touch()
+    for dry in ((), ("--dry-run",)):
+        with pytest.raises(DataError, match="remove it or choose another") as refused:
+            run("render", "pcb", tmp_path / "pcb", *dry)
+        assert "--force" not in str(refused.value)
+
+
 def test_render_takes_a_mix_of_defects(tmp_path):
     few = ("--train", 1, "--test-good", 0, "--size", 96, "--workers", 1)
     mix = "missing_objects=2, misplaced_objects=1"

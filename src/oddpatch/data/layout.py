@@ -56,13 +56,13 @@ def is_good(name: str) -> bool:
     return _plain(name) in _GOOD_NAMES
 
 
-def good_folder(folders: Iterable[Path]) -> Path | None:
-    """The one that `is_good`, if there is one.
+def good_folder(folders: Iterable[Path], name: str = GOOD) -> Path | None:
+    """The one of this name, or that `is_good`, if there is one.
 
     Raises:
         DataError: there are several.
     """
-    found = [path for path in folders if is_good(path.name)]
+    found = [path for path in folders if path.name == name or is_good(path.name)]
     if len(found) > 1:
         raise DataError(f"{found[0]} and {found[1]} both hold good parts by their names: merge them, or rename one")
     return found[0] if found else None

@@ -143,13 +143,131 @@ def test_folder_of_ones_own(tmp_path):
     found = convert("folder", base, tmp_path / "out", good="ok", masks="gt", test_share=0.5)["mine"]
     assert (len(found.train), tally(found.test)) == (1, {"good": 1, "scratch": 2})
     assert [bool(s.mask_path) for s in found.test] == [False, True, False]
-    with pytest.raises(DataError, match="gt, ok, scratch: set --good"):
+    (base / "ok").rename(base / "fine")
+    with pytest.raises(DataError, match="fine, gt, scratch: set --good"):
+        make_plans("folder", base, Options())
+
+
+def tile(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(path)
+
+
+def truth(path, defect):
+    array = np.zeros((12, 16), np.uint8)
+    array[2:5, 3:9] = 255 if defect else 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """Images with masks beside them in folders by type: the masks of good images are black."""
+    base = tmp_path / "photos"
+    for n, name in enumerate(["good/0", "good/1", "good/2", "scratch/3", "scratch/4"]):
+        tile(base / f"{name}.jpg", n)
+        truth(base / f"{name}_mask.png", "scratch" in name)
+    (base / "_classes.csv").touch()
+    return base
+
+
+def test_masks_beside_images_are_never_good_parts(exported, tmp_path):
+    with pytest.raises(DataError, match=r"0_mask\.png looks like the mask of 0\.jpg beside it.*name the layout beside"):
+        make_plans("folder", exported, Options())
+    found = convert("beside", exported, tmp_path / "out", test_share=0.34)["photos"]
+    assert [s.path.suffix for s in found.train] == [".jpg"] * 2
+    assert tally(found.test) == {"good": 1, "scratch": 2}
+    for sample in found.test:
+        if sample.label:
+            expected = np.asarray(Image.open(exported / f"scratch/{sample.path.stem}_mask.png"))
+            np.testing.assert_array_equal(Image.open(sample.mask_path), expected)
+    manifest = json.loads((tmp_path / "out/photos/oddpatch_manifest.json").read_text())
+    assert manifest["left_out"] == ["_classes.csv: unknown suffix"]
+
+
+def test_masks_beside_tell_where_no_folder_does(exported, tmp_path):
+    flat = tmp_path / "export/train"
+    flat.mkdir(parents=True)
+    for path in sorted(exported.glob("*/*")):
+        path.rename(flat / path.name)
+    found = convert("beside", tmp_path / "export", tmp_path / "out", test_share=0.34)["export"]
+    assert (len(found.train), tally(found.test)) == (2, {"defect": 2, "good": 1})
+    assert all(s.mask_path for s in found.test if s.label)
+    tile(flat / "x.jpg", 9)
+    with pytest.raises(DataError, match=r"x\.jpg: has no mask beside it, so nothing tells whether it is good"):
+        make_plans("beside", tmp_path / "export", Options())
+
+
+def test_masks_of_the_same_stem_one_folder_deeper(tmp_path):
+    """As magnetic tiles are packed: MT_TYPE/Imgs/STEM.jpg with STEM.png."""
+    base = tmp_path / "tiles"
+    for n, name in enumerate(["MT_Free/Imgs/0", "MT_Free/Imgs/1", "MT_Crack/Imgs/2"]):
+        tile(base / f"{name}.jpg", n)
+        truth(base / f"{name}.png", "Crack" in name)
+    for options in ({}, {"mask_extension": "png"}):
+        found = convert("beside", base, tmp_path / f"out{len(options)}", good="MT_Free", test_share=0, **options)
+        assert (len(found["tiles"].train), tally(found["tiles"].test)) == (2, {"MT_Crack": 1})
+        assert found["tiles"].test[0].mask_path.suffix == ".png"
+
+
+def test_masks_inside_mvtec_layout_by_the_command_of_the_refusal(exported, tmp_path):
+    base = tmp_path / "root/part"
+    for split, kind in (("train", "good"), ("test", "scratch")):
+        (base / split).mkdir(parents=True)
+        (exported / kind).rename(base / split / kind)
+    tile(base / "test/dent/7.png", 7)  # with its mask where it belongs
+    truth(base / "ground_truth/dent/7_mask.png", True)
+    with pytest.raises(DataError) as refused:
+        scan(tmp_path / "root", "part")
+    command = str(refused.value).split("`")[1].split()
+    assert command[:4] == ["oddpatch", "data", "convert", "beside"]
+    found = convert("beside", Path(command[4]), Path(command[5]))["part"]
+    assert (len(found.train), tally(found.test), found.warnings) == (3, {"dent": 1, "scratch": 2}, [])
+    assert all(s.mask_path for s in found.test)
+
+
+def test_masks_beside_by_their_suffix(tmp_path):
+    base = tmp_path / "mine"
+    for n, name in enumerate(["ok/0", "ok/1", "hole/0"]):
+        tile(base / f"{name}.png", n)
+    tile(base / "hole/0-annotated.png", 5)  # no name that is known
+    with pytest.raises(DataError, match="no mask is found beside an image: give --mask-suffix"):
+        make_plans("beside", base, Options())
+    found = convert("beside", base, tmp_path / "out", test_share=0, mask_suffix="-annotated")["mine"]
+    assert (len(found.train), [bool(s.mask_path) for s in found.test]) == (2, [True])
+
+
+def test_a_good_image_with_a_defect_in_its_mask_is_refused(exported):
+    truth(exported / "good/1_mask.png", True)
+    with pytest.raises(DataError, match=r"1_mask\.png: shows a defect, but .*good/1\.jpg is among the good images"):
+        make_plans("beside", exported, Options())
+
+
+def test_folder_names_what_it_does_not_use(tmp_path):
+    base = tmp_path / "mine"
+    for name in ("OK/0.png", "OK/1.png", "scratch/a.png", "scratch/deep/b.png", "top.png"):
+        picture(base / name)
+    (base / "linked").symlink_to(base / "scratch")
+    (base / "scratch/gone.png").symlink_to("nowhere")
+    (plan,) = make_plans("folder", base, Options(test_share=0))
+    assert [(i.split, i.defect_type, i.name) for i in plan.items] == [
+        ("train", "good", "0.png"), ("train", "good", "1.png"), ("test", "linked", "a.png"),
+        ("test", "scratch", "a.png"),
+    ]  # fmt: skip
+    left_out = {path.relative_to(base).as_posix(): reason for path, reason in plan.left_out}
+    unread = "not in a folder that the layout reads"
+    assert left_out == {
+        "linked/deep/b.png": unread, "scratch/deep/b.png": unread, "top.png": unread,
+        "linked/gone.png": "broken link", "scratch/gone.png": "broken link",
+    }  # fmt: skip
+    picture(base / "normal/0.png")
+    with pytest.raises(DataError, match="both hold good parts by their names"):
         make_plans("folder", base, Options())
 
 
 def test_converters_are_found_by_name_and_never_replace(deeppcb, tmp_path):
-    assert KINDS == ("btad", "deeppcb", "folder", "kolektor", "mpdd", "mvtec_ad2", "mvtec_loco", "visa")
-    with pytest.raises(ConfigError, match="choose one of btad"):
+    assert KINDS == ("beside", "btad", "deeppcb", "folder", "kolektor", "mpdd", "mvtec_ad2", "mvtec_loco", "visa")
+    with pytest.raises(ConfigError, match="choose one of beside, btad"):
         make_plans("coco", tmp_path, Options())
     convert("deeppcb", deeppcb, tmp_path / "out")
     with pytest.raises(DataError, match="--force"):

@@ -44,6 +44,27 @@ def test_structure_times_suffix_and_hashes(source, tmp_path):
     assert [e["path"] for e in report.entries if e["repeat_of"]] == ["d_solo_16.png"]
 
 
+def test_links_are_followed_and_the_rest_is_named(source, tmp_path):
+    (source / "sub").rename(tmp_path / "elsewhere")
+    (source / "sub").symlink_to(tmp_path / "elsewhere")
+    (source / "gone.png").symlink_to("nowhere")
+    (tmp_path / "elsewhere/up").symlink_to(source)
+    report = extract_good(source, source / "out")
+    assert [entry["source"] for entry in report.entries] == ["a.png", "d.png", "sub/b.PNG", "sub/deep/c.jpg"]
+    assert {item.path.relative_to(source).as_posix(): item.reason for item in report.left_out} == {
+        "notes.txt": "unknown suffix", "gone.png": "broken link", "sub/up": "link back to a folder that holds it",
+    }  # fmt: skip
+    assert extract_good(source, source / "out").left_out == report.left_out  # what it wrote is not among it
+
+
+def test_masks_are_no_good_images(source, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)).save(source / "a.png")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(source / "a_mask.bmp")
+    with pytest.raises(DataError, match=r"a_mask\.bmp looks like the mask of a\.png.*give a --pattern"):
+        extract_good(source, tmp_path / "out")
+    assert extract_good(source, tmp_path / "out", patterns=["*.png"]).copied == 2
+
+
 def test_options(source, tmp_path):
     assert extract_good(source, tmp_path / "1", unique=True).copied == 3
     assert extract_good(source, tmp_path / "2", patterns=["sub/*"]).copied == 2

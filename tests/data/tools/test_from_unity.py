@@ -94,21 +94,60 @@ def test_nothing_tells(rendered):
         plan_unity(rendered / "unity_solo", "pcb", defects=["nail"])
 
 
+@pytest.fixture
+def partly_segmented(rendered, tmp_path):
+    """Captures of which one good one has no segmentation."""
+    import json
+    import shutil
+
+    shutil.copytree(rendered / "unity_solo", tmp_path / "captures")
+    frame = sorted(tmp_path.glob("captures/train_good/**/*frame_data.json"))[0]
+    content = json.loads(frame.read_text())
+    for capture in content["captures"]:
+        capture["annotations"] = []
+    frame.write_text(json.dumps(content))
+    return tmp_path / "captures", frame.parent
+
+
+def test_captures_without_segmentation_are_skipped_if_asked_and_counted(partly_segmented):
+    source, folder = partly_segmented
+    label = sorted(read_recording(source).labels)[0]
+    with pytest.raises(DataError, match="or leave such captures out by --skip"):
+        plan_unity(source, "pcb", defects=[label])
+    plan = plan_unity(source, "pcb", defects=[label], skip=True)
+    (left_out,) = plan.left_out
+    assert (left_out.path.parent, left_out.reason) == (folder, "no segmentation")
+    assert len(plan.items) == len(read_recording(source).captures) - 1
+    assert plan_unity(source, "pcb", skip=True).left_out == []  # folders tell: none is needed
+
+
+def test_good_by_other_names(rendered, tmp_path):
+    for path in (rendered / "unity_solo").iterdir():
+        (tmp_path / path.name.replace("train_good", "train_OK")).symlink_to(path)
+    with pytest.raises(DataError, match="OK and good both mean good parts by their names"):
+        plan_unity(tmp_path, "pcb")
+    (tmp_path / "test_good").rename(tmp_path / "test_OK")
+    kinds = {(item.split, item.defect_type) for item in plan_unity(tmp_path, "pcb").items}
+    assert {("train", "good"), ("test", "good")} <= kinds
+    assert not {kind for _, kind in kinds} & {"OK"}
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not (REAL_DATA / "unity_solo").is_dir(), reason="needs the real Unity sample")
 def test_real_sample(tmp_path):
     for kind, folder in (("good", "sequence.1"), ("crate_seen", "sequence.0")):
         (tmp_path / kind / "solo").mkdir(parents=True)
         (tmp_path / kind / "solo" / folder).symlink_to(REAL_DATA / "unity_solo" / folder)
-    # rglob does not go through links to folders, so files are linked one by one
-    for link in list(tmp_path.glob("*/solo/sequence.*")):
-        real = link.resolve()
-        link.unlink()
-        link.mkdir()
-        for file in real.iterdir():
-            (link / file.name).symlink_to(file)
     plan = plan_unity(tmp_path, "crates", masks=["Crate"])
     write_plan(plan, tmp_path / "out", tmp_path, "unity")
     found = scan(tmp_path / "out", "crates")
     assert [s.path.name for s in found.train + found.test] == ["step0.camera_solo.png"] * 2
     assert (np.asarray(Image.open(found.test[0].mask_path)) > 0).sum() == 35950 + 47768
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (REAL_DATA / "unity_solo").is_dir(), reason="needs the real Unity sample")
+def test_real_sample_as_it_is():
+    plan = plan_unity(REAL_DATA / "unity_solo", "crates", defects=["Crate"], skip=True)
+    assert len(plan.items) + len(plan.left_out) == len(read_recording(REAL_DATA / "unity_solo").captures)
+    assert {item.reason for item in plan.left_out} == {"no segmentation"}

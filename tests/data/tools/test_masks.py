@@ -160,6 +160,18 @@ def test_colours_with_tolerance_against_numpy(tmp_path):
         masks_by_colour(tmp_path / "in", tmp_path / "out", [(1, 300, 3)])
 
 
+def test_linked_folders_and_what_is_left_out(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "elsewhere/a.png")
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/b").touch()
+    for _ in range(2):  # what it wrote is not among it
+        report = masks_by_colour(tmp_path / "in", tmp_path / "in/out", [(0, 0, 0)], force=True)
+        assert report.masks == [tmp_path / "in/out/linked/a_mask.png"]
+        assert report.problems == [f"1 left out, no suffix: {tmp_path}/in/b"]
+
+
 def test_dry_run_writes_nothing(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     assert masks_by_colour(tmp_path / "a.png", tmp_path / "out", [(0, 0, 0)], dry_run=True).pixels == [16]

@@ -10,15 +10,18 @@ from oddpatch.commands.data.common import DRY, FORCE, SEED, progress_bar, say
 
 def convert(
     layout: str = typer.Argument(
-        help="mvtec_ad2, mvtec_loco, visa, btad, mpdd, deeppcb, kolektor, or folder: one's own."
+        help="mvtec_ad2, mvtec_loco, visa, btad, mpdd, deeppcb, kolektor, or one's own: folder, beside (with masks "
+        "beside their images)."
     ),
     source: Path = typer.Argument(help="Folder of the dataset as its owner packs it."),
     target: Path = typer.Argument(help="Folder of the categories; TARGET/CATEGORY is made."),
     category: str = typer.Option("", help="One of several categories, or the name to give."),
     test_share: float = typer.Option(0.2, help="Good images for testing, where the owner has no split."),
     seed: int = SEED,
-    good: str = typer.Option("good", help="Layout folder: name of the folder of good images."),
+    good: str = typer.Option("good", help="Layouts folder and beside: name of the folder of good images."),
     masks_folder: str = typer.Option("ground_truth", "--masks", help="Layout folder: name of the folder of masks."),
+    mask_suffix: str = typer.Option("", help="Layout beside: what masks have behind their image's stem, as in _mask."),
+    mask_extension: str = typer.Option("", help="Layout beside: extension of masks, as in png."),
     link: bool = typer.Option(False, "--link", help="Link images instead of copying them."),
     dry_run: bool = DRY,
     force: bool = FORCE,
@@ -26,10 +29,14 @@ def convert(
     """Turn a published layout into MVTec layout, checked against the counts its owner states."""
     from oddpatch.data.tools.converting import Options, counts, deviations, make_plans, write_plan
     from oddpatch.data.tools.writing import check_folder
+    from oddpatch.data.walk import summary
 
-    plans = make_plans(layout, source, Options(category, test_share, seed, good, masks_folder))
+    options = Options(category, test_share, seed, good, masks_folder, mask_suffix, mask_extension)
+    plans = make_plans(layout, source, options)
     for plan in plans:
         check_folder(target / plan.category, force)
+    for line in summary(dict.fromkeys(item for plan in plans for item in plan.left_out)):
+        typer.echo(f"warning: {line}", err=True)
     for plan in plans:
         if not dry_run:
             with progress_bar(plan.category) as progress:

@@ -27,10 +27,13 @@ def extract_good(
 ) -> None:
     """Collect images of good parts; run again after an interruption, it goes on."""
     from oddpatch.data.tools.extracting import extract_good
+    from oddpatch.data.walk import summary
 
     with progress_bar("images") as progress:
         report = extract_good(
             source, target, suffix=suffix, patterns=pattern or (), limit=limit, split=split, seed=seed, unique=unique,
             manifest=manifest, force=force, dry_run=dry_run, progress=progress,
         )  # fmt: skip
+    for line in summary(report.left_out):
+        typer.echo(f"warning: {line}", err=True)
     say(dry_run, f"{report.copied} copied, {report.there} already there, {report.repeats} repeats; {report.manifest}")

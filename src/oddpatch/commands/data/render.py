@@ -21,10 +21,9 @@ def render(
     dry_run: bool = DRY,
 ) -> None:
     """Render a synthetic dataset in MVTec layout; an existing folder is never replaced."""
-    from oddpatch.data.rendering import defect_counts, render_dataset
-    from oddpatch.data.tools.writing import check_folder
+    from oddpatch.data.rendering import check_absent, defect_counts, render_dataset
 
-    check_folder(target, force=False)
+    check_absent(target)
     counts = defect_counts(scene, _mix(defects) if defects else test_per_defect)
     if not dry_run:
         with progress_bar(scene) as progress:

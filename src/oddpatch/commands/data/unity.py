@@ -17,6 +17,7 @@ def from_unity(
     labels: str = typer.Option("", help="Labels for the masks of captures that folders tell apart."),
     test_share: float = typer.Option(0.2, help="Good captures for testing, where folders do not tell."),
     seed: int = SEED,
+    skip: bool = typer.Option(False, "--skip", help="Leave out captures without a segmentation, and count them."),
     link: bool = typer.Option(False, "--link", help="Link images instead of copying them."),
     dry_run: bool = DRY,
     force: bool = FORCE,
@@ -25,12 +26,16 @@ def from_unity(
     from oddpatch.data.tools.converting import Options, counts, write_plan
     from oddpatch.data.tools.from_unity import plan_unity
     from oddpatch.data.tools.writing import check_folder
+    from oddpatch.data.walk import summary
 
     share = Options(test_share=test_share).test_share
     check_folder(target, force)
     plan = plan_unity(
-        source, target.name, defects=split_names(defects), masks=split_names(labels), test_share=share, seed=seed
+        source, target.name, defects=split_names(defects), masks=split_names(labels), test_share=share, seed=seed,
+        skip=skip,
     )  # fmt: skip
+    for line in summary(plan.left_out):
+        typer.echo(f"warning: {line}", err=True)
     if not dry_run:
         with progress_bar(target.name) as progress:
             write_plan(plan, target.parent, source, "unity", link=link, force=force, progress=progress)

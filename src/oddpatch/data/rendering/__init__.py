@@ -3,6 +3,6 @@
 A scene is a module `scene_<name>.py` of this package with a class `Scene`; there is no list to add it to.
 """
 
-from oddpatch.data.rendering.dataset import SCENES, defect_counts, load_scene, render_dataset
+from oddpatch.data.rendering.dataset import SCENES, check_absent, defect_counts, load_scene, render_dataset
 
-__all__ = ["SCENES", "defect_counts", "load_scene", "render_dataset"]
+__all__ = ["SCENES", "check_absent", "defect_counts", "load_scene", "render_dataset"]

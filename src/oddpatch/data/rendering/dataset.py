@@ -165,6 +165,15 @@ def _check(root: Path, counts: Mapping[str, int], size: int, workers: int | None
         raise ConfigError(f"size={size} is out of range: choose {SIZES[0]}..{SIZES[1]}")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers}: give at least 1, or leave it out for one for each core")
+    check_absent(root)
+
+
+def check_absent(root: Path) -> None:
+    """See that a dataset may be rendered at `root`.
+
+    Raises:
+        DataError: something is there.
+    """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: exists and is not an empty folder: remove it or choose another")
 

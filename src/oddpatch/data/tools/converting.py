@@ -4,20 +4,23 @@ import fnmatch
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from oddpatch.data.layout import GOOD, MASK_SUFFIX
+from oddpatch.data.layout import GOOD, MASK_SUFFIX, good_folder
 from oddpatch.data.tools import converters
 from oddpatch.data.tools.writing import MANIFEST, Output, Progress, check_targets, drafting, place, write_json
+from oddpatch.data.walk import LeftOut, listing, walk
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import replacing
 
 T = TypeVar("T")
+#: Why an image of a source is in no plan.
+UNUSED = "not in a folder that the layout reads"
 #: Names of the converters there are.
 KINDS = tuple(sorted(module.name for module in pkgutil.iter_modules(converters.__path__)))
 
@@ -31,6 +34,8 @@ class Options:
     seed: int = 0
     good: str = GOOD  # name of the folder of good images
     masks: str = "ground_truth"  # name of the folder of masks
+    mask_suffix: str = ""  # of masks beside images: what their stem has behind the image's
+    mask_extension: str = ""  # of masks beside images
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_share < 1:
@@ -56,6 +61,7 @@ class Plan:
     items: list[Item]
     notes: list[str] = field(default_factory=list)  # what a reader of the result ought to know
     published: dict[str, int] = field(default_factory=dict)  # counts by split/type that the owner states
+    left_out: list[LeftOut] = field(default_factory=list)  # what there is in the source besides
 
 
 def make_plans(kind: str, source: Path, options: Options) -> list[Plan]:
@@ -70,7 +76,9 @@ def make_plans(kind: str, source: Path, options: Options) -> list[Plan]:
     if not source.is_dir():
         raise DataError(f"{source}: no such folder")
     plans: list[Plan] = importlib.import_module(f"{converters.__name__}.{kind}").plan(source, options)
+    left_out = walk(source).left_out
     for plan in plans:
+        plan.left_out += left_out
         if not any(item.split == "train" for item in plan.items):
             raise DataError(f"{source}: no good image to train on was found in the layout of {kind}")
     return plans
@@ -117,7 +125,8 @@ def write_plan(
             }
             for item in plan.items
         ]
-        notes = {"notes": plan.notes, "counts": counts(plan), "deviations": deviations(plan)}
+        left_out = [f"{path.relative_to(source).as_posix()}: {reason}" for path, reason in plan.left_out]
+        notes = {"notes": plan.notes, "counts": counts(plan), "deviations": deviations(plan), "left_out": left_out}
         write_json(draft / MANIFEST, {"tool": "convert", "layout": kind, **notes, "files": files})
     return root / plan.category
 
@@ -137,9 +146,24 @@ def _write(item: Item, draft: Path, link: bool) -> None:
 
 def images(folder: Path) -> list[Path]:
     """Image files in a folder, sorted; none if there is no such folder."""
-    from oddpatch.data.decoding import is_image_name
+    return walk(folder, recursive=False).files
 
-    return sorted(p for p in folder.iterdir() if is_image_name(p.name)) if folder.is_dir() else []
+
+def unused(source: Path, items: Sequence[Item], masks: Collection[Path] = ()) -> list[LeftOut]:
+    """Images below `source` that are neither an item nor a mask."""
+    used = {*masks, *(item.source for item in items), *(item.mask for item in items)}
+    return [LeftOut(path, UNUSED) for path in walk(source).files if path not in used]
+
+
+def find_good(source: Path, options: Options) -> Path | None:
+    """The folder of good images by `options.good`, or by another spelling of good; None if there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    folders = [source / name for name in listing(source).folders if name != options.masks]
+    found = good_folder(folders, options.good)
+    return found if found is None or options.good in (GOOD, found.name) else None
 
 
 def by_stem(files: Sequence[Path], suffix: str = "") -> dict[str, Path]:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.tools.writing import Progress, place, sha256, unique_key, write_json
+from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import replacing
 
@@ -25,6 +27,7 @@ class ExtractReport:
     copied: int = 0
     there: int = 0  # already, with the same content
     repeats: int = 0  # of another file's content
+    left_out: list[LeftOut] = field(default_factory=list)  # files that are no images by their names, and the like
     manifest: Path | None = None
 
 
@@ -61,9 +64,10 @@ def extract_good(
     """
     manifest = manifest or target / "extracted.json"
     _check_settings(suffix, limit, split)
-    names = find(source, target, patterns)[:limit]
+    found, left_out = find(source, target, patterns)
+    names = found[:limit]
     targets = plan_names(names, suffix, split, seed)
-    report = ExtractReport(manifest=manifest)
+    report = ExtractReport(manifest=manifest, left_out=left_out)
     first: dict[str, str] = {}
     pending: list[tuple[Path, Path]] = []
     for done, name in enumerate(names, start=1):
@@ -96,30 +100,38 @@ def extract_good(
     return report
 
 
-def find(source: Path, target: Path, patterns: Sequence[str]) -> list[Path]:
-    """Images below `source` that match, sorted, as relative paths; what lies in `target` is not taken in again.
+def find(source: Path, target: Path, patterns: Sequence[str]) -> tuple[list[Path], list[LeftOut]]:
+    """Images below `source` that match, sorted, as relative paths, and what is no image; `target` is not looked into.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or there is a mask among them.
     """
-    from oddpatch.data.decoding import is_image_name
-
     if not source.is_dir():
         raise DataError(f"{source}: no such folder")
     inside = target.resolve() if source.resolve() in target.resolve().parents else None
-    names = [
-        path.relative_to(source)
-        for path in source.rglob("*")
-        if is_image_name(path.name) and path.is_file() and not (inside and inside in path.resolve().parents)
-    ]
+    files, left_out = walk(source)
+    if inside:
+        files = [path for path in files if inside not in path.resolve().parents]
+        left_out = [item for item in left_out if inside not in item.path.resolve().parents]
     kept = [
-        name
-        for name in names
-        if not patterns or any(fnmatch.fnmatch(text, p) for p in patterns for text in (name.name, name.as_posix()))
+        path
+        for path in files
+        if not patterns or any(fnmatch.fnmatch(text, p) for p in patterns for text in _texts(path, source))
     ]
     if not kept:
-        raise DataError(f"{source}: none of {len(names)} images matches {', '.join(patterns) or '*'}")
-    return sorted(kept, key=lambda name: name.as_posix())
+        but = f" ({'; '.join(summary(left_out))})" if left_out else ""
+        raise DataError(f"{source}: none of {len(files)} images matches {', '.join(patterns) or '*'}{but}")
+    for mask, image in iter_masks_beside(kept):
+        raise DataError(
+            f"{mask} looks like the mask of {image.name} beside it and would be taken for a good part: give "
+            "a --pattern that leaves masks out, or use `oddpatch data convert beside`"
+        )
+    names = [path.relative_to(source) for path in kept]
+    return sorted(names, key=lambda name: name.as_posix()), left_out
+
+
+def _texts(path: Path, source: Path) -> tuple[str, str]:
+    return path.name, path.relative_to(source).as_posix()
 
 
 def plan_names(names: Sequence[Path], suffix: str = "", split: float | None = None, seed: int = 0) -> dict[Path, Path]:

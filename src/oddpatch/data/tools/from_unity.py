@@ -9,11 +9,12 @@ from pathlib import Path, PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.layout import GOOD
+from oddpatch.data.layout import GOOD, is_good
 from oddpatch.data.tools.converting import Item, Plan, held_out
 from oddpatch.data.tools.masks import check_labels, label_job
 from oddpatch.data.tools.unity import Capture, read_recording
 from oddpatch.data.tools.writing import png, unique_key
+from oddpatch.data.walk import LeftOut
 from oddpatch.errors import DataError
 
 MIXED = "mixed"
@@ -28,6 +29,7 @@ def plan_unity(
     masks: Sequence[str] = (),
     test_share: float = 0.2,
     seed: int = 0,
+    skip: bool = False,
 ) -> Plan:
     """What `converting.write_plan` needs to make a category out of captures.
 
@@ -38,25 +40,37 @@ def plan_unity(
 
     Args:
         masks: labels that make the masks of captures told by folder; none gives no masks.
+        skip: leave out captures without the segmentation that labels are read from, and count them.
 
     Raises:
         DataError: nothing tells good from defective, an unknown label, a missing image, or names that meet.
     """
     recording = read_recording(source)
     check_labels(recording, [*defects, *masks], source)
-    for capture in recording.captures:
+    unsegmented = {capture.image for capture in recording.captures if not (capture.semantic or capture.instance)}
+    left_out = unsegmented if skip and (defects or masks) else set()
+    captures = [capture for capture in recording.captures if capture.image not in left_out]
+    for capture in captures:
         if not capture.image.is_file():
             raise DataError(f"{capture.image}: no such file, though the JSON names it: render it anew")
     groups: dict[tuple[str, str], list[tuple[Capture, PurePath, NDArray[np.bool_] | None]]] = defaultdict(list)
-    for capture in recording.captures:
+    good: set[str] = set()
+    for capture in captures:
         relative = PurePath(capture.image.relative_to(source))
         if defects:
             kind, mask = _by_label(capture, defects)
             groups["" if kind == GOOD else "test", kind].append((capture, relative, mask))
-        else:
-            split, kind, rest = by_folder(relative, source)
-            shown = _mask(capture, masks) if masks and kind != GOOD else None
-            groups[split, kind].append((capture, rest, shown))
+            continue
+        split, kind, rest = by_folder(relative, source)
+        if is_good(kind):
+            good.add(kind)
+            kind = GOOD
+        shown = _mask(capture, masks) if masks and kind != GOOD else None
+        groups[split, kind].append((capture, rest, shown))
+    if len(good) > 1:
+        raise DataError(
+            f"{source}: {' and '.join(sorted(good))} both mean good parts by their names: rename one folder"
+        )
     names = {key: capture_names([rest for _, rest, _ in group]) for key, group in groups.items()}
     items: list[Item] = []
     for (split, kind), group in groups.items():
@@ -66,7 +80,9 @@ def plan_unity(
             content = partial(png, mask) if mask is not None else None
             items.append(Item(capture.image, part, kind, names[split, kind][rest], content))
     told = f"labels {', '.join(defects)}" if defects else "folders"
-    return Plan(category, items, [f"Good and defective captures are told apart by {told}."])
+    notes = [f"Good and defective captures are told apart by {told}."]
+    missing = [LeftOut(path, "no segmentation") for path in sorted(left_out)]
+    return Plan(category, items, notes, left_out=[*recording.left_out, *missing])
 
 
 def capture_names(paths: Sequence[PurePath]) -> dict[PurePath, str]:
@@ -122,7 +138,7 @@ def by_folder(relative: PurePath, source: Path) -> tuple[str, str, PurePath]:
             f"{source / relative}: nothing tells whether it is good: sort captures into {GOOD} and DEFECT_TYPE, "
             "or name the labels of defects"
         )
-    if first != GOOD:
+    if not is_good(first):
         split = "test"  # training takes good parts only
     return split, first, PurePath(*rest)
 
@@ -137,7 +153,10 @@ def _by_label(capture: Capture, defects: Sequence[str]) -> tuple[str, NDArray[np
     shown = {label: mask for label, mask in masks.items() if mask.any()}
     if not shown:
         if capture.semantic is None and capture.instance is None:
-            raise DataError(f"{capture.image}: has no segmentation, so its labels cannot tell whether it is good")
+            raise DataError(
+                f"{capture.image}: has no segmentation, so its labels cannot tell whether it is good: add a "
+                "segmentation labeler to the camera, or leave such captures out by --skip"
+            )
         return GOOD, None
     kind = next(iter(shown)) if len(shown) == 1 else MIXED
     return kind, np.asarray(np.any(list(shown.values()), axis=0))

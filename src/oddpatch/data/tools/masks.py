@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from oddpatch.data.layout import MASK_SUFFIX
 from oddpatch.data.tools.unity import Capture, Instance, Recording, Value, read_recording, read_segmentation, select
 from oddpatch.data.tools.writing import Output, Progress, check_targets, png, some, write_all
+from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.errors import ConfigError, DataError
 
 
@@ -45,11 +46,9 @@ def masks_by_colour(
         ConfigError: no colour, or one out of range.
         DataError: nothing to read, an image cannot be read, or a mask is there already.
     """
-    from oddpatch.data.decoding import is_image_name
-
     if not colours or any(not 0 <= c <= 255 for colour in colours for c in colour) or not 0 <= tolerance <= 255:
         raise ConfigError(f"colours {list(colours)} and tolerance={tolerance}: give R,G,B and a tolerance of 0..255")
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if is_image_name(p.name))
+    files, left_out = Walk([source], []) if source.is_file() else walk(source)
     base = source.parent if source.is_file() else source
     jobs: list[_Job] = []
     for path in files:
@@ -58,7 +57,8 @@ def masks_by_colour(
             jobs.append(_Job(target / name, [(path, list(colours))], tolerance, colour=True))
     if not jobs:
         raise DataError(f"{source}: no such image, or a folder without any: give a segmentation or a folder of them")
-    return _run(jobs, MaskReport(), force, dry_run, skip, progress)
+    outside = [item for item in left_out if target not in item.path.parents]
+    return _run(jobs, MaskReport(problems=summary(outside)), force, dry_run, skip, progress)
 
 
 def masks_by_label(
@@ -92,7 +92,7 @@ def masks_by_label(
     if not labels and not instances:
         raise ConfigError(f"no label is given: choose among {', '.join(sorted(recording.labels))}")
     jobs: list[_Job] = []
-    report = MaskReport()
+    report = MaskReport(problems=summary(recording.left_out))
     for capture in recording.captures:
         if capture.semantic is None and capture.instance is None:
             report.problems.append(f"{capture.image}: the JSON names no segmentation for it, so it has no mask")
@@ -157,7 +157,10 @@ def label_job(capture: Capture, labels: Sequence[str], path: Path) -> _Job:
         DataError: the capture has no segmentation.
     """
     if capture.semantic is None and capture.instance is None:
-        raise DataError(f"{capture.image}: has no segmentation: add a segmentation labeler to the camera")
+        raise DataError(
+            f"{capture.image}: has no segmentation: add a segmentation labeler to the camera, or leave such captures "
+            "out by --skip"
+        )
     in_semantic = [label for label in labels if capture.semantic and label in capture.values]
     rest: list[Instance] = [i for i in capture.instances if i.label in labels and i.label not in in_semantic]
     sources: list[tuple[Path, list[Value]]] = []

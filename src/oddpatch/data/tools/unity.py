@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from oddpatch.data.walk import LeftOut, walk
 from oddpatch.errors import DataError
 
 Value = int | tuple[int, int, int]  # class index, or RGB
@@ -51,6 +53,7 @@ class Recording:
 
     captures: list[Capture] = field(default_factory=list)
     labels: set[str] = field(default_factory=set)
+    left_out: list[LeftOut] = field(default_factory=list)  # broken links and the like
 
 
 def read_recording(root: Path, rename: Rename = str) -> Recording:
@@ -65,16 +68,18 @@ def read_recording(root: Path, rename: Rename = str) -> Recording:
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder: give the folder that Unity Perception wrote")
-    frames, legacy = sorted(root.rglob("*frame_data.json")), sorted(root.rglob("captures_*.json"))
+    files, left_out = walk(root, all_files=True)
+    frames = [path for path in files if path.name.endswith("frame_data.json")]
+    legacy = [path for path in files if fnmatchcase(path.name, "captures_*.json")]
     if not frames and not legacy:
         raise DataError(f"{root}: holds neither *frame_data.json (SOLO) nor captures_*.json (legacy Unity Perception)")
-    recording = Recording()
+    recording = Recording(left_out=left_out)
     for path in frames:
         _read(path, partial(_solo, path, recording=recording, rename=rename))
     for path in sorted({path.parent / "annotation_definitions.json" for path in legacy}):
         if not path.is_file():
             raise DataError(f"{path}: not found, but {path.parent} has captures_*.json, whose labels it defines")
-    for path in sorted(root.rglob("annotation_definitions.json")):
+    for path in (path for path in files if path.name == "annotation_definitions.json"):
         _read(path, lambda content: recording.labels.update(_defined(content)))
     for path in legacy:
         _read(path, partial(_legacy, path, recording=recording, rename=rename))

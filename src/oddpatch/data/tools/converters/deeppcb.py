@@ -14,6 +14,7 @@ from PIL import Image
 from oddpatch.data.layout import GOOD
 from oddpatch.data.tools.converting import Item, Options, Plan, held_out
 from oddpatch.data.tools.writing import png
+from oddpatch.data.walk import walk
 from oddpatch.errors import DataError
 
 TYPES = {1: "open", 2: "short", 3: "mousebite", 4: "spur", 5: "copper", 6: "pin-hole"}
@@ -38,7 +39,8 @@ def plan(source: Path, options: Options) -> list[Plan]:
     are for testing, and a share of the templates.
     """
     pairs = _pairs(source)
-    lists = [next(iter(sorted(source.rglob(name))), None) for name in ("trainval.txt", "test.txt")]
+    files = walk(source, all_files=True).files
+    lists = [next((path for path in files if path.name == name), None) for name in ("trainval.txt", "test.txt")]
     published: dict[str, int] = {}
     if lists[0] and lists[1]:
         trained, tested = (_listed(path, pairs) for path in lists if path)
@@ -67,7 +69,7 @@ def plan(source: Path, options: Options) -> list[Plan]:
 
 def _pairs(source: Path) -> dict[str, _Pair]:
     found: dict[str, _Pair] = {}
-    for good in sorted(source.rglob("*_temp.jpg")):
+    for good in (path for path in walk(source).files if path.name.endswith("_temp.jpg")):
         stem = good.name.removesuffix("_temp.jpg")
         pair = _Pair(
             good, good.with_name(f"{stem}_test.jpg"), good.parent.parent / f"{good.parent.name}_not" / f"{stem}.txt"
