@@ -173,6 +173,16 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(monkeypatch, tmp_path, 
     assert not stand.ran
 
 
+def test_the_data_of_a_job_may_hold_broken_links_and_loops(tmp_path):
+    (tmp_path / "a.png").touch()
+    before = identity.data_fingerprint(tmp_path)
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "self").symlink_to(".")
+    assert identity.data_fingerprint(tmp_path) == before
+    (tmp_path / "b.png").touch()
+    assert identity.data_fingerprint(tmp_path) != before
+
+
 def test_identity_is_of_settings_data_and_code(tmp_path, tiles):
     cfg = OmegaConf.create({"data": {"root": str(tiles), "category": "tile"}, "seed": 0, "resume": True})
     script = tmp_path / "train.py"
