@@ -175,3 +175,24 @@ def test_outputs_never_share_a_name(tmp_path):
     paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.z.png")]
     names = output_names(paths)
     assert [name.as_posix() for name in names.values()] == ["a/x_png", "a/x_jpg", "b/x", "b/y.z"]
+
+
+def test_how_much_of_an_image_is_inspected_is_said(finished, tmp_path, predict):
+    strip = tmp_path / "strip.png"
+    Image.fromarray(np.full((48, 480, 3), 90, np.uint8)).save(strip)
+    square = finished / "tile/test/good/000.png"
+    done = predict(finished / "run", square, strip, "--json")
+    shares = [json.loads(line)["inspected"] for line in done.stdout.splitlines()]
+    assert shares == [1.0, pytest.approx(0.1, abs=0.005)]  # the run crops
+    (line,) = [line for line in done.stderr.splitlines() if "inspected" in line]
+    assert line.startswith(f"warning: 1 of 2 images were inspected in part, {strip} to 10.")
+    assert "data.crop=null" in line
+    assert "inspected" not in predict(finished / "run", square, "--json").stderr
+
+
+def test_large_images_are_refused_by_a_limit_that_can_be_set(finished, predict):
+    square = finished / "tile/test/good/000.png"
+    refused = predict(finished / "run", square, "--max-pixels", "1000")
+    assert refused.returncode == 2
+    assert "set max_pixels=2304" in json.loads(refused.stdout)["error"]
+    assert predict(finished / "run", square, "--max-pixels", "2304").returncode in (0, 1)

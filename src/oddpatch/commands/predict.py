@@ -48,9 +48,12 @@ def predict(
     engine: Annotated[str | None, typer.Option(help="torch or openvino. (default: the run's)")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines on a terminal, too.")] = False,
     all_files: Annotated[bool, typer.Option("--all-files", help="Try every file, whatever its suffix.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(help="Refuse larger images. (default: the run's, else what fits into memory)", min=1)
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 if any file or folder was left out.")] = False,
 ) -> None:
-    """Inspect images: a line of JSON for each (path, score, p-value, decision, regions, latency).
+    """Inspect images: a line of JSON for each (path, score, p-value, decision, regions, share inspected, latency).
 
     Links are followed. What is left out (unknown suffixes, broken links, hidden files) is counted and named on stderr.
 
@@ -74,6 +77,7 @@ def predict(
     detector = AnomalyDetector.load(
         run, device=device, engine=engine, threshold=_number(threshold), pixel_threshold=pixel_threshold,
         target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
+        max_pixels=max_pixels,
     )  # fmt: skip
     if detector.image_threshold is None:
         raise ConfigError(
@@ -88,22 +92,42 @@ def predict(
         typer.echo(f"warning: {line}", err=True)
     for source, error in errors.items():
         _tell({"path": source, "error": error}, sys.stdout, terminal)
+    shares: list[tuple[float, Path]] = []
     counts = {"good": 0, "odd": 0, "failed": len(errors), "left out": len(left_out)}
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("inspecting", total=len(paths))
         for path, image, result, latency in inspect(detector, paths, batch_size):
             record = describe(path, result, latency)
             if not isinstance(result, str):
+                shares.append((result.inspected, path))
                 _save(out / names[path], image, result, wanted)
             counts["failed" if isinstance(result, str) else "odd" if result.odd else "good"] += 1
             bar.console.file.flush()
             _tell(record, sys.stdout, terminal)
             bar.advance(task)
+    if (little := partly_inspected(detector, shares)) is not None:
+        typer.echo(f"warning: {little}", err=True)
     if terminal:
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         typer.echo(f"{len(paths)} images: {said}" + (f"; saved in {out}" if wanted else ""))
     failed = counts["failed"] or (strict and left_out)
     raise typer.Exit(ERROR if failed else SOME_ODD if counts["odd"] else ALL_GOOD)
+
+
+def partly_inspected(detector: "AnomalyDetector", shares: list[tuple[float, Path]]) -> str | None:
+    """One line if a crop, or where an image lies, left out much of some images; a region of interest is meant to."""
+    from oddpatch.data.inspected import ENOUGH
+    from oddpatch.data.walk import printable
+
+    preprocess = detector.model.preprocess
+    few = [] if preprocess.roi else sorted(pair for pair in shares if pair[0] < ENOUGH)
+    if not few:
+        return None
+    remedy = "fit again with data.crop=null" if preprocess.frame.fit == "crop" else "they lie in part off the reference"
+    return (
+        f"{len(few)} of {len(shares)} images were inspected in part, {printable(few[0][1])} to {few[0][0]:.1%} of its "
+        f"area: {remedy}"
+    )
 
 
 def inspect(

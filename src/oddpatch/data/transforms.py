@@ -221,13 +221,17 @@ class Preprocess(nn.Module):
             framed = framed.index_select(dim, _mirrored(part, size).to(framed.device))
         return framed
 
-    def read(self, path: str | Path) -> Tensor:
+    def read(self, path: str | Path, max_pixels: int | None = None) -> Tensor:
         """Read an image file as `forward` takes it: (3, H, W), uint8 where the file has 8 bits.
+
+        Args:
+            path: of the file.
+            max_pixels: in place of the limit of the settings.
 
         Raises:
             DataError: it cannot be read; the file is named.
         """
-        return read_image(path, self.full_scale, self.max_pixels, keep_uint8=True)
+        return read_image(path, self.full_scale, max_pixels or self.max_pixels, keep_uint8=True)
 
     def load(self, path: str | Path) -> Tensor:
         """Read an image file and prepare it: (3, h, w) float32.

@@ -51,6 +51,7 @@ class AnomalyDetector:
         min_area: pixels of the image that a region must have.
         merge_distance: regions of an image with at most so many pixels between them count as one.
         device: where to compute.
+        max_pixels: larger images are refused; None for the run's limit.
 
     Raises:
         ConfigError: the run does not have the threshold asked for, or the device does not exist.
@@ -65,13 +66,14 @@ class AnomalyDetector:
         min_area: int = 1,
         merge_distance: int = 0,
         device: str | torch.device = "cpu",
+        max_pixels: int | None = None,
     ) -> None:
         try:
             self.device = torch.device(device)
             self.model = model.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu") from error
-        self.min_area, self.merge_distance = min_area, merge_distance
+        self.min_area, self.merge_distance, self.max_pixels = min_area, merge_distance, max_pixels
         calibration = model.calibration
         if target_fpr is not None:
             if not calibration.calibrated:
@@ -148,7 +150,7 @@ class AnomalyDetector:
         """
         preprocess = self.model.preprocess
         if isinstance(image, str | Path):
-            return preprocess.read(image)
+            return preprocess.read(image, self.max_pixels)
         return to_tensor(image, preprocess.full_scale)
 
     @torch.inference_mode()
