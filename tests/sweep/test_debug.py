@@ -4,13 +4,16 @@ import json
 
 import pytest
 import test_pipeline
+from conftest import CONFIGS
 from sklearn.metrics import roc_auc_score
-from test_pipeline import predictions, run, tiny
+from test_pipeline import config, predictions, run, tiny
 
 from oddpatch.data.few import few
 from oddpatch.data.layout import Sample
 from oddpatch.errors import ConfigError
 
+BACKBONES = sorted(path.stem for path in (CONFIGS / "backbone").glob("*.yaml"))
+QUICK = ("dinov2_s", "dinov3_s", "effnet_lite0", "resnet18")
 tiny_backbone = test_pipeline.tiny_backbone
 
 
@@ -55,3 +58,15 @@ def test_metrics_are_of_the_images_that_a_limited_test_has_seen(tiles, tmp_path,
     assert [row["path"][-12:] for row in rows[4:7]] == ["good/004.png", "spot/000.png", "spot/001.png"]
     truth, scores = [int(row["label"]) for row in rows], [float(row["score"]) for row in rows]
     assert metrics["image_auroc"] == pytest.approx(roc_auc_score(truth, scores))
+
+
+@pytest.mark.parametrize("backbone", [pytest.param(b, marks=() if b in QUICK else pytest.mark.slow) for b in BACKBONES])
+def test_smoke_works_with_every_backbone(backbone, tiles, tmp_path):
+    cfg = config(
+        "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", f"backbone={backbone}", "debug=smoke",
+        "data.train_images=4", "data.test_images=1", "backbone.weights=random", "trainer.accelerator=cpu", out=tmp_path,
+    )  # fmt: skip
+    cfg.callbacks = {"results": cfg.callbacks.results}
+    job = run(cfg)
+    assert "image_auroc" in json.loads((tmp_path / "metrics.json").read_text())
+    assert job.data.preprocess.image_size == ((70, 70) if backbone.startswith("dinov2") else (64, 64))
