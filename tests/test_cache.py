@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import time
 from dataclasses import replace
 
@@ -59,7 +60,7 @@ def test_files_are_plain_tensors(tmp_path):
     cache.store(entries(cache, "a"), [torch.ones(1, 2, 3, 3)])
     (path,) = tmp_path.rglob("*.safetensors")
     with safe_open(path, "pt") as file:
-        assert set(file.keys()) == {"0", "facts", "channels_last"}
+        assert set(file.keys()) == {"0", "facts", "channels_last", "digest"}
 
 
 def test_nothing_known_is_none(tmp_path):
@@ -76,6 +77,49 @@ def test_a_damaged_file_is_said_and_computed_again(tmp_path, caplog):
     assert "is computed again" in caplog.text or "are computed again" in caplog.text
     cache.store(stored, [torch.ones(1, 2, 3, 3)])
     assert cache.load(entry.key) is not None
+
+
+def test_no_flipped_bit_is_used(tmp_path):
+    cache = make_cache(tmp_path)
+    (entry,) = stored = entries(cache, "a")
+    cache.store(stored, [torch.arange(8.0).view(1, 2, 2, 2)])
+    (path,) = tmp_path.rglob("*.safetensors")
+    content = path.read_bytes()
+    kept = cache.load(entry.key)
+    for byte in range(len(content)):
+        flipped = bytearray(content)
+        flipped[byte] ^= 1 << byte % 8
+        path.write_bytes(flipped)
+        found = cache.load(entry.key)
+        assert found is None or torch.equal(found.features[0], kept.features[0]), f"byte {byte}"
+        assert found is None or found[1:] == kept[1:], f"byte {byte}"
+
+
+def test_an_entry_under_another_name_is_not_used(tmp_path):
+    cache = make_cache(tmp_path)
+    first, second = stored = entries(cache, "a", "b")
+    cache.store(stored, [torch.arange(2.0).view(2, 1, 1, 1)])
+    cache._path(first.key).replace(cache._path(second.key))
+    assert cache.load(second.key) is None
+
+
+def test_a_cache_that_is_too_small_says_so_and_which_size_works(tmp_path, caplog):
+    def run(max_bytes, folder="used"):
+        cache = make_cache(tmp_path / folder, max_bytes)
+        for i in range(20):
+            cache.store(entries(cache, f"{i}"), [torch.zeros(1, 1, 16, 16)])
+        with caplog.at_level("INFO"):
+            cache.report()
+        return cache.kept
+
+    kept = run(15_000)
+    assert 0 < kept < 20
+    assert f"20 computed, {kept} of these kept" in caplog.text
+    told = re.search(r"give cache.max_gib=(\S+), or more", caplog.text).group(1)
+    assert run(1000, "new") == 0, "no room for a single one"
+    caplog.clear()
+    assert run(int(float(told) * GIB)) == 20
+    assert "max_gib" not in caplog.text
 
 
 def size(folder):
@@ -107,7 +151,7 @@ def fill(folder, number):
         if cache.load(stored[0].key) is None:
             cache.store(stored, [torch.full((1, 1, 16, 16), float(number * 100 + i))])
         assert size(folder) <= 200_000
-    return cache.stored
+    return cache.kept
 
 
 def test_jobs_fill_it_together_within_its_size(tmp_path):
@@ -141,7 +185,9 @@ def test_a_full_disk_ends_the_caching_but_not_the_run(tmp_path, monkeypatch, cap
     for name in ("a", "b"):
         cache.store(entries(cache, name), [torch.ones(1, 1, 2, 2)])
     assert caplog.text.count("No space left on device") == 1
-    assert cache.stored == 0
+    assert (cache.computed, cache.kept) == (2, 0)
+    cache.report()
+    assert "max_gib" not in caplog.text
 
 
 @pytest.mark.parametrize("max_gib", [0, -1])
@@ -292,11 +338,11 @@ def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
     cached = [*overrides, "cache=features", f"cache.folder={tmp_path}/cache"]
     run(job(tiles, tmp_path / "without", *overrides))
     filling = run(job(tiles, tmp_path / "filling", *cached))
-    assert (filling.data.cache.found, filling.data.cache.stored) == (12, 25)  # good images are scored after the fit
+    assert (filling.data.cache.found, filling.data.cache.computed) == (12, 25)  # good images are scored after the fit
     decoded.clear()
     ran.clear()
     again = run(job(tiles, tmp_path / "again", *cached))
-    assert (again.data.cache.found, again.data.cache.stored) == (37, 0)
+    assert (again.data.cache.found, again.data.cache.computed) == (37, 0)
     assert not any(ran), "the one call left finds out the shapes, on zeros"
     assert all("/test/" in path for path in decoded), "the few that are shown"
     assert results(tmp_path / "filling") == results(tmp_path / "without")
@@ -316,7 +362,7 @@ def test_another_setting_finds_nothing(tiles, tmp_path, tiny_backbone):  # noqa:
     ]
     run(job(tiles, tmp_path / "one", *cached))
     other = run(job(tiles, tmp_path / "two", *cached, "data.interpolation=bicubic"))
-    assert (other.data.cache.found, other.data.cache.stored) == (0, 25)
+    assert (other.data.cache.found, other.data.cache.computed) == (0, 25)
 
 
 def test_loaders_in_other_processes_use_it_too(tiles, tmp_path, tiny_backbone):  # noqa: F811
@@ -329,5 +375,5 @@ def test_loaders_in_other_processes_use_it_too(tiles, tmp_path, tiny_backbone): 
     ]
     run(job(tiles, tmp_path / "one", *cached))
     again = run(job(tiles, tmp_path / "two", *cached, "data.num_workers=2"))
-    assert (again.data.cache.found, again.data.cache.stored) == (25, 0)
+    assert (again.data.cache.found, again.data.cache.computed) == (25, 0)
     assert results(tmp_path / "two") == results(tmp_path / "one")

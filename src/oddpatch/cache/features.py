@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from oddpatch.cache.fingerprint import hash_tensors
 from oddpatch.errors import ConfigError
 from oddpatch.files import replacing
 
@@ -49,7 +50,8 @@ class FeatureCache:
     What computes the features is summed up in a fingerprint (`oddpatch.cache.fingerprint`), an image file by a hash
     of its bytes, which are read each time: a changed file, setting or weight is never served old features. A file
     appears whole or not at all; two jobs that compute the same write the same. Files hold tensors and nothing that
-    could be executed. Those used longest ago go first.
+    could be executed, among them a hash of the others: what has changed on the disk since is computed again. Those
+    used longest ago go first.
 
     What is kept is what the first job computed, bit for bit. Some networks round differently in a batch of another
     length (the last one of a split), so a job is to the last bit what it is without a cache where the jobs before it
@@ -75,8 +77,10 @@ class FeatureCache:
             raise ConfigError(f"{folder} cannot be made ({error.strerror}): set cache.folder to another") from error
         self.max_bytes = int(max_gib * 2**30)
         self.fingerprint = ""
-        #: Images whose features were found, and whose were not but are now.
-        self.found = self.stored = 0
+        #: Images whose features were found.
+        self.found = 0
+        self._computed: list[str] = []  # keys of images whose features were not found
+        self._largest = 0  # bytes of an entry
         self._unseen = self.max_bytes  # bytes written since the folder was looked at: as good as all of them
         self._works = True
 
@@ -90,10 +94,13 @@ class FeatureCache:
         path = self._path(key)
         try:
             tensors = load(path.read_bytes())
+            digest = tensors.pop("digest", torch.empty(0))
+            if digest.tolist() != list(hash_tensors(tensors, key)):
+                raise ValueError("it has changed since it was written")
             os.utime(path)  # last used now
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s cannot be read (%s): its features are computed again", path, error)
             return None
         facts, layout = tensors.pop("facts").tolist(), tensors.pop("channels_last").tolist()
@@ -103,10 +110,14 @@ class FeatureCache:
         """Keep the features [(B, C_l, h_l, w_l)] of a batch, image by image; a full disk ends that with a warning."""
         layout = torch.tensor([feature.is_contiguous(memory_format=torch.channels_last) for feature in features])
         host = [feature.detach().cpu() for feature in features]
+        self._computed += [entry.key for entry in entries]
         for number, entry in enumerate(entries):
             tensors = {str(i): feature[number].contiguous() for i, feature in enumerate(host)}
             tensors["facts"] = torch.tensor(entry.facts, dtype=torch.float64)
-            content = save({**tensors, "channels_last": layout})
+            tensors["channels_last"] = layout
+            tensors["digest"] = torch.tensor(list(hash_tensors(tensors, entry.key)), dtype=torch.uint8)
+            content = save(tensors)
+            self._largest = max(self._largest, len(content))
             if not self._works or len(content) > self.max_bytes * (1 - BEGIN):
                 return
             try:
@@ -117,7 +128,30 @@ class FeatureCache:
                 log.warning("%s cannot be written (%s): no more features are cached", self.folder, error.strerror)
                 self._works = False
                 return
-            self.stored += 1
+
+    @property
+    def computed(self) -> int:
+        """Images whose features had to be computed."""
+        return len(self._computed)
+
+    @property
+    def kept(self) -> int:
+        """How many of these are in the cache still."""
+        return sum(self._path(key).exists() for key in self._computed)
+
+    def report(self) -> None:
+        """Log what the cache was good for, and the size it would need where it is too small."""
+        kept = self.kept
+        log.info("cache: features of %d images found, %d computed, %d of these kept", self.found, self.computed, kept)
+        if kept < self.computed and self._works:
+            # Eviction leaves so much; an entry may take the rest.
+            needed = max(self._largest * (self.found + self.computed) / END, self._largest / (1 - BEGIN))
+            log.warning(
+                "cache.max_gib=%.2g is too small for the features of this run's images, and of little use to it: give "
+                "cache.max_gib=%.2g, or more where other jobs use the folder too",
+                self.max_bytes / 2**30,
+                1.05 * needed / 2**30,  # two digits may be rounded down
+            )
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import oddpatch
 
@@ -49,11 +50,16 @@ def fingerprint(model: "AnomalyModel", backbone: Any, device: torch.device) -> s
 
 def hash_weights(network: nn.Module) -> str:
     """Hash of all parameters and buffers, with their names, shapes and types."""
-    digest = hashlib.blake2b(digest_size=20)
-    for name, tensor in sorted(network.state_dict().items()):
+    return hash_tensors(network.state_dict()).hex()
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], key: str = "") -> bytes:
+    """Hash (20 bytes) of `key` and of tensors, with their names, shapes and types."""
+    digest = hashlib.blake2b(key.encode(), digest_size=20)
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest.digest()
 
 
 def _describe(device: torch.device) -> list[str]:

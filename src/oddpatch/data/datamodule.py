@@ -305,7 +305,7 @@ class MVTecDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Say which files were left out, which masks show no defect, and what a cache was good for."""
         if self.cache is not None and stage == "test":
-            log.info("cache: features of %d images so far, %d computed and kept", self.cache.found, self.cache.stored)
+            self.cache.report()
         dataset = {"fit": self._train, "validate": self._validation}.get(stage, self._test)
         skipped = dataset.skipped()
         if skipped:
