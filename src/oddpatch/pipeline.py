@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-from hydra.core.hydra_config import HydraConfig
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +19,7 @@ from oddpatch.module import AnomalyModule
 from oddpatch.parallel import ranks
 from oddpatch.quiet import hush_lightning
 from oddpatch.report.summary import print_summary
+from oddpatch.sweep.identity import names
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +100,6 @@ def build(cfg: DictConfig) -> Run:
     trainer = build_trainer(cfg)
     use_cache(cfg, data, model, config["backbone"], trainer)
     return Run(data, module, trainer, folder)
-
-
-def names(cfg: DictConfig) -> dict[str, Any]:
-    """What people call this run: the config files that were chosen, or the classes where Hydra did not choose."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    called = {
-        key: str(choices.get(key) or cfg[key]._target_.rpartition(".")[2]) for key in ("model", "backbone", "data")
-    }
-    return {**called, "category": cfg.data.category, "experiment": choices.get("experiment")}
 
 
 def rebuild(cfg: DictConfig) -> Run:

@@ -44,6 +44,13 @@ def test_a_failed_job_is_told_and_stops_no_other(monkeypatch, tmp_path, stand, r
     assert "too many" in page
 
 
+def test_the_row_of_a_failed_job_says_what_it_was_of(monkeypatch, tmp_path, stand, root):
+    stand.endings["seed=1"] = Ending(1, "it has failed")
+    assert sweep(monkeypatch, tmp_path / "s", *root, "seed=0,1") == 1
+    done, failed = ([row[name] for name in ("model", "backbone", "data", "category")] for row in table(tmp_path / "s"))
+    assert failed == done == ["padim", "resnet18", "mvtec", "tile"]
+
+
 def test_a_job_is_a_single_run_of_its_own(monkeypatch, tmp_path, stand, root):
     assert sweep(monkeypatch, tmp_path / "my sweep", *root, "seed=3", "hydra.job.name=x") == 0
     (name, command, environment) = stand.ran[0]

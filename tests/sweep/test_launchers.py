@@ -134,6 +134,7 @@ def test_side_by_side(start, data, tmp_path, launcher):
     assert table(tmp_path)[1]["reason"].startswith("num_features=6000 but this backbone gives")
     folder = tmp_path / table(tmp_path)[0]["job"]
     assert "image AUROC" in (folder / "console.log").read_text()
+    assert not list(tmp_path.rglob("*%*")), "submitit has its own files where we say"
 
 
 @pytest.fixture

@@ -91,7 +91,8 @@ def test_a_job_ends_with_the_sweep_and_holds_its_lock_until_then(tmp_path):
     )
     main = tmp_path / "sweep.py"
     main.write_text(sweep)
-    started = subprocess.Popen([sys.executable, main, str(tmp_path)], stderr=subprocess.DEVNULL)
+    told = (tmp_path / "stderr").open("w")
+    started = subprocess.Popen([sys.executable, main, str(tmp_path)], stderr=told)
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -101,3 +102,4 @@ def test_a_job_ends_with_the_sweep_and_holds_its_lock_until_then(tmp_path):
     with JobLock(tmp_path):
         assert (tmp_path / "tidied").exists()
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}/exe").exists()
+    assert (tmp_path / "stderr").read_text() == ""

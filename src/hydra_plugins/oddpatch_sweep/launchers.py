@@ -154,7 +154,7 @@ class SubmititLauncherConf:
 
     _target_: str = "hydra_plugins.oddpatch_sweep.launchers.SubmititLauncher"
     cluster: str = "slurm"
-    folder: str = "${hydra.sweep.dir}/.submitit/%j"
+    folder: str = "${hydra.sweep.dir}/.submitit"
     max_num_timeout: int = 0
     parameters: dict[str, Any] = field(default_factory=dict)
 

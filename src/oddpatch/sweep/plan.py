@@ -3,7 +3,7 @@
 import itertools
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.sweep.identity import config_hash
+from oddpatch.sweep.identity import config_hash, names
 from oddpatch.sweep.job import ALL, quoted
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ class Job(NamedTuple):
 
     overrides: list[str]  # as Hydra takes them, with the folder
     folder: Path
+    names: Mapping[str, Any]  # of model, backbone, data and category
 
     @property
     def told(self) -> list[str]:
@@ -78,7 +79,7 @@ def plan(loader: Any, config: DictConfig, combinations: Iterable[Sequence[str]])
                 raise ConfigError(f"hydra.sweep.subdir gives {folder} to two jobs: add what differs between them to it")
             pinned = [f"hydra.sweep.dir={quoted(str(root))}", f"hydra.sweep.subdir={quoted(subdir)}"]
             # The job, which is a single run, leaves its config in its folder.
-            jobs[folder] = Job([*overrides, *pinned, "hydra.output_subdir=null"], folder)
+            jobs[folder] = Job([*overrides, *pinned, "hydra.output_subdir=null"], folder, names(cfg))
     return list(jobs.values())
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,8 +118,9 @@ def _main(
         if code not in (0, INTERRUPTED) and not isinstance(error, SystemExit):
             sys.excepthook(type(error), error, error.__traceback__)
     finally:
-        _finish(code)
-        tell.send(reason)
+        with suppress(BrokenPipeError):  # the sweep is gone, and with it who prints and listens
+            _finish(code)
+            tell.send(reason)
         del lock
     sys.exit(code)
 

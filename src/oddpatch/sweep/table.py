@@ -70,7 +70,7 @@ def rows(outcomes: Sequence[Outcome], folder: Path) -> list[dict[str, Any]]:
     names = varying(outcomes)
     for outcome in outcomes:
         metrics = _metrics(outcome)
-        named = metrics.get("run") or {}
+        named = metrics.get("run") or outcome.job.names  # a job that has failed has left no metrics
         record = outcome.record
         found.append(
             {
