@@ -58,6 +58,24 @@ def test_merging_two_parts_equals_taking_in_all(split):
     torch.testing.assert_close(merged.scatter, together.scatter, rtol=1e-4, atol=1e-2)
 
 
+def test_parts_merged_are_as_near_to_float64_as_batches_are():
+    """What docs/scaling.md says of several ranks: inverting a covariance magnifies the rounding of its sums."""
+    rng = np.random.default_rng(0)
+    spread = np.logspace(0, -2, 50)  # channels of very unlike spread, mixed, as a network's are
+    mixing = np.linalg.qr(rng.normal(size=(50, 50)))[0] * spread[:, None]
+    data = torch.from_numpy((rng.normal(size=(8, 60, 50)) @ mixing + 1).astype(np.float32))  # (P, N, D)
+    queries = torch.from_numpy((2 * rng.normal(size=(8, 9, 50)) @ mixing + 1).astype(np.float32))
+    covariances = numpy_covariances(data) + 0.01 * np.eye(50)
+    factors = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(covariances)))
+    lengths = (factors @ (queries.double() - data.double().mean(1, keepdim=True)).mT).norm(dim=1)  # (P, B)
+    ranks = [stream(data[:, rank::3], 8) for rank in range(3)]
+    ways = {"all": stream(data, 8), "one by one": stream(data, 1), "ranks": merge(merge(*ranks[:2]), ranks[2])}
+    for name, (count, mean, scatter) in ways.items():
+        whiten_(scatter, count, 0.01, 0, 8)
+        assert (scatter - factors).abs().max() < 1e-4 * factors.abs().max(), name
+        torch.testing.assert_close(mahalanobis(queries, mean.float(), scatter).double(), lengths, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("dim_of_small", [128, 0])
 def test_mahalanobis_of_whitening_equals_the_inverse_covariance(dim_of_small, monkeypatch):
     monkeypatch.setattr(statistics, "_SMALL", dim_of_small)
