@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from test_pipeline import config, run, tiny, tiny_backbone  # noqa: F401
 from oddpatch import pipeline
 from oddpatch.calibration import Calibration, FoldDetectors
 from oddpatch.errors import ConfigError
+from oddpatch.metrics.pixel_statistics import PixelStatistics
 from oddpatch.models.padim import PaDiM
 
 
@@ -112,6 +114,42 @@ def test_validation_images_set_a_threshold_and_are_not_tested_on(tiles, tmp_path
     assert len(rows) == 7
     hits = sum(float(r["score"]) >= threshold and r["label"] == "1" for r in rows)
     assert metrics["image_recall@validation"] == hits / sum(r["label"] == "1" for r in rows)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_the_good_image_that_set_the_threshold_is_no_alarm(tmp_path):
+    """The guarantee counts a new image that ties with it as good; so do the detector's and the report's figures."""
+    folder = make_dataset(tmp_path, good=16)
+    shutil.rmtree(folder / "test/good")
+    shutil.copytree(folder / "train/good", folder / "test/good")
+    out = tmp_path / "out"  # one at a time: the same image then has the same score to the last bit
+    run(tiny(tmp_path, out, "calibration=holdout", "calibration.minimum=8", "data.batch_size=1"))
+    metrics = metrics_of(out)
+    threshold = metrics["thresholds"]["image"]
+    with (out / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ties = [row for row in rows if float(row["score"]) == threshold]
+    assert len(ties) == 1
+    assert ties[0]["odd"] == "0"
+    assert all((row["odd"] == "1") == (float(row["score"]) > threshold) for row in rows)
+    alarms = sum(row["odd"] == "1" for row in rows if row["label"] == "0")
+    assert metrics["image_fpr@conformal"] == alarms / 16
+    assert metrics["operating"]["at_threshold"]["false_rejects"]["number"] == alarms
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_f1_max_thresholds_set_on_the_test_images_give_f1_max(tiles, tmp_path):
+    run(tiny(tiles, tmp_path, f"+data.validation={tiles}/tile/test", "calibration=none", "data.batch_size=1"))
+    metrics = metrics_of(tmp_path)
+    assert metrics["image_f1@validation"] == metrics["image_f1_max"]
+    # The pixel at the threshold is among those that F1-max counts.
+    overlaps = metrics["operating"]["region_overlap"]
+    assert overlaps["threshold"] < metrics["pixel_f1_max_threshold"]
+    statistics = PixelStatistics.load(tmp_path / "pixel_statistics.npz")
+    counted = statistics.defect_scores >= np.float32(metrics["pixel_f1_max_threshold"])
+    regions = np.split(counted, np.cumsum(statistics.region_size)[:-1])
+    assert np.float32(metrics["pixel_f1_max_threshold"]) in statistics.defect_scores
+    assert overlaps["mean"] == pytest.approx(np.mean([region.mean() for region in regions]), abs=1e-12)
 
 
 @pytest.mark.usefixtures("tiny_backbone")

@@ -158,3 +158,36 @@ def test_wrong_names_and_layers_list_the_right_ones(make, told):
     with pytest.raises(ConfigError, match=told) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "tap"),
+    [
+        ("vit_tiny_patch16_224", 1, None),
+        ("vit_tiny_patch16_224", 1, "norm2"),
+        ("vit_small_patch14_reg4_dinov2", 5, "norm2"),
+        ("vit_small_patch16_dinov3.lvd1689m", 5, None),
+    ],
+)
+def test_prefix_tokens_are_cut_from_the_front(name, prefix, tap):
+    backbone = TimmBackbone(name, [1], "random", options={"dynamic_img_size": True}, tap=tap)
+    generator = torch.Generator().manual_seed(0)
+    images, taken = torch.randn(2, 3, 4 * backbone.strides[0], 6 * backbone.strides[0], generator=generator), []
+    block = backbone.network.blocks[1]
+    handle = (block if tap is None else block.norm2).register_forward_hook(lambda m, i, tokens: taken.append(tokens))
+    with torch.no_grad():
+        (found,) = backbone(images)
+    handle.remove()
+    (tokens,) = taken  # (B, prefix + 24, C)
+    assert tokens.shape[1] == prefix + 4 * 6
+    torch.testing.assert_close(found.flatten(2).mT, tokens[:, prefix:], rtol=0, atol=0)
+
+
+def test_layers_in_any_order_come_finest_first_with_their_own_strides():
+    backbone = TimmBackbone("resnet18", [3, 1], "random")
+    assert (backbone.layers, backbone.strides, backbone.channels) == ([1, 3], [4, 16], [64, 256])
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert [f.shape[1:] for f in backbone(images)] == [(64, 16, 16), (256, 4, 4)]
+    port = EfficientNetBackbone("efficientnet-b0", [11, 3], "random")
+    assert (port.layers, port.strides) == ([3, 11], [4, 16])
+    assert [f.shape[2:] for f in port(images)] == [(16, 16), (4, 4)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oddpatch.data.alignment import Alignment, decode, encode, load_alignment
+from oddpatch.data.alignment import Alignment, Registration, decode, encode, load_alignment
 from oddpatch.data.rendering import load_scene
 from oddpatch.data.rendering.dataset import Job, render_one
 from oddpatch.data.rendering.optics import Camera, Light
@@ -177,6 +177,15 @@ def test_masks_get_no_new_values(photographs):
     moved = alignment.warp_mask(mask, alignment.register(images[1]))
     assert set(moved.unique().tolist()) == {0, 1}
     assert moved.sum() == pytest.approx(int(mask.sum()), rel=0.1)
+
+
+def test_a_mask_is_zero_where_the_image_does_not_reach(photographs):
+    alignment = align_to(photographs[0][0])
+    shift = np.array([[1, 0, 30], [0, 1, -20], [0, 0, 1]], np.float64)  # right and up
+    moved = alignment.warp_mask(torch.ones(SIZE, SIZE, dtype=torch.uint8), Registration(shift, 1.0))
+    expected = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
+    expected[: SIZE - 20, 30:] = 1
+    assert torch.equal(moved, expected)
 
 
 def test_settings_and_pickles_give_the_same_registration(photographs):

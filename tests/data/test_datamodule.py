@@ -16,7 +16,7 @@ from torch import distributed
 
 from oddpatch.data import datamodule as module
 from oddpatch.data.datamodule import MVTecDataModule
-from oddpatch.data.sharding import ShardedSampler
+from oddpatch.data.sharding import ShardedBatches, ShardedSampler
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 
@@ -158,6 +158,22 @@ def test_sharded_sampler_gives_every_item_once(monkeypatch, length, world):
         assert all(index % world == rank for index in sampler)
         seen += list(sampler)
     assert sorted(seen) == list(range(length))
+
+
+def test_thirteen_images_in_batches_on_two_ranks(monkeypatch):
+    positions = list(range(100, 113))  # of a dataset that holds others too
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    found = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        batches = ShardedBatches(positions, 2)
+        found.append(list(batches))
+        assert len(batches) == len(found[-1])
+    assert found == [
+        [[100, 102], [104, 106], [108, 110], [112]],
+        [[101, 103], [105, 107], [109, 111], []],
+    ]
 
 
 # Rendering in place of missing data

@@ -566,6 +566,28 @@ def test_masks_of_every_mode(tmp_path, truth, mode):
     np.testing.assert_array_equal(mask.numpy(), truth)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+@pytest.mark.parametrize("alpha", [255, 0])
+def test_a_black_mask_with_the_same_alpha_everywhere_is_no_defect(tmp_path, mode, alpha):
+    Image.new(mode, (W, H), (0,) * (len(mode) - 1) + (alpha,)).save(tmp_path / "m.png")
+    assert not read_mask(tmp_path / "m.png").any()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32", "palette"])
+def test_a_value_equal_to_the_threshold_is_no_defect(tmp_path, kind):
+    path = tmp_path / ("m.png" if kind == "palette" else "m.tif")
+    if kind == "palette":
+        image = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
+        image.putpalette([0, 0, 0, 51, 51, 51, 52, 52, 52])
+        image.save(path)
+    else:
+        scale = {"uint8": 1, "uint16": 257, "float32": 1 / 255}[kind]
+        step = {"uint8": 1, "uint16": 1, "float32": 1e-6}[kind]
+        tifffile.imwrite(path, np.array([[0, 51 * scale, 51 * scale + step]]).astype(kind))
+    threshold = 51 / 255 if kind != "float32" else float(np.float32(51 / 255))
+    assert read_mask(path, threshold).tolist() == [[0, 0, 1]]
+
+
 @pytest.mark.parametrize(
     "palette",
     [

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oddpatch.data.layout import GOOD, Layout, Sample, scan
-from oddpatch.data.splits import follow, read_parts
+from oddpatch.data.splits import follow, read_parts, take_share
 from oddpatch.data.tools.splitting import Assignment, split_by_share, split_few_shot, split_folds, write_split
 from oddpatch.errors import ConfigError, DataError
 
@@ -169,3 +169,18 @@ def test_csv_of_a_spreadsheet(part, tmp_path):
     with (tmp_path / "s.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\r\n").writerows([("path", "remark", "part"), *rows])
     assert len(followed(part, tmp_path / "s.csv").test) == 9
+
+
+def test_the_validation_share_is_taken_of_each_defect_type():
+    counts = {GOOD: 20, "hole": 8, "scratch": 4, "rare": 2}
+    samples = [
+        Sample(Path(f"/test/{kind}/{i}.png"), int(kind != GOOD), kind, None)
+        for kind in counts
+        for i in range(counts[kind])
+    ]
+    for share, wanted in ((0.5, (10, 4, 2, 1)), (0.25, (5, 2, 1, 1)), (0.01, (1, 1, 1, 1)), (0.99, (19, 7, 3, 1))):
+        taken, left = take_share(samples, share)
+        assert Counter(s.defect_type for s in taken) == dict(zip(counts, wanted, strict=True))
+        assert sorted([*taken, *left]) == sorted(samples)
+        assert [s for s in samples if s in taken] == taken
+        assert take_share(samples[::-1], share)[0] == taken[::-1]

@@ -42,7 +42,10 @@ DETECTORS = {
 BOUNDED = {
     "patchcore_bounded": lambda: PatchCore(
         CHANNELS, STRIDES, embedding="joined", finest_stride=1, coreset_size=60, max_bank_memory=ROW * 200
-    )
+    ),
+    "patchcore_bounded_share": lambda: PatchCore(
+        CHANNELS, STRIDES, embedding="joined", finest_stride=1, coreset_ratio=0.1, max_bank_memory=ROW * 200
+    ),
 }
 
 
@@ -177,6 +180,13 @@ def test_with_bounded_memory_the_merged_coreset_covers_nearly_as_well(request, w
     patches = every.flatten(0, 2)
     nearest = torch.cdist(patches, exact.memory_bank).min(1).values.max()
     assert covering_radius(patches, bank) <= 2 * nearest
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("share", ["dealt", "last", "gap"])
+def test_the_size_of_a_bounded_coreset_is_a_share_of_all_that_was_seen(request, world, share):
+    state = request.getfixturevalue(world)[0][share, "patchcore_bounded_share"]["state"]
+    assert len(state["memory_bank"]) == int(0.1 * IMAGES * 64)
 
 
 def test_nothing_taken_in_anywhere_is_said_by_rank_zero(two):

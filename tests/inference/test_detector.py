@@ -102,6 +102,34 @@ def test_thresholds_can_be_chosen(finished, detector):
         AnomalyDetector.load(finished / "run", device="cuda:77")
 
 
+def test_exactly_at_a_threshold_nothing_is_found(finished):
+    paths = [finished / "tile/test/good/000.png", finished / "tile/test/spot/000.png"]
+    for path in paths:
+        seen = AnomalyDetector.load(finished / "run")(path)
+        highest = float(np.nanmax(seen.anomaly_map))
+        at = AnomalyDetector.load(finished / "run", threshold=seen.score, pixel_threshold=highest)(path)
+        assert (at.odd, at.regions, at.anomaly_score) == (False, [], 0.5)
+        assert not at.mask.any()
+        below = {
+            "threshold": np.nextafter(seen.score, 0),
+            "pixel_threshold": float(np.nextafter(np.float32(highest), np.float32(0))),
+        }
+        under = AnomalyDetector.load(finished / "run", **below)(path)
+        assert under.odd
+        assert len(under.regions) == 1
+
+
+def test_scores_are_scaled_by_the_median_of_good_images(finished):
+    detector = AnomalyDetector.load(finished / "run")
+    good = np.sort(detector.model.calibration.image_scores.numpy())
+    result = detector(finished / "tile/test/good/001.png")
+    middle = good[[(len(good) - 1) // 2, len(good) // 2]]
+    assert not middle[0] <= good.mean() <= middle[1]
+    ratio = (result.score - detector.image_threshold) / (detector.image_threshold - middle)
+    low, high = sorted(0.5 * (1 + ratio / (1 + abs(ratio))))
+    assert low - 1e-9 <= result.anomaly_score <= high + 1e-9
+
+
 @pytest.mark.parametrize(
     ("bad", "told"),
     [

@@ -7,6 +7,7 @@ from scipy import stats
 from oddpatch.errors import ConfigError
 from oddpatch.metrics.thresholds import (
     anomaly_score,
+    at_threshold,
     conformal_p_values,
     conformal_threshold,
     fold_of,
@@ -83,6 +84,22 @@ def test_at_most_so_many_pixels_exceed_the_value():
     for area in (0, 3, 71):
         values = highest_but(maps, area)
         assert ((maps > values[:, None, None]).sum(axis=(1, 2)) == area).all()
+
+
+def test_exactly_at_the_threshold_is_good():
+    scores, labels = [1.0, 2.0, 2.0, 3.0], [0, 0, 1, 1]
+    assert at_threshold(scores, labels, 2.0) == {
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "fpr": 0.0,
+    }
+    held_out = np.random.default_rng(0).lognormal(size=30)
+    for target in (0.01, 0.1, 0.3):
+        threshold = conformal_threshold(held_out, target)
+        rate = at_threshold(held_out, np.zeros(30), threshold.value)["fpr"]
+        assert threshold.value in held_out
+        assert rate == pytest.approx(round(threshold.fpr * 31 - 1) / 30), "the image that set it is good"
 
 
 def test_folds_are_balanced_and_seeded():

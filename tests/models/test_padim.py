@@ -86,6 +86,27 @@ def test_score_from_raw_is_the_maximum_before_smoothing():
     assert (smoothed(test, SIZE).score < raw(test, SIZE).score).all()
 
 
+def test_score_from_raw_is_the_maximum_inside_the_region():
+    mask = torch.zeros(SIZE, dtype=torch.bool)
+    mask[:13, :21] = True  # of patches of 4 pixels the last row and column lie in it with one pixel
+    test = features(3, seed=1)
+    test[0][:, :, 3, 5] += 100  # so that the map is highest outside
+
+    def score(**settings):
+        detector = PaDiM(CHANNELS, STRIDES, num_features=7, **settings)
+        detector.restrict(mask)
+        detector.update(features(30), torch.arange(30))
+        detector.fit()
+        return detector(test, SIZE).score
+
+    raw = score(score_from="raw", smoothing=2.0)
+    torch.testing.assert_close(raw, score(score_from="smoothed", smoothing=0.0))
+    full = PaDiM(CHANNELS, STRIDES, num_features=7, score_from="raw")
+    full.update(features(30), torch.arange(30))
+    full.fit()
+    assert (raw < 0.9 * full(test, SIZE).score).all()
+
+
 @pytest.mark.parametrize("batch", [1, 7, 30])
 def test_batch_size_does_not_change_the_fit(batch):
     one, other = fitted(batch=8), fitted(batch=batch)

@@ -350,3 +350,20 @@ def test_extend_needs_a_bank_and_images():
         make().extend()
     with pytest.raises(DataError, match="no new good image"):
         fitted(maps(2)).extend()
+
+
+def test_the_search_index_follows_the_bank_when_it_is_extended_or_loaded():
+    test = maps(2, seed=1)
+    detector, other = fitted(maps(3)), fitted(maps(3, seed=7))  # banks of one shape
+    before = detector(test, SIZE).score  # the index is made
+    detector.load_state_dict(other.state_dict())
+    assert torch.equal(detector(test, SIZE).score, other(test, SIZE).score)
+    assert not torch.equal(other(test, SIZE).score, before)
+    detector.update(maps(3, seed=5), torch.arange(3, 6))
+    detector.extend()
+    fresh = make()
+    fresh.load_state_dict(detector.state_dict())
+    found, expected = detector(test, SIZE), fresh(test, SIZE)
+    assert torch.equal(found.score, expected.score)
+    assert torch.equal(found.anomaly_map, expected.anomaly_map)
+    assert torch.equal(detector.nearest_normal(test)[1], fresh.nearest_normal(test)[1])

@@ -40,6 +40,16 @@ def test_equals_numpy_cov_in_float64(batch_size, offset_over_spread):
     assert error < 1e-4
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_the_mean_keeps_nine_digits_far_from_zero(batch_size):
+    data = samples(offset=1e4)
+    expected = data.double().mean(1)
+    mean = stream(data, batch_size).mean
+    halves = merge(stream(data[:, :11], batch_size), stream(data[:, 11:], batch_size)).mean
+    for found in (mean, halves):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
 def test_a_first_sample_far_away_costs_no_digits():
     data = samples(count=30)
     data[:, 0] += 1e3

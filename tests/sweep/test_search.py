@@ -1,16 +1,21 @@
 """A search: what is drawn from what, and a study that goes on. The jobs are stood in for by a function."""
 
 import os
+from pathlib import Path
 
 import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from sweeping import Stand, dataset, sweep, table
 
 from oddpatch.errors import ConfigError
 from oddpatch.sweep import job
+from oddpatch.sweep.identity import Identity
+from oddpatch.sweep.plan import Job
 from oddpatch.sweep.process import Ending
+from oddpatch.sweep.record import Record
 from oddpatch.sweep.search import Search
 from oddpatch.sweep.space import split
 
@@ -100,6 +105,39 @@ def test_a_trial_that_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path, 
     states = [trial.state.name for trial in study(tmp_path / "s").trials]
     assert len(states) == 6
     assert set(states) == {"COMPLETE", "FAIL"}
+
+
+class Launched:
+    """Takes the place of a launcher: every job is done, and worth what `worth` says of its category."""
+
+    def __init__(self, worth):
+        self.worth = worth
+
+    def launch(self, job_overrides, initial_job_idx):
+        for overrides in job_overrides:
+            folder, category = Path(overrides[-1]), overrides[0]
+            folder.mkdir()
+            record = Record("done", Identity("", "", ""), list(overrides), objective=self.worth[category])
+            record.write(folder)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in job_overrides]
+
+
+@pytest.mark.parametrize(
+    ("worth", "value"),
+    [({"a": 0.9, "b": 0.6, "c": 0.3}, 0.6), ({"a": 1.0, "b": 0.2, "c": 0.3}, 0.5), ({"a": 1, "b": None, "c": 1}, None)],
+)
+def test_a_trial_is_worth_the_mean_of_its_categories(tmp_path, worth, value):
+    def plan(combinations):
+        return [
+            Job([*texts, f"{tmp_path}/{'-'.join(texts)}"], tmp_path / "-".join(texts), {}) for texts in combinations
+        ]
+
+    search, outcomes = Search(tmp_path / "study.log", {"x": IntDistribution(0, 1000)}, "maximize", SAMPLER), []
+    trials = search.ask(2)
+    search.run(trials, [[category] for category in worth], plan, Launched(worth), outcomes)
+    assert len(outcomes) == 6
+    assert [trial.value for trial in search.study.trials] == [pytest.approx(value) if value else None] * 2
+    assert search.finished == 2
 
 
 def test_a_trial_of_a_killed_search_is_run_again(tmp_path):

@@ -124,7 +124,8 @@ class PixelStatistics:
     def region_overlaps(self, threshold: float) -> NDArray[np.float64]:
         """(R,) share of each defect region that scores higher than `threshold`; exact."""
         starts = np.concatenate([[0], np.cumsum(self.region_size)[:-1]])
-        return np.add.reduceat(self.defect_scores > threshold, starts, dtype=np.int64) / self.region_size
+        found = self.defect_scores > np.float64(threshold)  # a Python float would be rounded to float32 first
+        return np.add.reduceat(found, starts, dtype=np.int64) / self.region_size
 
     def save(self, path: Path) -> None:
         """Write an `.npz` of plain arrays, whole or not at all."""

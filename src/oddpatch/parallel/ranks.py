@@ -57,7 +57,7 @@ class Ranks:
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str, source: int) -> Tensor:
         """A tensor that another rank sends to this one, rank zero, from a device of the same type."""
-        tensor = torch.empty(*shape, dtype=dtype, device=device)
+        tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
         for part in _messages(tensor):
             dist.recv(part, source)
         return tensor

@@ -38,6 +38,15 @@ def test_share_is_kept_in_every_type(category):
         split_by_share(category, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("total", "share", "train"), [(7, 0.8, 6), (8, 0.8, 6), (5, 0.5, 2), (4, 0.1, 1), (3, 0.95, 2)]
+)
+def test_a_share_is_rounded_to_the_nearest_image(tmp_path, total, share, train):
+    make_dataset(tmp_path, good=total, test_good=0, defects=0)
+    found = summary(split_by_share(tmp_path / "tile", share))
+    assert found == {"train": {"good": train}, "test": {"good": total - train}}
+
+
 def test_few_shot_is_nested_and_keeps_the_test(category):
     sets = [{a.path for a in split_few_shot(category, k, 1) if a.part == "train"} for k in (1, 4, 12)]
     assert [len(s) for s in sets] == [1, 4, 12]
