@@ -143,8 +143,11 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", str(DISTURB))  # of the nodes: they have not the environment of the sweep
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    # Of the nodes: they have not the environment of the sweep.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(DISTURB), os.environ.get("PYTHONPATH", "")]))
+    watchful = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": watchful}
+    found = Cluster(initialize_head=True, head_node_args=head)
     yield found
     found.shutdown()
 
@@ -169,6 +172,8 @@ def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, clu
     assert {status for name, status in found.items() if "=10" in name} == {"done"}, told
     attempts = [Record.read(path.parent).attempt for path in tmp_path.glob("*/job.json")]
     assert sorted(attempts)[-1] == 2, "the job of the lost node runs again"
+    assert told.count("was lost; its jobs run again on others") == 1
+    assert "raylet" not in told, "Ray's own pages about it"
     threads = {Record.read(path.parent).threads for path in tmp_path.glob("*/job.json")}
     assert threads == {"1"}
 

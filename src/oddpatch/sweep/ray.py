@@ -51,6 +51,8 @@ class Cluster:
         self.address, self.init = address, init
 
     def __enter__(self) -> "Cluster":
+        # Read by Ray as it is imported: a machine that is lost would print pages of its state, dozens of lines each.
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone unasked
@@ -105,9 +107,13 @@ class Cluster:
         threads = max(int(need.cpus), 1)
         waiting = {task.remote(replace(job, threads=threads)): i for i, job in enumerate(jobs)}
         returns: dict[int, JobReturn] = {}
+        machines = _addresses()
         try:
             while waiting:
                 ready, _ = ray.wait(list(waiting), timeout=LOOK)
+                known, machines = machines, _addresses()
+                for machine in known.keys() - machines.keys():
+                    log.warning("Ray: the machine at %s was lost; its jobs run again on others", known[machine])
                 for reference in ready:
                     number = waiting.pop(reference)
                     returns[number] = _result(reference)
@@ -158,6 +164,13 @@ def _machines() -> list[Mapping[str, float]]:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _addresses() -> dict[str, str]:
+    """Where each machine of the cluster is, by Ray's name for it."""
+    import ray
+
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 
 
 def _sum(machines: Sequence[Mapping[str, float]]) -> tuple[float, float]:
