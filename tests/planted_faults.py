@@ -1,0 +1,295 @@
+"""Plants faults in a copy of the source, one at a time, and shows which the tests notice.
+
+python tests/planted_faults.py                all of them, some minutes
+python tests/planted_faults.py patchcore      those with this text in their name or path
+
+A fault is exact text and what takes its place, in a file of src/oddpatch. Text that is not found exactly once, tests
+that fail without a fault, and tests that cannot be collected with it are errors: nothing is said to be caught that was
+not seen failing. The exit code is 0 if all were caught, 1 if one was missed, 2 for an error.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+#: Exit codes of pytest.
+PASSED, FAILED = 0, 1
+
+
+class Fault(NamedTuple):
+    """A wrong program, and the tests that should notice."""
+
+    name: str
+    path: str  # below src/oddpatch
+    old: str
+    new: str
+    tests: str  # arguments of pytest, below tests
+
+
+FAULTS = [
+    # Methods
+    Fault(
+        "search index not rebuilt for a new bank", "models/patchcore.py",
+        "if self._index is None or self._index[0] is not self.memory_bank:", "if self._index is None:",
+        "models/test_patchcore.py",
+    ),
+    Fault(
+        "weights of the neighbourhood without the sum", "models/patchcore.py",
+        "torch.logsumexp(to_members, dim=1)", "to_members.amax(dim=1)", "models/test_patchcore.py",
+    ),
+    Fault(
+        "coreset depends on the order of the images", "models/patchcore.py",
+        "order = source[:, 0].argsort(stable=True)", "order = torch.arange(len(source))", "models/test_patchcore.py",
+    ),
+    Fault(
+        "size of the coreset rounded up", "models/patchcore.py",
+        "max(1, int(self.coreset_ratio * total))", "max(1, -int(-self.coreset_ratio * total // 1))",
+        "models/test_patchcore.py",
+    ),
+    Fault(
+        "nearest neighbour in place of the mean of k", "models/patchcore.py",
+        "scores = distances.mean(dim=1)", "scores = distances[:, 0]", "models/test_patchcore.py",
+    ),
+    Fault(
+        "raw score of PaDiM outside the region", "models/padim.py",
+        "raw = self.region.cut(anomaly_map(scores, image_size, 0, self.interpolation))",
+        "raw = anomaly_map(scores, image_size, 0, self.interpolation)", "models/test_padim.py",
+    ),
+    Fault(
+        "raw score of PaDiM is the smoothed one", "models/padim.py",
+        'if self.score_from == "smoothed":', "if self.score_from:", "models/test_padim.py",
+    ),
+    Fault(
+        "channels of a layer counted from the first", "models/padim.py",
+        "(self.channel_index < last)] - first", "(self.channel_index < last)]", "models/test_padim.py",
+    ),
+    Fault(
+        "score of Gaussian-AD squared", "models/gaussian.py",
+        "@ whitening.mT).norm(dim=1)", "@ whitening.mT).norm(dim=1) ** 2", "models/test_gaussian.py",
+    ),
+    Fault(
+        "score of SPADE from the nearest image alone", "models/spade.py",
+        "Prediction(distances.mean(1),", "Prediction(distances[:, 0],", "models/test_spade.py",
+    ),
+    # Numbers
+    Fault(
+        "covariance over n", "ops/statistics.py",
+        "double().div_(count - 1)", "double().div_(count)", "ops/test_statistics.py",
+    ),
+    Fault(
+        "shift between two means left out", "ops/statistics.py",
+        "first.scatter.add_(second.scatter).baddbmm_(weighted.unsqueeze(2), weighted.unsqueeze(1))",
+        "first.scatter.add_(second.scatter)", "ops/test_statistics.py",
+    ),
+    Fault(
+        "mean of a batch in float32", "ops/statistics.py",
+        "batch_mean = centre.double() + rows[:, :batch].mean(dim=1)", "batch_mean = centre.double()",
+        "ops/test_statistics.py",
+    ),
+    Fault(
+        "a map smoothed with another border", "ops/maps.py",
+        'mode="reflect", truncate=4.0', 'mode="nearest", truncate=4.0', "ops/test_maps.py",
+    ),
+    # Backbones
+    Fault(
+        "prefix tokens cut from the wrong end", "backbones/timm.py",
+        "tokens[:, prefix:]", "tokens[:, : tokens.shape[1] - prefix]", "backbones/test_backbones.py -k prefix_tokens",
+    ),
+    Fault(
+        "strides in the order the layers were given in", "backbones/timm.py",
+        "self.layers: list[int] = sorted(chosen)", "self.layers: list[int] = chosen",
+        "backbones/test_backbones.py -k any_order",
+    ),
+    Fault(
+        "batch statistics of a frozen network drift", "backbones/base.py",
+        "return super().train(False)", "return super().train(mode)", "backbones/test_backbones.py -k drift",
+    ),
+    Fault(
+        "the last images of a batch taken in parts left out", "backbones/base.py",
+        "for start in range(0, len(images), step):", "for start in range(0, len(images) - step + 1, step):",
+        "backbones/test_backbones.py -k in_parts",
+    ),
+    # Data
+    Fault(
+        "an opaque black mask is a defect", "data/decoding.py",
+        "uniform = (colour == colour[0, 0]).all() and not (alpha == alpha[0, 0]).all()",
+        "uniform = (colour == colour[0, 0]).all()", "data/test_decoding.py -k mask",
+    ),
+    Fault(
+        "a mask's value at the threshold is a defect", "data/decoding.py",
+        "array > threshold * _full_scale(array)", "array >= threshold * _full_scale(array)",
+        "data/test_decoding.py -k threshold",
+    ),
+    Fault(
+        "a mask repeated beyond the image", "data/alignment.py",
+        "flags=cv2.INTER_NEAREST)\n        return", "flags=cv2.INTER_NEAREST, borderMode=1)\n        return",
+        "data/test_alignment.py -k mask",
+    ),
+    Fault(
+        "a mask half a pixel beside its image", "data/transforms.py",
+        'mode="nearest-exact"', 'mode="nearest"', "data/test_transforms.py",
+    ),
+    Fault(
+        "validation share not by defect type", "data/splits.py",
+        "(sample.path for sample in samples if sample.defect_type == kind)", "(sample.path for sample in samples)",
+        "data/test_splits.py -k validation_share",
+    ),
+    Fault(
+        "validation share takes all of a type", "data/splits.py",
+        "min(max(round(share * len(own)), 1), len(own) - 1)", "max(round(share * len(own)), 1)",
+        "data/test_splits.py -k validation_share",
+    ),
+    Fault(
+        "share of a split rounded down", "data/tools/splitting.py",
+        "count = round(train_share * len(samples))", "count = int(train_share * len(samples))",
+        "data/tools/test_splitting.py",
+    ),
+    Fault(
+        "the last image of a shard left out", "data/sharding.py",
+        "own[i * self.batch_size : (i + 1) * self.batch_size]",
+        "own[i * self.batch_size : (i + 1) * self.batch_size][: len(own) - 1 - i * self.batch_size]",
+        "data/test_datamodule.py -k two_ranks",
+    ),
+    Fault(
+        "a batch less on some ranks", "data/sharding.py",
+        "longest = -(-len(self.sampler.positions) // Ranks().size)", "longest = len(self.sampler)",
+        "data/test_datamodule.py -k two_ranks",
+    ),
+    # Several devices
+    Fault(
+        "size of a bounded coreset from what is held", "parallel/coreset.py",
+        "merged.num_seen = sum(seen)", "merged.num_seen = sum(held)", "distributed/test_detectors.py -k share_of_all",
+    ),
+    Fault(
+        "the smallest of all ranks", "parallel/ranks.py",
+        "dist.ReduceOp.MAX", "dist.ReduceOp.MIN", "distributed/test_ranks.py",
+    ),
+    Fault(
+        "ranks collected from last to first", "parallel/ranks.py",
+        "for source in range(1, self.size)", "for source in range(self.size - 1, 0, -1)", "distributed/test_ranks.py",
+    ),
+    # Thresholds
+    Fault(
+        "conformal rank without the new image", "metrics/thresholds.py",
+        "math.ceil((count + 1) * (1 - target_fpr) - 1e-9)", "math.ceil(count * (1 - target_fpr) - 1e-9)",
+        "metrics/test_thresholds.py",
+    ),
+    Fault(
+        "at the threshold is an alarm, in the metrics", "metrics/thresholds.py",
+        "np.asarray(scores, dtype=np.float64) > threshold", "np.asarray(scores, dtype=np.float64) >= threshold",
+        "metrics/test_thresholds.py",
+    ),
+    Fault(
+        "at the threshold is an alarm, in predictions.csv", "callbacks/results.py",
+        "int(score > threshold)", "int(score >= threshold)", "test_calibration.py -k set_the_threshold",
+    ),
+    Fault(
+        "at the threshold is an alarm, in the detector", "inference/detector.py",
+        "None if threshold is None else score > threshold", "None if threshold is None else score >= threshold",
+        "inference/test_detector.py -k exactly_at",
+    ),
+    Fault(
+        "a map at its threshold has a region", "inference/regions.py",
+        "np.asarray(anomaly_map > threshold, np.uint8)", "np.asarray(anomaly_map >= threshold, np.uint8)",
+        "inference/test_detector.py -k exactly_at",
+    ),
+    Fault(
+        "region overlaps without the pixel at F1-max", "metrics/pixel_statistics.py",
+        "self.defect_scores > np.float64(threshold)", "self.defect_scores > threshold",
+        "test_calibration.py -k f1_max",
+    ),
+    Fault(
+        "recall with one false alarm too many", "metrics/operating.py",
+        "math.floor(rate * good.size + 1e-9)", "math.ceil(rate * good.size - 1e-9)", "metrics/test_operating.py",
+    ),
+    # Cache and sweeps
+    Fault(
+        "a changed cache entry is used", "cache/features.py",
+        "if digest.tolist() != list(hash_tensors(tensors, key)):", "if not digest.numel():",
+        "test_cache.py -k 'flipped_bit or another_name'",
+    ),
+    Fault(
+        "what was used last goes first", "cache/features.py",
+        "for _, size, path in sorted(entries):", "for _, size, path in sorted(entries, reverse=True):",
+        "test_cache.py -k longest_ago",
+    ),
+    Fault(
+        "a trial is worth its best category", "sweep/search.py",
+        "self.study.tell(trial, sum(given) / len(given))", "self.study.tell(trial, max(given))",
+        "sweep/test_search.py -k worth_the_mean",
+    ),
+]  # fmt: skip
+
+
+def run(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run some tests on the copy, until one fails."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+
+
+def arguments(tests: str) -> list[str]:
+    """Of pytest, from a fault's `tests`."""
+    path, *chosen = tests.split(" ", 2)
+    return [f"tests/{path}", *(part.strip("'") for part in chosen)]
+
+
+@cache
+def without_a_fault(copy: Path, tests: str) -> str:
+    """What some tests say of the source as it is; empty if they pass."""
+    done = run(copy, arguments(tests))
+    return "" if done.returncode == PASSED else f"its tests fail without it:\n{done.stdout[-2000:]}"
+
+
+def problem(copy: Path, fault: Fault) -> str:
+    """Why a fault cannot be planted, or its tests say nothing; empty if they can and do."""
+    count = (copy / "src/oddpatch" / fault.path).read_text(encoding="utf-8").count(fault.old)
+    if count != 1:
+        return f"{fault.old!r} is in it {count} times, not once"
+    return without_a_fault(copy, fault.tests)
+
+
+def plant(copy: Path, fault: Fault) -> tuple[str, str]:
+    """Plant a fault, run its tests and take it out again: "caught", "MISSED" or "ERROR", and which test or why."""
+    if told := problem(copy, fault):
+        return "ERROR", told
+    path = copy / "src/oddpatch" / fault.path
+    source = path.read_text(encoding="utf-8")
+    path.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
+    try:
+        done = run(copy, arguments(fault.tests))
+    finally:
+        path.write_text(source, encoding="utf-8")
+    last = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode == FAILED:
+        return "caught", last[0].removeprefix("FAILED ").partition(" - ")[0] if last else ""
+    return ("MISSED", "") if done.returncode == PASSED else ("ERROR", done.stdout[-2000:] + done.stderr[-2000:])
+
+
+def main(wanted: str = "") -> int:
+    """Plant all faults, or those with `wanted` in their name or path."""
+    chosen = [fault for fault in FAULTS if wanted in fault.name or wanted in fault.path]
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="planted-") as scratch:
+        copy = Path(scratch)
+        for name in ("src", "tests", "configs", "sweeps"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("train.py", "eval.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, copy / name)
+        for fault in chosen:
+            outcome, told = plant(copy, fault)
+            outcomes.append(outcome)
+            sys.stdout.write(f"{outcome}  {fault.path}: {fault.name}  {told}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{outcomes.count('caught')} of {len(outcomes)} caught\n")
+    return 2 if "ERROR" in outcomes or not outcomes else int("MISSED" in outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
