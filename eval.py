@@ -5,14 +5,11 @@ python eval.py run=FOLDER +data.root=/data/mvtec    # images that have moved sin
 """
 
 import hydra
-from dotenv import load_dotenv
 from omegaconf import DictConfig
 
 from oddpatch.errors import one_line_errors
 from oddpatch.parallel.launcher import on_every_device
 from oddpatch.sweep.composition import explain_overrides
-
-load_dotenv(".env")  # variables that are set already stand
 
 
 @explain_overrides

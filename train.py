@@ -7,15 +7,12 @@ python train.py -m model=padim,patchcore data=mvtec data.category=all    # a swe
 """
 
 import hydra
-from dotenv import load_dotenv
 from omegaconf import DictConfig
 
 from oddpatch.errors import one_line_errors
 from oddpatch.parallel.launcher import on_every_device
 from oddpatch.sweep.composition import explain_overrides, print_config
 from oddpatch.sweep.job import sweep_job
-
-load_dotenv(".env")  # variables that are set already stand
 
 
 @explain_overrides

@@ -9,6 +9,7 @@ os.environ["WANDB_MODE"] = "offline"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from oddpatch import factory
 from oddpatch.backbones.base import Backbone
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +45,21 @@ class TinyBackbone(Backbone):
             x = step(x).relu()
             features.append(x)
         return features
+
+
+def use_tiny_backbone(patch: pytest.MonkeyPatch) -> None:
+    """Every backbone that a config or a checkpoint asks for becomes the tiny one."""
+    compose, restore = factory.make, factory.make_known
+
+    def make(part: Any, **kwargs: Any) -> Any:
+        target = part.get("_target_", "") if hasattr(part, "get") else ""
+        return TinyBackbone() if str(target).startswith("oddpatch.backbones.") else compose(part, **kwargs)
+
+    def make_known(spec: Any, **kwargs: Any) -> Any:
+        return TinyBackbone() if spec.kind == "backbone" else restore(spec, **kwargs)
+
+    patch.setattr(factory, "make", make)
+    patch.setattr(factory, "make_known", make_known)
 
 
 def write_image(path: Path, rng: np.random.Generator, size: int = 48, defect: bool = False) -> np.ndarray:

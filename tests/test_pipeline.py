@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, TinyBackbone, make_dataset
+from conftest import CONFIGS, ROOT, make_dataset, use_tiny_backbone
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
@@ -37,16 +37,8 @@ def tiny(tiles, out, *overrides):
 
 @pytest.fixture
 def tiny_backbone(monkeypatch):
-    """Every backbone that a config asks for becomes the tiny one."""
-    original = factory.make
-
-    def make(part, **kwargs):
-        target = part.get("_target_", "") if hasattr(part, "get") else ""
-        if str(target).startswith("oddpatch.backbones."):
-            return TinyBackbone()
-        return original(part, **kwargs)
-
-    monkeypatch.setattr(factory, "make", make)
+    """Every backbone that a config or a checkpoint asks for becomes the tiny one."""
+    use_tiny_backbone(monkeypatch)
 
 
 def run(cfg):
@@ -226,7 +218,7 @@ def spoil(path, how):
         ("foreign", "not written by oddpatch"),
         ("code", "truncated or not a checkpoint"),
         ("newer", "format 99.*update oddpatch"),
-        ("target", "asks to call os.system"),
+        ("target", "asks for 'os.system'"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_loaded_says_why(tiles, tmp_path, tiny_backbone, how, told):

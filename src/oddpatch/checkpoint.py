@@ -1,9 +1,7 @@
 """What a checkpoint holds, how it is written whole or not at all, and how it is read without executing anything."""
 
-import pickle
 import platform
-import subprocess
-from collections.abc import Mapping
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +9,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from oddpatch import __version__
+from oddpatch.environment import git_commit
 from oddpatch.errors import CheckpointError, ResourceError
 from oddpatch.files import replacing
+from oddpatch.known import check_plain
 
 if TYPE_CHECKING:
     from oddpatch.module import AnomalyModule
 
 #: Raised when older code could no longer read what is written.
 FORMAT = 1
+#: What is used of a checkpoint's description beside its config's parts, which `oddpatch.known` reads, and its type.
+FIELDS: dict[str, Any] = {
+    "format": int,
+    "version": str,
+    "versions": dict,
+    "git_commit": (str, type(None)),
+    "config": {"model": dict, "backbone": dict, "data": dict, "calibration": dict, "run": dict},
+    "preprocess": dict,
+    "weights": str,
+    "train_images": [str],
+    "held_out": [str],
+}
+#: The one number of a model that is not there until it is measured.
+MAY_BE_NAN = "calibration.f1_threshold"
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "efficientnet-pytorch", "numpy", "scipy", "torchmetrics")
 
 
@@ -69,42 +83,64 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
-    """The commit of the source tree that runs, with "+changes" if it was edited since; None outside a checkout."""
-    folder = Path(__file__).parent
-    try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+changes" if changed else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, every tensor on the CPU.
+    """A checkpoint's content, every tensor on the CPU; all that is used of it later is there and of the right type.
 
     Raises:
-        CheckpointError: the file is missing, truncated, not oddpatch's, or of a newer format.
+        CheckpointError: the file is missing, truncated, not oddpatch's, of another format, or was changed.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the folder of a finished run")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
+        with warnings.catch_warnings(action="ignore"):  # what is odd in the file is an error below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged bytes are met with errors of nearly any type
         raise CheckpointError(
             f"{path} cannot be read ({type(error).__name__}): it is truncated or not a checkpoint: train again"
         ) from error
-    if not isinstance(content, Mapping) or "oddpatch" not in content or "state_dict" not in content:
+    if type(content) is not dict or not {"oddpatch", "state_dict"} <= content.keys():
         raise CheckpointError(f"{path} was not written by oddpatch: give the folder of an oddpatch run")
     about = content["oddpatch"]
-    if about["format"] > FORMAT:
+    check_plain({**about, "train_images": [], "held_out": []} if type(about) is dict else about, "oddpatch", path)
+    _check_fields(about, FIELDS, "oddpatch", path)
+    if about["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {about['format']}, written by oddpatch {about['version']}; this is {__version__}, "
-            f"which reads formats up to {FORMAT}: update oddpatch"
+            f"which reads format {FORMAT}: {'update oddpatch' if about['format'] > FORMAT else 'train again'}"
         )
-    return dict(content)
+    _check_tensors(content["state_dict"], path)
+    return content
+
+
+def _check_fields(value: Any, wanted: Any, place: str, path: Path) -> None:
+    """Compare a value with what `FIELDS` says of it."""
+    if isinstance(wanted, dict):
+        _check_fields(value, dict, place, path)
+        for name, inner in wanted.items():
+            if name not in value:
+                raise CheckpointError(f"{path} lacks {place}.{name}: it was damaged or changed: train again")
+            _check_fields(value[name], inner, f"{place}.{name}", path)
+    elif isinstance(wanted, list):
+        _check_fields(value, list, place, path)
+        for one in value:
+            _check_fields(one, wanted[0], f"{place}[]", path)
+    elif type(value) not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+        raise CheckpointError(
+            f"{path}: {place} is of type {type(value).__name__}: it was damaged or changed: train again"
+        )
+
+
+def _check_tensors(state: Any, path: Path) -> None:
+    """See that a state dict holds plain tensors of finite numbers, by name."""
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{path}: state_dict is of type {type(state).__name__}: it was damaged or changed: train again"
+        )
+    for name, tensor in state.items():
+        plain = type(name) is str and isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+        if not plain or tensor.is_quantized or tensor.is_complex() or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"{path}: state_dict holds {str(name)[:100]!r}, which is no plain tensor: train again"
+            )
+        if tensor.is_floating_point() and not name.endswith(MAY_BE_NAN) and not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {name[:100]!r} holds values that are not finite: train again")

@@ -3,7 +3,6 @@
 import sys
 
 import typer
-from dotenv import load_dotenv
 from rich.console import Console
 
 from oddpatch import __version__
@@ -13,7 +12,9 @@ from oddpatch.commands.explain import explain
 from oddpatch.commands.predict import predict
 from oddpatch.commands.report import report
 from oddpatch.commands.update import update
+from oddpatch.environment import read_env
 from oddpatch.errors import OddpatchError
+from oddpatch.files import shown
 
 app = typer.Typer(
     help="Industrial visual inspection: learn what good parts look like, find the odd patch.",
@@ -47,11 +48,11 @@ app.command()(report)
 
 def main() -> None:
     """Run the command line; an error the user can mend is one line, and the exit code is 2."""
-    load_dotenv(".env")
     try:
+        read_env()
         app()
     except OddpatchError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {shown(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -56,7 +56,9 @@ def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
-            logging.getLogger("oddpatch").error("%s", error)
+            from oddpatch.files import shown
+
+            logging.getLogger("oddpatch").error("%s", shown(error))
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             sys.exit(1)

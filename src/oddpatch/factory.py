@@ -1,22 +1,28 @@
 """Objects from a config, and a fitted model from its checkpoint. Loads no Lightning: predicting needs none."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+import torch
 
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import CheckpointError, OddpatchError
+from oddpatch.known import Kind, Spec, read_spec
 from oddpatch.models.base import AnomalyModel
 
 CHECKPOINT = Path("checkpoints/fitted.ckpt")
 
 
 def make(part: Any, **kwargs: Any) -> Any:
-    """The object that a part of a config describes; an error the user can mend comes as it was raised."""
+    """The object that a part of a composed config describes; an error the user can mend comes as it was raised.
+
+    It calls whatever the config names: what comes out of a file goes through `oddpatch.known` instead.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
     try:
         return instantiate(part, **kwargs)
     except InstantiationException as error:
@@ -25,44 +31,64 @@ def make(part: Any, **kwargs: Any) -> Any:
         raise
 
 
-def restore(folder: Path, **runtime: Any) -> tuple[AnomalyModel, dict[str, Any]]:
+def make_known(spec: Spec, **kwargs: Any) -> Any:
+    """The object that a file describes."""
+    return spec.make(**kwargs)
+
+
+def restore(folder: Path, trust: Sequence[str] = (), **runtime: Any) -> tuple[AnomalyModel, dict[str, Any]]:
     """The fitted model of a finished run, and its checkpoint's description (config, versions, ...).
 
     Args:
         folder: of the run, or its checkpoint file.
+        trust: packages of your own whose classes and functions the checkpoint may name.
         runtime: how to run the backbone, where that differs from the run: `engine`, `precision` or `compile`.
 
     Raises:
-        CheckpointError: the run has no readable checkpoint, or one that asks for code outside oddpatch.
+        CheckpointError: the run has no readable checkpoint, or one that asks for other code than oddpatch's.
+        ConfigError: `trust` names no package.
     """
     path = folder / CHECKPOINT if folder.is_dir() else folder
     content = read_checkpoint(path)
     about = content["oddpatch"]
-    config = about["config"]
-    for key in ("model", "backbone", "calibration"):
-        refuse_foreign_targets(config.get(key), path)
-    # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
-    backbone = make({**config["backbone"], "weights": "random", **runtime})
-    backbone.weights_origin = about["weights"]
-    detector = make(config["model"], channels=backbone.channels, strides=backbone.strides)
-    calibration = make(config["calibration"]) if "calibration" in config else None
-    model = AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration)
+    # All is read before anything is built.
+    kinds: tuple[Kind, ...] = ("backbone", "model", "calibration", "data")
+    specs = {kind: read_spec(about["config"][kind], kind, path, trust) for kind in kinds}
     state = {key.removeprefix("model."): v for key, v in content["state_dict"].items() if key.startswith("model.")}
     try:
+        model = _build(specs, about, runtime)
         model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(f"{path} does not fit this version of oddpatch: {reason}: train again") from error
-    return model.eval(), about
+        _try(model.eval())
+    except OddpatchError as error:
+        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except Exception as error:  # whatever does not go together fails somewhere in a class or a network
+        raise CheckpointError(f"{path} does not fit this version of oddpatch: {_reason(error)}: train again") from error
+    return model, about
 
 
-def refuse_foreign_targets(config: Any, path: Path) -> None:
-    """A config read from a file may name oddpatch's own classes and nothing else: loading must not run others' code."""
-    if isinstance(config, Mapping):
-        target = str(config.get("_target_", "oddpatch."))
-        if not target.startswith("oddpatch."):
-            raise CheckpointError(f"{path} asks to call {target}: only oddpatch's own classes are built from a file")
-        config = list(config.values())
-    if isinstance(config, list):
-        for part in config:
-            refuse_foreign_targets(part, path)
+def _build(specs: dict[Kind, Spec], about: dict[str, Any], runtime: dict[str, Any]) -> AnomalyModel:
+    # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
+    backbone = make_known(specs["backbone"], weights="random", **runtime)
+    backbone.weights_origin = about["weights"]
+    detector = make_known(specs["model"], channels=backbone.channels, strides=backbone.strides)
+    return AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, make_known(specs["calibration"]))
+
+
+def _reason(error: Exception) -> str:
+    """The line that says most: torch's first one only names the module."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[1] if len(lines) > 1 else lines[0])[:300] if lines else type(error).__name__
+
+
+@torch.inference_mode()
+def _try(model: AnomalyModel) -> None:
+    """Score one grey image, so that fitted state that does not go together fails here and not later."""
+    scores = (model.calibration.image_scores, model.calibration.pixel_scores)
+    if any(one.ndim != 1 for one in scores) or model.calibration.f1_threshold.ndim:
+        raise ValueError("its calibration holds no list of scores")
+    height, width = model.preprocess.image_size
+    image = torch.zeros(1, 3, height, width)
+    # Not through the engine: it would prepare itself for a batch that never comes again.
+    score, maps = model.detector(model.backbone.forward(image), (height, width))
+    if score.shape != (1,) or (maps is not None and maps.shape != (1, 1, height, width)):
+        raise ValueError("it does not score one image")

@@ -1,10 +1,16 @@
-"""Files that appear under their name only when they are complete."""
+"""Files: complete when they appear under their name, inside the folder they belong to, and read without surprises."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from oddpatch.errors import DataError
+
+#: What makes a spreadsheet compute a cell, and the sign that keeps it a text.
+_FORMULA, _TEXT = ("=", "+", "-", "@", "\t", "\r"), "'"
 
 
 @contextmanager
@@ -21,3 +27,74 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def inside(base: Path, name: str | Path, source: object) -> Path:
+    """`base / name` for a name that a file gives: it must lie in `base`, links resolved, whether it exists or not.
+
+    Args:
+        source: the file that gives the name, for the message.
+
+    Raises:
+        DataError: it leads out of `base`.
+    """
+    path = base / name
+    try:
+        within = path.resolve().is_relative_to(base.resolve()) and ".." not in Path(name).parts
+    except (OSError, ValueError, RuntimeError):  # links in a circle, a zero byte
+        within = False
+    if not within:
+        raise DataError(f"{source}: names {str(name)!r}, which leads out of {base}: correct it, or leave it out")
+    return path
+
+
+def parse_json(text: str) -> Any:
+    """As `json.loads`; nesting deeper than Python follows is a `ValueError` like any other fault of the text."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, as they are written: nothing is interpolated.
+
+    Raises:
+        DataError: it cannot be read, holds no settings, or aliases, by which a small file becomes an endless one.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases: write out what they stand for")
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except RecursionError:
+        raise DataError(f"{path} cannot be read (it is nested too deeply): restore it, or remove it") from None
+    except Exception as error:  # of the file, of YAML, and of OmegaConf, which has some for keys of odd types
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"{path} cannot be read ({reason}): restore it, or remove it") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DataError(f"{path} holds no settings by name: restore it, or remove it")
+    return {str(key): value for key, value in content.items()}
+
+
+def shown(text: object) -> str:
+    """A name or message in one line that changes no terminal: control characters and foreign bytes as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def to_cell(value: Any) -> Any:
+    """A value for a CSV file, so that no spreadsheet takes a text for a formula: `=x` is written as `'=x`.
+
+    A text that begins so already gets one more sign, so that `from_cell` gives every text back.
+    """
+    if isinstance(value, str) and value.lstrip(_TEXT).startswith(_FORMULA):
+        return _TEXT + value
+    return value
+
+
+def from_cell(text: str) -> str:
+    """What `to_cell` was given."""
+    return text[1:] if text.startswith(_TEXT) and text.lstrip(_TEXT).startswith(_FORMULA) else text

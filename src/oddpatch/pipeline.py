@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
-from oddpatch.errors import ConfigError
+from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.known import KNOWN, read_spec
 from oddpatch.models.base import AnomalyModel
 from oddpatch.module import AnomalyModule
 from oddpatch.parallel import ranks
@@ -96,10 +97,20 @@ def build(cfg: DictConfig) -> Run:
         if config["data"].get(key):
             config["data"][key] = str(Path(config["data"][key]).resolve())
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
+    say_who_can_load(config)
     module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=config, folds=folds)
     trainer = build_trainer(cfg)
     use_cache(cfg, data, model, config["backbone"], trainer)
     return Run(data, module, trainer, folder)
+
+
+def say_who_can_load(config: dict[str, Any]) -> None:
+    """Warn of what a user composed that no checkpoint may ask for without the user's word."""
+    for kind in KNOWN:
+        try:
+            read_spec(config[kind], kind, factory.CHECKPOINT)
+        except CheckpointError as error:
+            log.warning("%s", error)
 
 
 def rebuild(cfg: DictConfig) -> Run:
@@ -113,15 +124,20 @@ def rebuild(cfg: DictConfig) -> Run:
     ranks.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    model, about = factory.restore(Path(cfg.run))
-    factory.refuse_foreign_targets(about["config"]["data"], Path(cfg.run))
+    trust = cfg.trust if isinstance(cfg.trust, str) else list(cfg.trust or ())
+    model, about = factory.restore(Path(cfg.run), trust)
     changes: Any = OmegaConf.to_container(cfg.data, resolve=True)
     # What the run aligned to, inspected and found in its training images is in its checkpoint: they may be gone.
     found = ("align", "roi", "adapted", "full_scale")
     kept = {key: value for key, value in model.preprocess.settings().items() if key in found and value}
     kept.setdefault("full_scale", None)
-    settings = {**about["config"]["data"], **kept, **changes}
-    data = factory.make(settings, mean=model.preprocess.mean, std=model.preprocess.std)
+    described = about["config"]["data"]
+    if "render" in described:  # a folder that is absent is made where the user says so, not where a file does
+        described = {**described, "render": None}
+    settings = {**described, **kept, **changes}
+    data = factory.make_known(
+        read_spec(settings, "data", cfg.run, trust), mean=model.preprocess.mean, std=model.preprocess.std
+    )
     if data.preprocess.settings() != {**model.preprocess.settings(), "max_pixels": data.preprocess.max_pixels}:
         raise ConfigError(
             f"data gives {data.preprocess}, the run was fitted with {model.preprocess}: "

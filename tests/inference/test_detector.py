@@ -5,11 +5,11 @@ import csv
 import numpy as np
 import pytest
 import torch
-from conftest import TinyBackbone, make_dataset
+from conftest import make_dataset, use_tiny_backbone
 from PIL import Image
 from test_pipeline import run, tiny
 
-from oddpatch import AnomalyDetector, factory
+from oddpatch import AnomalyDetector
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.detector import to_tensor
 
@@ -20,13 +20,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("inference")
     make_dataset(root, good=45)
     with pytest.MonkeyPatch.context() as patch:
-        original = factory.make
-
-        def make(part, **kwargs):
-            target = part.get("_target_", "") if hasattr(part, "get") else ""
-            return TinyBackbone() if str(target).startswith("oddpatch.backbones.") else original(part, **kwargs)
-
-        patch.setattr(factory, "make", make)
+        use_tiny_backbone(patch)
         run(tiny(root, root / "run", "data.resize=40", "callbacks.pictures=null"))
         yield root
 

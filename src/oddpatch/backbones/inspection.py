@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from oddpatch.backbones.base import Backbone
 from oddpatch.errors import ConfigError, WeightsError
+from oddpatch.files import read_yaml
+from oddpatch.known import KNOWN, read_spec
 
 
 class Description(NamedTuple):
@@ -62,16 +64,14 @@ def settings_of(name: str) -> dict[str, Any]:
         ConfigError: it is neither.
     """
     import timm
-    from omegaconf import OmegaConf
 
     folder = config_folder()
     path = folder / f"{name}.yaml" if folder else None
     if path is not None and path.is_file():
-        settings = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(settings, dict)
-        if not str(settings.get("_target_", "")).startswith("oddpatch.") or "name" not in settings:
-            raise ConfigError(f"{path} describes no single backbone: show its members one by one")
-        return {str(key): value for key, value in settings.items()}
+        settings = read_yaml(path)
+        if settings.get("_target_") not in KNOWN["backbone"] or "name" not in settings:
+            raise ConfigError(f"{path} describes no single backbone of oddpatch: show its members one by one")
+        return settings
     if timm.is_model(name):
         return {"_target_": "oddpatch.backbones.timm.TimmBackbone", "name": name, "layers": "all"}
     known = (
@@ -83,18 +83,18 @@ def settings_of(name: str) -> dict[str, Any]:
 
 def on_meta(settings: Mapping[str, Any]) -> Backbone:
     """The backbone that `settings` describe, without any numbers in it: shapes and costs at no cost."""
-    from oddpatch.factory import make
-
     with torch.device("meta"):
-        return make({**settings, "weights": "random", "channels_last": False})
+        return _make(settings, weights="random", channels_last=False)
 
 
 def with_weights(settings: Mapping[str, Any]) -> tuple[Backbone, str]:
     """The backbone that `settings` describe, and where its weights were found, or why they were not."""
-    from oddpatch.factory import make
-
     try:
-        backbone = make({**settings})
+        backbone = _make(settings)
     except WeightsError as error:
-        return make({**settings, "weights": "random"}), f"not found: {error}"
+        return _make(settings, weights="random"), f"not found: {error}"
     return backbone, str(backbone.weights_origin)
+
+
+def _make(settings: Mapping[str, Any], **changed: Any) -> Backbone:
+    return read_spec(dict(settings), "backbone", "backbone").make(**changed)

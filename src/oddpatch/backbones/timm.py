@@ -16,6 +16,9 @@ from oddpatch.backbones.engine import Runtime
 from oddpatch.backbones.weights import WeightsSource, find_weights, mismatch, read_state_dict
 from oddpatch.errors import ConfigError, WeightsError
 
+#: Arguments of `timm.create_model` that read or fetch a file, beside those that begin with "pretrained".
+_LOADING = ("checkpoint_path", "cache_dir")
+
 
 class TimmBackbone(Backbone):
     """A timm model cut after its last requested layer.
@@ -29,7 +32,7 @@ class TimmBackbone(Backbone):
         files: further names under which the same weights are cached in `$TORCH_HOME/hub/checkpoints`.
         channels_last: run in that memory format.
         engine, precision, compile: how the network is run, see `Runtime`.
-        options: further keyword arguments of `timm.create_model` (such as `img_size`).
+        options: further keyword arguments of `timm.create_model` (such as `img_size`), none that load weights.
         tap: module within each chosen block of a transformer whose output is taken instead of the block's ("norm2":
             the normalised tokens between attention and MLP, where PatchCoreViT takes them).
 
@@ -56,6 +59,9 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.4)
             raise ConfigError(f"backbone name={name!r}: timm has no such model: the nearest are {', '.join(near)}")
+        loading = [key for key in options or {} if key.startswith("pretrained") or key in _LOADING]
+        if loading:
+            raise ConfigError(f"options has {loading[0]}: weights come from backbone.weights alone: leave it out")
         self.name = name
         network: Any = timm.create_model(name, num_classes=0, **dict(options or {}))
         info = network.feature_info

@@ -11,8 +11,9 @@ import lightning as L
 import numpy as np
 
 from oddpatch.callbacks.loggers import log_results
-from oddpatch.checkpoint import git_commit, library_versions
-from oddpatch.files import replacing
+from oddpatch.checkpoint import library_versions
+from oddpatch.environment import git_commit
+from oddpatch.files import replacing, to_cell
 from oddpatch.metrics.bootstrap import Confidence, confidence_intervals
 from oddpatch.metrics.operating import operating_figures, overlap_histogram
 from oddpatch.metrics.pixel_statistics import FILE_NAME
@@ -82,7 +83,7 @@ class Results(L.Callback):
         rows = prediction_rows(module)
         with replacing(self.folder / "predictions.csv") as file:
             csv.writer(file).writerows(
-                [repr(value) if isinstance(value, float) else value for value in row] for row in rows
+                [repr(value) if isinstance(value, float) else to_cell(value) for value in row] for row in rows
             )
         log_results(trainer.loggers, metrics, rows)
 

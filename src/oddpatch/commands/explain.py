@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oddpatch.commands.common import Trust
 from oddpatch.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def explain(
     data_root: Annotated[
         Path | None, typer.Option(help="Where the folder of the categories is now, if it was moved.")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Show the training patches that an image's oddest patches were measured against."""
     from oddpatch.factory import restore
@@ -37,7 +39,7 @@ def explain(
 
     if top < 1:
         raise ConfigError(f"--top={top}: choose at least 1")
-    model, about = restore(run)
+    model, about = restore(run, trust or ())
     detector = memory_bank_of(model, run, "explain")
     names = train_images_of(about, run)
     preprocessed = model.preprocess.load(image)  # (3, H, W)
@@ -64,7 +66,10 @@ def memory_bank_of(model: "AnomalyModel", run: Path, command: str) -> "PatchCore
 
     Raises:
         ConfigError: it is of another method.
+        CheckpointError: the memory bank does not say which image each patch comes from.
     """
+    import torch
+
     from oddpatch.models.patchcore import PatchCore
 
     if not isinstance(model.detector, PatchCore):
@@ -72,19 +77,20 @@ def memory_bank_of(model: "AnomalyModel", run: Path, command: str) -> "PatchCore
         raise ConfigError(
             f"{run} was fitted with {method}, which keeps no memory bank of patches: {command} takes a run of PatchCore"
         )
-    return model.detector
+    detector = model.detector
+    if detector.source.shape != (len(detector.memory_bank), 2) or detector.source.dtype != torch.int64:
+        raise CheckpointError(f"{run}: the memory bank does not say where its patches come from: train again")
+    return detector
 
 
 def train_images_of(about: dict[str, Any], run: Path) -> list[str]:
     """Paths of the training images, by index, as the checkpoint's description names them.
 
     Raises:
-        CheckpointError: it names none, as those of earlier versions.
+        CheckpointError: it names none.
     """
-    if not about.get("train_images"):
-        raise CheckpointError(
-            f"{run} does not name its training images (written by oddpatch {about['version']}): train again"
-        )
+    if not about["train_images"]:
+        raise CheckpointError(f"{run} does not name its training images: train again")
     return list(about["train_images"])
 
 
@@ -103,11 +109,12 @@ def find_matches(model: "AnomalyModel", detector: "PatchCore", image: "Tensor", 
     grid = (distances.shape[1], distances.shape[2])
     size = (image.shape[1], image.shape[2])
     rows = source.flatten(0, 2).tolist()
-    if max(index for index, _ in rows) >= len(names):
-        raise CheckpointError(
-            f"the memory bank holds patches of training image {max(index for index, _ in rows)}, but the checkpoint "
-            f"names only {len(names)} images: train again"
-        )
+    for index in (min(rows)[0], max(rows)[0]):
+        if not 0 <= index < len(names):
+            raise CheckpointError(
+                f"the memory bank holds patches of training image {index}, but the checkpoint names only {len(names)} "
+                "images: train again"
+            )
     return [
         Match(patch_box(place, grid, size), patch_box(there, grid, size), names[index], distance)
         for place, (distance, (index, there)) in enumerate(zip(distances.flatten().tolist(), rows, strict=True))

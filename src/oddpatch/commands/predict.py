@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from oddpatch.commands.common import Trust
 from oddpatch.errors import ConfigError, DataError, ResourceError
+from oddpatch.files import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +54,7 @@ def predict(
         int | None, typer.Option(help="Refuse larger images. (default: the run's, else what fits into memory)", min=1)
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 if any file or folder was left out.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Inspect images: a line of JSON for each (path, score, p-value, decision, regions, share inspected, latency).
 
@@ -77,7 +80,7 @@ def predict(
     detector = AnomalyDetector.load(
         run, device=device, engine=engine, threshold=_number(threshold), pixel_threshold=pixel_threshold,
         target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
-        max_pixels=max_pixels,
+        max_pixels=max_pixels, trust=trust or (),
     )  # fmt: skip
     if detector.image_threshold is None:
         raise ConfigError(
@@ -258,10 +261,12 @@ def _tell(record: dict[str, Any], file: TextIO, terminal: bool) -> None:
         file.write(json.dumps(record) + "\n")
         file.flush()
     elif "error" in record:
-        typer.secho(f"error  {record['error']}", fg="red")
+        typer.secho(f"error  {shown(record['error'])}", fg="red")
     else:
         p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
         regions = f"  {len(record['regions'])} regions" if record["regions"] else ""
         color = "yellow" if record["odd"] else None
-        line = f"{'odd ' if record['odd'] else 'good'}  {record['score']:9.4g}{p_value}  {record['path']}{regions}"
+        line = (
+            f"{'odd ' if record['odd'] else 'good'}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"
+        )
         typer.secho(line, fg=color)

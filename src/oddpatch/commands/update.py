@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from oddpatch.commands.common import Trust
 from oddpatch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def update(
         int | None, typer.Option(help="Patches in the new memory bank. (default: as many as now)")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images embedded at once.")] = 16,
+    trust: Trust = None,
 ) -> None:
     """Add good images to a fitted PatchCore without the old ones, and write it as a new version."""
     from oddpatch.checkpoint import read_checkpoint, write_checkpoint
@@ -34,7 +36,7 @@ def update(
     images, left_out = good_images(folder)
     for line in summary(left_out):
         typer.echo(f"warning: {line}", err=True)
-    model, about = restore(run)
+    model, about = restore(run, trust or ())
     detector = memory_bank_of(model, run, "update")
     names = train_images_of(about, run)
     before = len(detector.memory_bank)
@@ -144,7 +146,8 @@ def describe_update(
     about: dict[str, Any], run: Path, folder: Path, images: list[str], left_out: list[str]
 ) -> dict[str, Any]:
     """The description of the new checkpoint: the old one's, with the new images and where they came from."""
-    from oddpatch.checkpoint import FORMAT, git_commit, library_versions
+    from oddpatch.checkpoint import FORMAT, library_versions
+    from oddpatch.environment import git_commit
 
     step = {"run": str(run.resolve()), "folder": str(folder.resolve()), "images": len(images), "left_out": left_out}
     return {

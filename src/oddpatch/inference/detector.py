@@ -99,7 +99,13 @@ class AnomalyDetector:
 
     @classmethod
     def load(
-        cls, run: str | Path, *, device: str | torch.device = "cpu", engine: str | None = None, **settings: Any
+        cls,
+        run: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        engine: str | None = None,
+        trust: Sequence[str] = (),
+        **settings: Any,
     ) -> "AnomalyDetector":
         """The detector of a finished run, or of a checkpoint file.
 
@@ -107,6 +113,7 @@ class AnomalyDetector:
             run: the run's folder, or a checkpoint.
             device: where to compute.
             engine: "torch" or "openvino", in place of the run's own.
+            trust: packages of your own whose classes and functions the checkpoint may name: their code runs.
             settings: further arguments of `AnomalyDetector`.
 
         Raises:
@@ -115,7 +122,7 @@ class AnomalyDetector:
         """
         from oddpatch.factory import restore
 
-        model, _ = restore(Path(run), **({} if engine is None else {"engine": engine}))
+        model, _ = restore(Path(run), trust, **({} if engine is None else {"engine": engine}))
         return cls(model, device=device, **settings)
 
     @overload

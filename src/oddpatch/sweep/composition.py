@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 
+from oddpatch.environment import read_env
 from oddpatch.errors import INTERRUPTED, ConfigError, OddpatchError
+from oddpatch.files import shown
 
 _EXTRA = "pip install 'oddpatch[sweep]'"
 
@@ -30,12 +32,13 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
         terminal = Console(stderr=True)
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
         try:
+            read_env()
             return main(*cfg)
         except (ConfigCompositionException, OverrideParseException) as error:
             overrides = [text for text in sys.argv[1:] if not text.startswith("-")]
             message = explain(error, overrides, configs, name)
         except OddpatchError as error:
-            message = str(error)
+            message = shown(error)
         except KeyboardInterrupt:
             terminal.print("interrupted", style="red")
             sys.exit(INTERRUPTED)

@@ -1,0 +1,271 @@
+"""Objects that a file describes: classes of an explicit table, plain values, and nothing else.
+
+Hydra calls whatever a config names, which is right for what a user composes, and would let a checkpoint run any code.
+What comes out of a file is read here first, all of it, before anything is imported: a class must be in the table, at
+a place where its kind belongs, and everything else must be a plain value. A user's own class or function is built only
+if the user names its package. docs/security.md says what that promises.
+"""
+
+import importlib
+import inspect
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["backbone", "model", "calibration", "data"]
+
+#: The classes that a file may have built, by kind. A name is also where the class is imported from once it is needed.
+KNOWN: dict[Kind, tuple[str, ...]] = {
+    "backbone": (
+        "oddpatch.backbones.efficientnet.EfficientNetBackbone",
+        "oddpatch.backbones.ensemble.EnsembleBackbone",
+        "oddpatch.backbones.timm.TimmBackbone",
+        "oddpatch.backbones.torchvision.TorchvisionBackbone",
+    ),
+    "model": (
+        "oddpatch.models.ensemble.EnsembleDetector",
+        "oddpatch.models.gaussian.GaussianAD",
+        "oddpatch.models.padim.PaDiM",
+        "oddpatch.models.patchcore.PatchCore",
+        "oddpatch.models.spade.SPADE",
+    ),
+    "calibration": ("oddpatch.calibration.Calibration",),
+    "data": ("oddpatch.data.datamodule.MVTecDataModule", "oddpatch.data.few.FewImages"),
+}
+#: What each kind must be an instance of.
+BASES: dict[Kind, str] = {
+    "backbone": "oddpatch.backbones.base.Backbone",
+    "model": "oddpatch.models.base.Detector",
+    "calibration": "oddpatch.calibration.Calibration",
+    "data": "oddpatch.data.datamodule.MVTecDataModule",
+}
+#: What people call it.
+CALLED: dict[Kind, str] = {
+    "backbone": "backbone", "model": "detector", "calibration": "calibration", "data": "data module",
+}  # fmt: skip
+
+
+class Part(NamedTuple):
+    """An argument of a known class that describes further objects, which the class itself makes when it is built."""
+
+    kind: Kind
+    several: bool  # by name
+
+
+PARTS: dict[str, dict[str, Part]] = {
+    "oddpatch.backbones.ensemble.EnsembleBackbone": {"members": Part("backbone", several=True)},
+    "oddpatch.models.ensemble.EnsembleDetector": {"member": Part("model", several=False)},
+}
+
+#: Deeper or larger than any config: containers that hold themselves, or each other many times, would never end.
+MAX_DEPTH, MAX_VALUES = 16, 20_000
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """An object that a file describes and that may be built."""
+
+    target: str
+    kind: Kind | None  # None: an argument of a trusted class, of which nothing is known
+    arguments: dict[str, Any]  # plain values, and in their places further specs
+    deferred: bool  # whether it stands for what makes the object, to be called with further arguments
+    source: object  # the file, for messages
+    trust: tuple[str, ...]  # the packages of which it is one's; empty for a known class
+
+    def make(self, **more: Any) -> Any:
+        """The object, with further arguments; those override the file's.
+
+        Raises:
+            OddpatchError: as the constructor raises it, or a `CheckpointError` for arguments it cannot work with.
+        """
+        target = _import(self)
+        arguments = {**{name: _made(value) for name, value in self.arguments.items()}, **more}
+        try:
+            inspect.signature(target).bind(**arguments)
+            made = target(**arguments)
+        except OddpatchError:
+            raise
+        except Exception as error:  # anything may be wrong with values out of a file
+            raise CheckpointError(
+                f"{self.source}: {self.target} cannot be built ({_reason(error)}): it was damaged or changed, or "
+                "written by another version: train again"
+            ) from error
+        if self.kind is not None and not isinstance(made, _resolve(BASES[self.kind])):
+            raise CheckpointError(f"{self.source}: {self.target} makes a {type(made).__name__}, no {CALLED[self.kind]}")
+        return made
+
+
+def read_spec(value: Any, kind: Kind, source: object, trust: Sequence[str] = ()) -> Spec:
+    """What a file asks to have built as its `kind`; nothing is imported for it.
+
+    Args:
+        value: as it comes out of the file, of any type.
+        source: the file, for messages.
+        trust: packages of the user whose classes and functions may be built, too.
+
+    Raises:
+        CheckpointError: it names anything else, or holds more than plain values.
+        ConfigError: `trust` names no package.
+    """
+    check_trust(trust)
+    check_plain(value, kind, source)
+    return _read(value, kind, kind, source, trust, deferred=False)
+
+
+def check_trust(trust: Sequence[str]) -> None:
+    """Raise a `ConfigError` unless `trust` lists packages."""
+    if isinstance(trust, str):
+        raise ConfigError(f"trust={trust!r} is one text: give a list of packages, as [{trust}]")
+    for package in trust:
+        if not isinstance(package, str) or not all(part.isidentifier() for part in package.split(".")):
+            raise ConfigError(f"trust: {package!r} is no package: give its name as it is imported")
+        if package.split(".")[0] == "oddpatch":
+            raise ConfigError(f"trust: {package} needs no trust, what a file may build of it is built: leave it out")
+
+
+def check_plain(value: Any, place: str, source: object) -> None:
+    """Raise a `CheckpointError` unless `value` is made of dicts, lists, numbers, texts, booleans and None alone.
+
+    Types must be these very ones, whatever derives from them is refused; keys are texts; numbers are finite.
+    """
+    pending: list[tuple[Any, str, int]] = [(value, place, 0)]
+    seen = 0
+    while pending:
+        value, place, depth = pending.pop()
+        seen += 1
+        inside = len(value) if type(value) in (dict, list) else 0
+        if depth > MAX_DEPTH or seen + len(pending) + inside > MAX_VALUES:
+            raise CheckpointError(
+                f"{source}: {_short(place)} is too large or too deeply nested for a config: train again"
+            )
+        if type(value) is dict:
+            for key in value:
+                if type(key) is not str:
+                    raise CheckpointError(
+                        f"{source}: {_short(place)} has the key {_short(repr(key))}, which is no text"
+                    )
+                if key.startswith("_") and key.endswith("_") and key not in ("_target_", "_partial_"):
+                    raise CheckpointError(f"{source}: {_short(place)} has {_short(key)}: a file may not ask for it")
+            pending += [(inner, f"{place}.{key}", depth + 1) for key, inner in value.items()]
+        elif type(value) is list:
+            pending += [(inner, f"{place}[{position}]", depth + 1) for position, inner in enumerate(value)]
+        elif type(value) not in _PLAIN:
+            raise CheckpointError(
+                f"{source}: {_short(place)} is of type {type(value).__name__}: a file may hold numbers, texts, lists and "
+                "mappings only"
+            )
+        elif type(value) is str and "${" in value:
+            raise CheckpointError(f"{source}: {_short(place)} is {_short(repr(value))}: a file may not interpolate")
+        elif type(value) is float and not math.isfinite(value):
+            raise CheckpointError(f"{source}: {_short(place)} is {value}, which is not finite: train again")
+
+
+def known_class(name: Any) -> bool:
+    """Whether a class of this full name is in the table."""
+    return isinstance(name, str) and any(name in names for names in KNOWN.values())
+
+
+def _read(value: Any, kind: Kind | None, place: str, source: object, trust: Sequence[str], *, deferred: bool) -> Spec:
+    target = value.get("_target_") if isinstance(value, Mapping) else None
+    if type(target) is not str:
+        raise CheckpointError(f"{source}: {_short(place)} does not name its class: train again")
+    trusted = _is_trusted(target, trust)
+    if not trusted and (kind is None or target not in KNOWN[kind]):
+        raise CheckpointError(_refusal(target, kind, place, source))
+    # Only where a class makes its parts itself does a description stand for what makes them.
+    if value.get("_partial_", False) is not deferred:
+        told = "lacks _partial_: true" if deferred else "has _partial_, which a file may not ask for there"
+        raise CheckpointError(f"{source}: {_short(place)} {told}: train again")
+    arguments = {}
+    for name, inner in value.items():
+        if name in ("_target_", "_partial_"):
+            continue
+        where, part = f"{place}.{name}", PARTS.get(target, {}).get(name)
+        if part is None:
+            arguments[name] = _plain_or_trusted(inner, where, source, trust, own=trusted)
+        elif not part.several:
+            arguments[name] = _read(inner, part.kind, where, source, trust, deferred=True)
+        elif isinstance(inner, Mapping) and "_target_" not in inner:
+            arguments[name] = {
+                key: _read(one, part.kind, f"{where}.{key}", source, trust, deferred=True) for key, one in inner.items()
+            }
+        else:
+            raise CheckpointError(f"{source}: {_short(where)} maps no names to a {CALLED[part.kind]}: train again")
+    return Spec(target, kind, arguments, deferred, source, tuple(trust) if trusted else ())
+
+
+def _plain_or_trusted(value: Any, place: str, source: object, trust: Sequence[str], *, own: bool) -> Any:
+    """A plain value; where the class is the user's own (`own`), objects of a trusted package within it, too."""
+    if isinstance(value, list):
+        return [_plain_or_trusted(one, f"{place}[{i}]", source, trust, own=own) for i, one in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if "_target_" in value or "_partial_" in value:
+        if own and _is_trusted(value.get("_target_"), trust):
+            return _read(value, None, place, source, trust, deferred=value.get("_partial_") is True)
+        kind = next((kind for kind, names in KNOWN.items() if value.get("_target_") in names), None)
+        if own and kind:  # such as the members of a user's own ensemble
+            return _read(value, kind, place, source, trust, deferred=value.get("_partial_") is True)
+        raise CheckpointError(_refusal(value.get("_target_"), None, place, source))
+    return {key: _plain_or_trusted(one, f"{place}.{key}", source, trust, own=own) for key, one in value.items()}
+
+
+def _refusal(target: object, kind: Kind | None, place: str, source: object) -> str:
+    package = target.partition(".")[0] if isinstance(target, str) else ""
+    told = f"{source}: {_short(place)} asks for {_short(repr(target))}: a file may ask for " + (
+        f"a {CALLED[kind]} of oddpatch" if kind else "plain values there"
+    )
+    if package and package != "oddpatch" and package.isidentifier():
+        told += f", and for classes of your own if you trust the file and name their package: --trust {_short(package)}"
+    return told
+
+
+def _is_trusted(target: object, trust: Sequence[str]) -> bool:
+    return isinstance(target, str) and any(target.startswith(f"{package}.") for package in trust)
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.make if value.deferred else value.make()
+    if isinstance(value, list):
+        return [_made(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _made(one) for key, one in value.items()}
+    return value
+
+
+def _import(spec: Spec) -> Any:
+    if not spec.trust:
+        return _resolve(spec.target)
+    log.warning("%s: runs %s, of a package that you trust", spec.source, spec.target)
+    try:
+        found = _resolve(spec.target)
+    except Exception as error:  # the user's own code may fail in any way
+        raise CheckpointError(
+            f"{spec.source}: {spec.target} cannot be imported ({_reason(error)}): install its package, or name its "
+            "folder in PYTHONPATH"
+        ) from error
+    # What a trusted module has merely imported, such as os.system, is not of that package.
+    if not callable(found) or not _is_trusted(f"{getattr(found, '__module__', '')}.", spec.trust):
+        raise CheckpointError(f"{spec.source}: {spec.target} is no class or function of {' or '.join(spec.trust)}")
+    return found
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _reason(error: Exception) -> str:
+    return _short(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+
+
+def _short(text: str, limit: int = 100) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

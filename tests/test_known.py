@@ -1,0 +1,243 @@
+"""What comes out of a file is built from a table, and nothing else is reached."""
+
+import importlib
+import inspect
+import logging
+import pkgutil
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import oddpatch
+from oddpatch import known
+from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.known import BASES, KNOWN, PARTS, check_plain, read_spec
+
+PATCHCORE = {"_target_": "oddpatch.models.patchcore.PatchCore", "coreset_ratio": 0.5}
+GRID = {"channels": [8, 12], "strides": [8, 16]}
+
+
+def modules():
+    for info in pkgutil.walk_packages(oddpatch.__path__, "oddpatch."):
+        if not info.name.endswith("__main__"):
+            yield importlib.import_module(info.name)
+
+
+def class_of(name):
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def test_the_table_lists_every_class_that_a_checkpoint_can_hold():
+    loaded = list(modules())
+    for kind, base in BASES.items():
+        found = {
+            f"{value.__module__}.{value.__qualname__}"
+            for module in loaded
+            for value in vars(module).values()
+            if inspect.isclass(value) and issubclass(value, class_of(base)) and not inspect.isabstract(value)
+        }
+        assert found == set(KNOWN[kind])
+
+
+def test_parts_are_arguments_of_known_classes():
+    for name, parts in PARTS.items():
+        assert known.known_class(name)
+        assert parts.keys() <= inspect.signature(class_of(name)).parameters.keys()
+
+
+def test_no_public_attribute_of_the_package_can_be_reached():
+    """Every path of names, through what the modules have imported: `oddpatch.checkpoint.torch.load` and the like."""
+    allowed = {name for names in KNOWN.values() for name in names}
+    paths, pending, seen = set(), [(module.__name__, module, 0) for module in modules()], set()
+    while pending:
+        path, value, depth = pending.pop()
+        if depth:
+            paths.add(path)
+        deeper = isinstance(value, types.ModuleType) or inspect.isclass(value)
+        if depth == 3 or not deeper or (depth > 1 and id(value) in seen):
+            continue
+        seen.add(id(value))
+        pending += [(f"{path}.{name}", inner, depth + 1) for name, inner in vars(value).items() if name[0] != "_"]
+    assert {
+        "oddpatch.checkpoint.torch.load",
+        "oddpatch.environment.subprocess.run",
+        "oddpatch.known.importlib",
+    } <= paths
+    assert len(paths) > 10_000
+    reached = []
+    for path in paths - allowed:
+        for kind in KNOWN:
+            try:
+                reached.append(read_spec({"_target_": path}, kind, "file"))
+            except CheckpointError:
+                continue
+    assert reached == []
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_a_class_is_built_at_a_place_of_its_kind_only(kind):
+    for other, names in KNOWN.items():
+        for name in names:
+            part = PARTS.get(name)
+            if other == kind and not part:
+                assert read_spec({"_target_": name}, kind, "file").target == name
+            elif other != kind:
+                with pytest.raises(CheckpointError, match="asks for"):
+                    read_spec({"_target_": name}, kind, "file")
+
+
+def test_reading_imports_nothing():
+    script = (
+        "import sys; from oddpatch.known import KNOWN, read_spec\n"
+        "for kind, names in KNOWN.items():\n"
+        "    for name in names:\n"
+        "        try: read_spec({'_target_': name, 'members': {}, 'member': {'_target_': 'x'}}, kind, 'file')\n"
+        "        except Exception: pass\n"
+        "print([name for name in sys.modules if name in ('torch', 'hydra', 'omegaconf', 'oddpatch.models')])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_known_is_built():
+    detector = read_spec(PATCHCORE, "model", "file").make(**GRID)
+    assert type(detector).__name__ == "PatchCore"
+    assert detector.coreset_ratio == 0.5
+
+
+def test_an_ensemble_is_built_from_its_parts():
+    member = {"_target_": "oddpatch.backbones.timm.TimmBackbone", "name": "test_resnet.r160_in1k", "_partial_": True}
+    backbone = read_spec(
+        {
+            "_target_": "oddpatch.backbones.ensemble.EnsembleBackbone",
+            "members": {"a": {**member, "layers": [1, 2]}, "b": {**member, "layers": [2]}},
+        },
+        "backbone",
+        "file",
+    ).make(weights="random")
+    assert backbone.strides == [4, 8, 8]
+    detector = read_spec(
+        {
+            "_target_": "oddpatch.models.ensemble.EnsembleDetector",
+            "maps": [2, 1],
+            "member": {**PATCHCORE, "finest_stride": 1, "_partial_": True},
+        },
+        "model",
+        "file",
+    ).make(channels=backbone.channels, strides=backbone.strides)
+    assert [one.coreset_ratio for one in detector.detectors] == [0.5, 0.5]
+
+
+class Text(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        OmegaConf.create({"a": 1}), OmegaConf.create([1]), {"a": OmegaConf.create({"_target_": "os.system"})}, (1, 2),
+        {"a": ({"_target_": "os.system"},)}, Text("x"), {Text("a"): 1}, {"a": Text("x")}, {1: 2}, {b"a": 1}, b"x", 1j,
+        torch.zeros(1), {"a": {1, 2}}, [float("nan")], ["${oc.env:HOME}"], {"_args_": []}, {"a": [{"__x__": 1}]},
+        object(), print, type, frozenset(),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_nothing_but_plain_values_is_plain(value):
+    with pytest.raises(CheckpointError):
+        check_plain(value, "config", "file")
+
+
+def test_plain_values_are_plain():
+    check_plain({"a": [1, 2.5, "x", True, None, {"b": [[], {}]}], "_target_": "x"}, "config", "file")
+
+
+# -- a user's own code ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A package of the user's with a detector, a function that makes one, and what it has merely imported."""
+    (tmp_path / "own_methods").mkdir()
+    (tmp_path / "own_methods/__init__.py").write_text("")
+    (tmp_path / "own_methods/knn.py").write_text(
+        "from os import system\n"
+        "from pathlib import Path\n"
+        "from oddpatch.models.patchcore import PatchCore\n"
+        "class KNN(PatchCore):\n"
+        "    def __init__(self, channels, strides, distance_fn=None, parts=()):\n"
+        "        super().__init__(channels, strides)\n"
+        "        self.distance_fn, self.parts = distance_fn, parts\n"
+        "def make(channels, strides): return KNN(channels, strides)\n"
+        "def wrong(channels, strides): return 1\n"
+        "def fails(channels, strides): raise KeyError('x')\n"
+        "def distance(a, b=2): return a + b\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_methods"
+    for name in [name for name in sys.modules if name.startswith("own_methods")]:
+        del sys.modules[name]
+
+
+def test_own_code_needs_its_package_to_be_named(own, caplog):
+    value = {"_target_": "own_methods.knn.KNN"}
+    with pytest.raises(CheckpointError, match="name their package: --trust own_methods"):
+        read_spec(value, "model", "file")
+    with pytest.raises(CheckpointError, match="--trust own_methods"):
+        read_spec(value, "model", "file", ["own"])  # a name that merely begins so
+    assert "own_methods.knn" not in sys.modules
+    with caplog.at_level(logging.WARNING):
+        made = read_spec(value, "model", "file", [own]).make(**GRID)
+    assert type(made).__name__ == "KNN"
+    assert [record.getMessage() for record in caplog.records] == [
+        "file: runs own_methods.knn.KNN, of a package that you trust"
+    ]
+    assert type(
+        read_spec({"_target_": "own_methods.knn.make"}, "model", "f", ["own_methods.knn"]).make(**GRID)
+    ) is type(made)
+
+
+def test_own_code_may_hold_more_of_it_and_known_classes(own):
+    value = {
+        "_target_": "own_methods.knn.KNN",
+        "distance_fn": {"_target_": "own_methods.knn.distance", "_partial_": True, "b": 5},
+        "parts": [{**PATCHCORE, "_partial_": True}],
+    }
+    made = read_spec(value, "model", "file", [own]).make(**GRID)
+    assert made.distance_fn(a=1) == 6
+    assert made.parts[0](**GRID).coreset_ratio == 0.5
+    for hidden in ({"_target_": "os.system"}, [{"_target_": "oddpatch.files.replacing"}], {"_args_": [1]}):
+        with pytest.raises(CheckpointError):
+            read_spec({**value, "distance_fn": hidden}, "model", "file", [own])
+    with pytest.raises(CheckpointError, match="asks for"):  # oddpatch's own classes hold none of it
+        read_spec({**PATCHCORE, "k": value["distance_fn"]}, "model", "file", [own])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("system", "is no class or function of own_methods"),
+        ("Path", "is no class or function of own_methods"),
+        ("PatchCore", "is no class or function of own_methods"),
+        ("absent", "cannot be imported.*PYTHONPATH"),
+        ("KNN.fit", "cannot be imported"),
+        ("wrong", "makes a int, no detector"),
+        ("fails", "cannot be built .KeyError"),
+    ],
+)
+def test_trust_reaches_what_the_package_defines_and_no_further(own, name, told):
+    with pytest.raises(CheckpointError, match=told) as error:
+        read_spec({"_target_": f"own_methods.knn.{name}"}, "model", "file", [own]).make(**GRID)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "trust", ["own_methods", [""], ["a b"], ["own/x"], [1], ["oddpatch"], ["oddpatch.checkpoint"], ["x."]]
+)
+def test_trust_names_packages(trust):
+    with pytest.raises(ConfigError, match="trust"):
+        read_spec(PATCHCORE, "model", "file", trust)
