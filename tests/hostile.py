@@ -164,7 +164,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "method": {"_target_": "oddpatch.models.patchcore.PatchCore.fit"},
         "spaces": {"_target_": " oddpatch.models.patchcore.PatchCore"},
         "relative": {"_target_": "oddpatch.models..patchcore.PatchCore"},
-        "wide letters": {"_target_": "ｏddpatch.models.patchcore.PatchCore"},
+        "wide letters": {"_target_": "\uff4fddpatch.models.patchcore.PatchCore"},
         "empty": {"_target_": ""},
         "number": {"_target_": 1},
         "bytes": {"_target_": b"os.system"},

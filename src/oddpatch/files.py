@@ -44,7 +44,9 @@ def inside(base: Path, name: str | Path, source: object) -> Path:
     except (OSError, ValueError, RuntimeError):  # links in a circle, a zero byte
         within = False
     if not within:
-        raise DataError(f"{source}: names {str(name)!r}, which leads out of {base}: correct it, or leave it out")
+        raise DataError(
+            f"{source}: names {str(name)!r}, which leads out of {base}: correct it, or copy what a link leads to"
+        )
     return path
 
 

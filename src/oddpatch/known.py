@@ -158,8 +158,8 @@ def check_plain(value: Any, place: str, source: object) -> None:
             pending += [(inner, f"{place}[{position}]", depth + 1) for position, inner in enumerate(value)]
         elif type(value) not in _PLAIN:
             raise CheckpointError(
-                f"{source}: {_short(place)} is of type {type(value).__name__}: a file may hold numbers, texts, lists and "
-                "mappings only"
+                f"{source}: {_short(place)} is of type {type(value).__name__}: a file may hold numbers, texts, lists "
+                "and mappings only"
             )
         elif type(value) is str and "${" in value:
             raise CheckpointError(f"{source}: {_short(place)} is {_short(repr(value))}: a file may not interpolate")

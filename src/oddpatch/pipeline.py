@@ -158,6 +158,7 @@ def use_cache(cfg: DictConfig, data: Any, model: AnomalyModel, backbone: Any, tr
 
     data.cache = factory.make(cfg.cache)
     data.cache.fingerprint = fingerprint(model, backbone, trainer.strategy.root_device)
+    data.cache.shapes = model.backbone.feature_shapes(model.preprocess.image_size)
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:

@@ -77,6 +77,8 @@ class FeatureCache:
             raise ConfigError(f"{folder} cannot be made ({error.strerror}): set cache.folder to another") from error
         self.max_bytes = int(max_gib * 2**30)
         self.fingerprint = ""
+        #: (C_l, h_l, w_l) of each map that the backbone gives of an image; None: not known, so not compared.
+        self.shapes: Sequence[tuple[int, ...]] | None = None
         #: Images whose features were found.
         self.found = 0
         self._computed: list[str] = []  # keys of images whose features were not found
@@ -103,8 +105,10 @@ class FeatureCache:
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s cannot be read (%s): its features are computed again", path, error)
             return None
-        facts, layout = tensors.pop("facts").tolist(), tensors.pop("channels_last").tolist()
-        return Cached([tensors[str(number)] for number in range(len(tensors))], layout, tuple(facts))
+        cached = _cached(tensors, self.shapes)
+        if cached is None:
+            log.warning("%s is not what the backbone gives: its features are computed again", path)
+        return cached
 
     def store(self, entries: Sequence[Entry], features: Sequence[Tensor]) -> None:
         """Keep the features [(B, C_l, h_l, w_l)] of a batch, image by image; a full disk ends that with a warning."""
@@ -194,6 +198,20 @@ class FeatureCache:
             except OSError:  # a file system without locks: then two may make room at once
                 log.debug("%s cannot be locked", self.folder)
             yield
+
+
+def _cached(tensors: dict[str, Tensor], shapes: Sequence[tuple[int, ...]] | None) -> Cached | None:
+    """What an entry's tensors say; None unless they are maps of these shapes with their layout and facts."""
+    facts, layout = tensors.pop("facts", torch.empty(0)), tensors.pop("channels_last", torch.empty(0))
+    names = [str(number) for number in range(len(tensors))]
+    if tensors.keys() != set(names) or layout.dtype != torch.bool or layout.shape != (len(names),):
+        return None
+    maps = [tensors[name] for name in names]
+    if facts.dtype != torch.float64 or facts.shape not in ((2,), (12,)) or not all(m.is_floating_point() for m in maps):
+        return None
+    if shapes is not None and [tuple(one.shape) for one in maps] != [tuple(shape) for shape in shapes]:
+        return None
+    return Cached(maps, layout.tolist(), tuple(facts.tolist()))
 
 
 def stack(cached: Sequence[Cached]) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from oddpatch.errors import ConfigError, DataError
+from oddpatch.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,6 +154,12 @@ def _pixel_differences(
         reason = "; ".join(_why_without(run) for run in without)
         return [], {"pixel metrics": reason}
     statistics = [PixelStatistics.load(run.folder / FILE_NAME) for run in runs]
+    for run, of_run in zip(runs, statistics, strict=True):
+        if of_run.num_images != len(order):
+            raise CheckpointError(
+                f"{run.folder / FILE_NAME} is of {of_run.num_images} images, predictions.csv of {len(order)}: test the "
+                "run again by eval.py"
+            )
     inverse = np.argsort(order)  # the second run keeps its images in its own order
     drawn = [pixel_metrics_by_draw(statistics[0], weights), pixel_metrics_by_draw(statistics[1], weights[:, inverse])]
     reasons = {}

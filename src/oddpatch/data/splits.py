@@ -3,7 +3,6 @@ or by a share."""
 
 import csv
 import hashlib
-import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from oddpatch.data.layout import GOOD, Layout, Sample
 from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.files import from_cell, parse_json
 
 _PARTS = ("train", "test", "unused")
 _FOLD = "fold"
@@ -25,11 +25,13 @@ def read_parts(manifest: Path) -> dict[str, str]:
     """
     try:
         with manifest.open(encoding="utf-8", newline="") as file:
-            rows: Any = csv.DictReader(file) if manifest.suffix.lower() == ".csv" else json.load(file)["files"]
+            rows: Any = csv.DictReader(file) if manifest.suffix.lower() == ".csv" else parse_json(file.read())["files"]
+            if manifest.suffix.lower() == ".csv":
+                rows = [{**row, "path": from_cell(row["path"])} for row in rows]
             named = [(unicodedata.normalize("NFC", row["path"]), str(row["part"])) for row in rows]
     except FileNotFoundError:
         raise DataError(f"{manifest}: no such file: make it by `oddpatch data split`, or set data.split=null") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise DataError(f"{manifest}: is not a manifest of `oddpatch data split` ({error}): make it anew") from error
     parts = dict(named)
     if len(parts) < len(named):

@@ -4,7 +4,6 @@ Resampling images gives each image a weight. Under any weights pixel AUROC follo
 and every point of a pixel curve at the edge of a bin follows exactly from histograms by image.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -142,11 +141,39 @@ class PixelStatistics:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(**{field.name: file[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+                found = cls(**{field.name: file[field.name] for field in fields(cls)})
+            found._check()
+        except Exception as error:  # of the archive, its compression and its arrays, each has its own
             raise CheckpointError(
                 f"{path} cannot be read ({type(error).__name__}): test the run again by eval.py, which writes it"
             ) from error
+        return found
+
+    def _check(self) -> None:
+        """Raise a `ValueError` unless types, shapes and counts are those of `from_maps`."""
+        types: dict[str, type] = {"edges": np.float32, "defect_scores": np.float32, "fpr_limits": np.float64}
+        dimensions = {"normal": 2, "pairs": 2}
+        for field in fields(self):
+            array = getattr(self, field.name)
+            if array.dtype != types.get(field.name, np.int64) or array.ndim != dimensions.get(field.name, 1):
+                raise ValueError(f"{field.name} has another type or shape")
+            if not array.size or not np.isfinite(array).all() or (array.dtype == np.int64 and array.min() < 0):
+                raise ValueError(f"{field.name} is empty, or holds values that cannot be")
+        images, rows = len(self.normal), len(np.unique(self.region_image))
+        fits = (
+            self.normal.shape[1] == len(self.edges)
+            and bool((np.diff(self.edges) > 0).all())
+            and self.edges[0] <= self.defect_scores.min()
+            and len(self.region_size) == len(self.region_image)
+            and self.region_size.min() > 0
+            and self.region_size.sum() == len(self.defect_scores)
+            and bool((np.diff(self.region_image) >= 0).all())
+            and self.region_image.max() < images
+            and self.pairs.shape == (rows, images)
+            and bool(((self.fpr_limits > 0) & (self.fpr_limits <= 1)).all())
+        )
+        if not fits:
+            raise ValueError("the arrays do not go together")
 
 
 class _Sorted(NamedTuple):

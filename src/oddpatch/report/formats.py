@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from oddpatch.files import shown, to_cell
 from oddpatch.report.columns import Share, Value
 from oddpatch.report.datasets import DATASETS
 from oddpatch.report.table import (
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 _LATEX |= {"✓": r"$\checkmark$", "✗": r"$\times$", "†": r"$\dagger$"}
+#: Markdown takes HTML as it comes.
+_MARKDOWN = {"|": r"\|", "*": r"\*", "`": r"\`", "<": "&lt;", "[": r"\["}
 
 
 def legend(report: Report) -> list[str]:
@@ -61,7 +64,7 @@ def print_terminal(report: Report, console: "Console | None" = None) -> None:
             console.print(_part(grid, columns))
             console.print()
     for line in legend(report):
-        console.print(Text(line))
+        console.print(Text(shown(line)))
 
 
 def _fitting(grid: Grid, width: int) -> list[list[int]]:
@@ -90,7 +93,7 @@ def _part(grid: Grid, columns: list[int]) -> "Table":
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", title=grid.title, title_justify="left")
     table.add_column("", no_wrap=True)
     for position in columns:
-        table.add_column(grid.headings[position].key, justify="right", no_wrap=True)
+        table.add_column(shown(grid.headings[position].key), justify="right", no_wrap=True)
     section = ""
     for row in grid.rows:
         if row.dataset != section:
@@ -98,7 +101,7 @@ def _part(grid: Grid, columns: list[int]) -> "Table":
             table.add_row(Text(section_of(section), style="dim"))
         style = "bold" if row.is_average else ""
         cells = [_styled(row.cells[position].text, row.cells[position].within, style) for position in columns]
-        table.add_row(Text(row.label, style=style), *cells)
+        table.add_row(Text(shown(row.label), style=style), *cells)
     return table
 
 
@@ -139,7 +142,7 @@ def _sections(rows: tuple[Row, ...]) -> Iterator[tuple[str, Row]]:
 
 
 def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*") if "|" in text or "*" in text else text
+    return "".join(_MARKDOWN.get(char, char) for char in shown(text))
 
 
 def to_latex(report: Report) -> str:
@@ -159,12 +162,12 @@ def to_latex(report: Report) -> str:
                 lines.append(rf"\multicolumn{{{len(grid.headings) + 1}}}{{l}}{{\emph{{{_latex(section)}}}}} \\")
             lines.append(" & ".join(_latex(text) for text in (row.label, *(cell.text for cell in row.cells))) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    lines += [f"% {line}" for line in legend(report)]
+    lines += [f"% {shown(line)}" for line in legend(report)]  # a line of its own would be no comment
     return "\n".join(lines) + "\n"
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    return "".join(_LATEX.get(char, char) for char in shown(text))
 
 
 def records_of(report: Report) -> list[dict[str, Any]]:
@@ -229,7 +232,7 @@ def to_csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: to_cell(value) for name, value in record.items()} for record in records)
     return text.getvalue()
 
 

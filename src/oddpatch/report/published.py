@@ -23,6 +23,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from oddpatch.known import known_class
 from oddpatch.report.datasets import DATASETS, OWN, dataset_of
 from oddpatch.report.runs import FinishedRun
 
@@ -139,9 +140,9 @@ def protocol_of(run: FinishedRun) -> Protocol:
 @cache
 def _defaults(target: str) -> dict[str, Any]:
     """Constructor defaults of one of oddpatch's classes: a config holds only what was chosen."""
-    module, _, name = target.rpartition(".")
-    if not module.startswith("oddpatch."):
+    if not known_class(target):
         return {}
+    module, _, name = target.rpartition(".")
     written = _written_defaults(Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py"), name)
     if written is not None:
         return written

@@ -10,7 +10,7 @@ from typing import Any
 
 from oddpatch.errors import ConfigError
 from oddpatch.report.columns import Column
-from oddpatch.report.runs import FinishedRun, read_predictions
+from oddpatch.report.runs import PREDICTIONS, FinishedRun, read_predictions
 
 
 def results_of(columns: Sequence[Column]) -> dict[str, Any]:
@@ -58,6 +58,8 @@ def _of_category(run: FinishedRun) -> dict[str, Any]:
     for row in read_predictions(run):
         counts[row.label][int(row.score >= threshold)] += 1
     (_, alarms), (misses, found) = counts
+    if not found:
+        raise ConfigError(f"{run.folder}: no anomalous image of {PREDICTIONS} reaches its F1-max: test the run again")
     precision, recall = found / (found + alarms), found / (found + misses)
     return {
         "cm": counts,

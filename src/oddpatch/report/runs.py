@@ -1,14 +1,15 @@
 """Finished runs, read from their folders: what was run, and what it gave."""
 
 import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.files import from_cell, parse_json, read_yaml
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
 HYDRA = Path(".hydra")
@@ -67,14 +68,59 @@ def read_run(folder: Path) -> FinishedRun:
     """
     path = folder / METRICS
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: give the folder of a finished run") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): test the run again by eval.py") from error
     if not isinstance(metrics, dict) or "num_test_images" not in metrics:
         raise CheckpointError(f"{path} was not written by oddpatch: give the folder of a finished run")
+    wrong = _wrong_metric(metrics)
+    if wrong:
+        raise CheckpointError(f"{path}: {wrong} is not as oddpatch writes it: test the run again by eval.py")
     return FinishedRun(folder, metrics)
+
+
+def _wrong_metric(metrics: Mapping[str, Any]) -> str | None:
+    """The first of what is used of `metrics.json` that is of another type, by its name."""
+    names = metrics.get("run")
+    size = names.get("image_size") if isinstance(names, dict) else None
+    named = ("model", "backbone", "data", "category")
+    checks = {
+        "num_test_images": type(metrics["num_test_images"]) is int and metrics["num_test_images"] >= 0,
+        "run": names is None or (isinstance(names, dict) and all(isinstance(names.get(name), str) for name in named)),
+        "run.experiment": not isinstance(names, dict) or isinstance(names.get("experiment"), str | None),
+        "run.image_size": size is None or _is_size(size),
+        "weights": isinstance(metrics.get("weights"), str | None),
+        "num_train_images": type(metrics.get("num_train_images", 0)) is int,
+        "absent": _maps(metrics.get("absent", {}), lambda reason: isinstance(reason, str)),
+        "confidence": _maps(metrics.get("confidence", {}), _is_interval),
+        "image_auroc_by_defect_type": _maps(
+            metrics.get("image_auroc_by_defect_type", {}), lambda value: value is None or _is_number(value)
+        ),
+    }
+    checks |= {
+        name: _is_number(value)
+        for name, value in metrics.items()
+        if name.startswith(("image_", "pixel_", "au_pro")) and name not in checks
+    }
+    return next((name for name, right in checks.items() if not right), None)
+
+
+def _maps(value: Any, right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(right(one) for one in value.values())
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_number(end) for end in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def find_runs(places: Sequence[Path]) -> list[FinishedRun]:
@@ -112,14 +158,20 @@ def read_predictions(run: FinishedRun) -> list[Scored]:
     path = run.folder / PREDICTIONS
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [
-                Scored(row["path"], int(row["label"]), row["defect_type"], float(row["score"]))
+            rows = [
+                Scored(from_cell(row["path"]), int(row["label"]), from_cell(row["defect_type"]), float(row["score"]))
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: test the run again by eval.py") from error
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}): test the run again by eval.py") from error
+    odd = next((row for row in rows if row.label not in (0, 1) or not math.isfinite(row.score)), None)
+    if odd is not None:
+        raise CheckpointError(
+            f"{path}: {odd.path} has label {odd.label} and score {odd.score}: test the run again by eval.py"
+        )
+    return rows
 
 
 def identity(path: str, category: str) -> str:
@@ -131,28 +183,41 @@ def identity(path: str, category: str) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    if not path.is_file():
-        return {}
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}): restore it, or remove it") from error
-    return content if isinstance(content, dict) else {}
+    return read_yaml(path) if path.is_file() else {}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     """The composed config; that of a test names the run it tested, which says the rest."""
-    config = _read_yaml(folder / HYDRA / "config.yaml")
+    config = _read_parts(folder)
     tested = config.get("run")
     if isinstance(tested, str) and "model" not in config:
-        fitted = _read_config(_beside(folder, tested))
-        changed = {**fitted.get("data", {}), **(config.get("data") or {})}
+        fitted = _read_parts(_beside(folder, tested))
+        changed = {**(fitted.get("data") or {}), **(config.get("data") or {})}
         return {**fitted, **config, "data": changed} if fitted else config
     return config
+
+
+def _read_parts(folder: Path) -> dict[str, Any]:
+    """The config in a folder; its parts are settings by name, each with the name of its class."""
+    path = folder / HYDRA / "config.yaml"
+    config = _read_yaml(path)
+    for part in ("model", "backbone", "data", "calibration"):
+        value = config.get(part)
+        if value is not None and not _is_part(value, named=part in ("model", "backbone")):
+            raise CheckpointError(f"{path}: {part} is not as oddpatch writes it: restore it, or remove it")
+    limits = config.get("fpr_limits")
+    if limits is not None and not (isinstance(limits, list) and limits and all(_is_number(one) for one in limits)):
+        raise CheckpointError(f"{path}: fpr_limits is not as oddpatch writes it: restore it, or remove it")
+    return config
+
+
+def _is_part(value: Any, named: bool) -> bool:
+    """Settings by name, with that of their class if `named`; so are those of the parts of an ensemble."""
+    if not isinstance(value, dict) or not isinstance(value.get("_target_"), str if named else str | None):
+        return False
+    member, members = value.get("member"), value.get("members")
+    inner = [*([member] if member else []), *(members.values() if isinstance(members, dict) else [])]
+    return (members is None or isinstance(members, dict)) and all(isinstance(one, dict) for one in inner)
 
 
 def _beside(folder: Path, tested: str) -> Path:
@@ -163,21 +228,28 @@ def _beside(folder: Path, tested: str) -> Path:
 
 def _names_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Names for a run whose metrics have none."""
-    choices = _read_yaml(folder / HYDRA / "hydra.yaml").get("hydra", {}).get("runtime", {}).get("choices", {})
-    if not config.get("model"):
+    choices: Any = _read_yaml(folder / HYDRA / "hydra.yaml")
+    for name in ("hydra", "runtime", "choices"):
+        choices = (choices.get(name) if isinstance(choices, dict) else None) or {}
+    if not isinstance(choices, dict):
+        raise CheckpointError(f"{folder / HYDRA}/hydra.yaml has no choices by name: restore it, or remove it")
+    if not all(config.get(part) for part in ("model", "backbone", "data")):
         config = _config_of_checkpoint(folder)
     data = config["data"]
     size = data.get("crop") or data.get("resize")
+    size = [size, size] if type(size) is int else size
+    if size is not None and not _is_size(size):
+        raise CheckpointError(f"{folder}: data.crop={size} of its config is no size: correct it")
     return {
         **{part: str(choices.get(part) or _class_name(config[part])) for part in ("model", "backbone", "data")},
         "category": str(data.get("category")),
         "experiment": choices.get("experiment"),
-        "image_size": [size, size] if isinstance(size, int) else size,
+        "image_size": size,
     }
 
 
 def _class_name(part: Mapping[str, Any]) -> str:
-    return str(part.get("name") or part["_target_"].rpartition(".")[2])
+    return str(part.get("name") or str(part.get("_target_")).rpartition(".")[2])
 
 
 def _config_of_checkpoint(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from oddpatch.data.tools import converters
 from oddpatch.data.tools.writing import MANIFEST, Output, Progress, check_targets, drafting, place, write_json
 from oddpatch.data.walk import LeftOut, listing, walk
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import replacing
+from oddpatch.files import inside, replacing
 
 T = TypeVar("T")
 #: Why an image of a source is in no plan.
@@ -110,6 +110,9 @@ def write_plan(
     Raises:
         DataError: two images of one name, or the folder is not empty (see `writing.check_folder`).
     """
+    for item in plan.items:  # names may come out of a file
+        inside(root / plan.category, Path(item.split, item.defect_type, item.name), source)
+    inside(root, plan.category, source)
     check_targets([Output(Path(i.split, i.defect_type, Path(i.name).stem), i.source) for i in plan.items], force=True)
     with drafting(root / plan.category, force) as draft:
         for done, item in enumerate(plan.items, start=1):

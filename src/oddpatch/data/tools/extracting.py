@@ -2,7 +2,6 @@
 
 import csv
 import fnmatch
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.tools.writing import Progress, place, sha256, unique_key, write_json
 from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import replacing
+from oddpatch.files import parse_json, replacing, to_cell
 
 _COLUMNS = ("path", "source", "sha256", "bytes", "repeat_of")
 
@@ -172,7 +171,7 @@ def _check_manifest(path: Path, force: bool) -> None:
         return
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        ours = text.startswith(",".join(_COLUMNS)) or json.loads(text)["tool"] == "extract-good"
+        ours = text.startswith(",".join(_COLUMNS)) or parse_json(text)["tool"] == "extract-good"
     except (ValueError, KeyError, TypeError):
         ours = False
     if not ours:
@@ -186,4 +185,4 @@ def _write_manifest(path: Path, entries: list[dict[str, str | int]]) -> None:
     with replacing(path) as file:
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
-        writer.writerows(entries)
+        writer.writerows({name: to_cell(value) for name, value in entry.items()} for entry in entries)

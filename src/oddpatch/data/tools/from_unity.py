@@ -51,6 +51,8 @@ def plan_unity(
     left_out = unsegmented if skip and (defects or masks) else set()
     captures = [capture for capture in recording.captures if capture.image not in left_out]
     for capture in captures:
+        if not capture.image.is_relative_to(source):
+            raise DataError(f"{capture.image}: lies outside of {source}: give the folder above it")
         if not capture.image.is_file():
             raise DataError(f"{capture.image}: no such file, though the JSON names it: render it anew")
     groups: dict[tuple[str, str], list[tuple[Capture, PurePath, NDArray[np.bool_] | None]]] = defaultdict(list)

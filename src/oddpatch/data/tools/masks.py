@@ -13,6 +13,7 @@ from oddpatch.data.tools.unity import Capture, Instance, Recording, Value, read_
 from oddpatch.data.tools.writing import Output, Progress, check_targets, png, some, write_all
 from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.files import inside
 
 
 @dataclass
@@ -101,7 +102,7 @@ def masks_by_label(
         if instances:
             jobs += [
                 _Job(
-                    Path(f"{stem}_instance{i.number}{MASK_SUFFIX}.png"),
+                    inside(stem.parent, f"{stem.name}_instance{i.number}{MASK_SUFFIX}.png", capture.image),
                     [(_file(capture), [i.value])],
                     0,
                     i.visible_pixels,

@@ -10,7 +10,7 @@ import numpy as np
 from oddpatch.data.layout import GOOD, MASK_SUFFIX, Sample, scan
 from oddpatch.data.tools.writing import MANIFEST, Output, check_targets, drafting, place, write_json
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import replacing
+from oddpatch.files import replacing, to_cell
 
 
 class Assignment(NamedTuple):
@@ -92,7 +92,7 @@ def write_split(
     with replacing(path) as file:
         writer = csv.writer(file)
         writer.writerow(Assignment._fields)
-        writer.writerows(assigned)
+        writer.writerows([to_cell(value) for value in row] for row in assigned)
 
 
 def apply_split(assigned: list[Assignment], category: Path, target: Path, fold: int = 0, force: bool = False) -> None:

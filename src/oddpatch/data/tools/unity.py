@@ -7,7 +7,6 @@
 """
 
 import difflib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,9 +20,11 @@ from PIL import Image
 
 from oddpatch.data.walk import LeftOut, walk
 from oddpatch.errors import DataError
+from oddpatch.files import inside, parse_json
 
 Value = int | tuple[int, int, int]  # class index, or RGB
 Rename = Callable[[str], str]
+Find = Callable[[Path, str], Path]  # of the JSON file and a name in it, the file
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,23 @@ def read_recording(root: Path, rename: Rename = str) -> Recording:
     if not frames and not legacy:
         raise DataError(f"{root}: holds neither *frame_data.json (SOLO) nor captures_*.json (legacy Unity Perception)")
     recording = Recording(left_out=left_out)
+
+    def find(path: Path, name: str) -> Path:
+        folder, renamed = path.parent, rename(name)
+        # Relative to the JSON; of the legacy format to the dataset, its parent, though some tools flatten that.
+        if path in legacy and not (folder / renamed).is_file():
+            folder = folder.parent
+        return inside(folder, renamed, path)
+
     for path in frames:
-        _read(path, partial(_solo, path, recording=recording, rename=rename))
+        _read(path, partial(_solo, path, recording=recording, find=find))
     for path in sorted({path.parent / "annotation_definitions.json" for path in legacy}):
         if not path.is_file():
             raise DataError(f"{path}: not found, but {path.parent} has captures_*.json, whose labels it defines")
     for path in (path for path in files if path.name == "annotation_definitions.json"):
         _read(path, lambda content: recording.labels.update(_defined(content)))
     for path in legacy:
-        _read(path, partial(_legacy, path, recording=recording, rename=rename))
+        _read(path, partial(_legacy, path, recording=recording, find=find))
     for capture in recording.captures:
         recording.labels.update(capture.values, (instance.label for instance in capture.instances))
     return recording
@@ -138,7 +147,7 @@ def _there(path: Path) -> str:
 
 def _read(path: Path, use: Callable[[Any], None]) -> None:
     try:
-        use(json.loads(path.read_text(encoding="utf-8-sig")))
+        use(parse_json(path.read_text(encoding="utf-8-sig")))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: is not what Unity Perception writes: {error!r} is missing or of another type"
@@ -162,7 +171,7 @@ def _value(given: Any) -> Value:
     return r, g, b
 
 
-def _solo(path: Path, frame: Any, recording: Recording, rename: Rename) -> None:
+def _solo(path: Path, frame: Any, recording: Recording, find: Find) -> None:
     counted = {
         (metric.get("sensorId", ""), str(info["instanceId"])): int(info["visiblePixels"])
         for metric in frame.get("metrics", [])
@@ -185,10 +194,10 @@ def _solo(path: Path, frame: Any, recording: Recording, rename: Rename) -> None:
         ]
         recording.captures.append(
             Capture(
-                path.parent / rename(capture["filename"]),
-                path.parent / rename(semantic["filename"]) if semantic else None,
+                find(path, capture["filename"]),
+                find(path, semantic["filename"]) if semantic else None,
                 {e["labelName"]: _value(e["pixelValue"]) for e in (semantic or {}).get("instances", [])},
-                path.parent / rename(instance["filename"]) if instance else None,
+                find(path, instance["filename"]) if instance else None,
                 instances,
             )
         )
@@ -200,8 +209,8 @@ def _defined(content: Any) -> set[str]:
     return {spec["label_name"] for entry in definitions for spec in entry.get("spec") or [] if "label_name" in spec}
 
 
-def _legacy(path: Path, content: Any, recording: Recording, rename: Rename) -> None:
-    definitions = json.loads((path.parent / "annotation_definitions.json").read_text(encoding="utf-8-sig"))
+def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
+    definitions = parse_json((path.parent / "annotation_definitions.json").read_text(encoding="utf-8-sig"))
     specs = {str(entry["id"]): entry for entry in definitions["annotation_definitions"]}
     for capture in content["captures"]:
         annotations = capture.get("annotations") or []
@@ -217,11 +226,11 @@ def _legacy(path: Path, content: Any, recording: Recording, rename: Rename) -> N
                 continue
             spec = specs.get(str(annotation["annotation_definition"]), {}).get("spec") or []
             if any("pixel_value" in entry for entry in spec):
-                semantic = _beside(path, rename(annotation["filename"]))
+                semantic = find(path, annotation["filename"])
                 values = {entry["label_name"]: _value(entry["pixel_value"]) for entry in spec}
             coloured = [value for value in annotation.get("values") or [] if "color" in value]
             if coloured:
-                instance = _beside(path, rename(annotation["filename"]))
+                instance = find(path, annotation["filename"])
                 instances = [
                     Instance(
                         str(v["instance_id"]), names.get(str(v["instance_id"]), "unknown"), _value(v["color"]), None
@@ -229,11 +238,5 @@ def _legacy(path: Path, content: Any, recording: Recording, rename: Rename) -> N
                     for v in coloured
                 ]
         if semantic or instance or str(capture.get("format", "")).upper() in ("PNG", "JPG", "JPEG"):
-            image = _beside(path, rename(capture["filename"]))
+            image = find(path, capture["filename"])
             recording.captures.append(Capture(image, semantic, values, instance, instances))
-
-
-def _beside(path: Path, name: str) -> Path:
-    """File names are relative to the dataset, the parent of the folder with the JSON; some tools flatten that."""
-    inside = path.parent / name
-    return inside if inside.is_file() else path.parent.parent / name

@@ -87,11 +87,18 @@ def _pairs(source: Path) -> dict[str, _Pair]:
 
 def _listed(path: Path, pairs: dict[str, _Pair]) -> list[str]:
     """Stems of a list, whose lines are `group/NAME.jpg group_not/NAME.txt`."""
-    stems = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+    stems = [Path(line.split()[0]).stem for line in _lines(path) if line.strip()]
     for stem in stems:
         if stem not in pairs:
             raise DataError(f"{path}: names {stem}, of which there are no images: unpack the whole dataset")
     return stems
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}): unpack the dataset anew") from error
 
 
 def _template(stem: str, pair: _Pair, split: str) -> Item:
@@ -100,11 +107,15 @@ def _template(stem: str, pair: _Pair, split: str) -> Item:
 
 def _boxes(path: Path) -> list[tuple[int, ...]]:
     boxes = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         values = line.replace(",", " ").split()
         if not values:
             continue
-        if len(values) != 5 or not all(v.isdigit() for v in values) or int(values[4]) not in TYPES:
+        if (
+            len(values) != 5
+            or not all(v.isascii() and v.isdigit() and len(v) < 10 for v in values)
+            or int(values[4]) not in TYPES
+        ):
             raise DataError(f"{path}:{number}: {line!r} is not `x1 y1 x2 y2 type` with a type of 1..6")
         boxes.append(tuple(int(v) for v in values))
     if not boxes:

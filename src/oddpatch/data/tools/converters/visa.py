@@ -10,8 +10,10 @@ from pathlib import Path
 from oddpatch.data.layout import GOOD
 from oddpatch.data.tools.converting import Item, Options, Plan, binary, by_stem, good_items, images
 from oddpatch.errors import DataError
+from oddpatch.files import inside
 
 DEFECT_TYPE = "bad"  # the owner's scripts know one type
+_COLUMNS = ("object", "split", "label", "image", "mask")
 _ANOMALOUS = 100  # of each object
 _NORMAL = {
     "candle": 1000, "capsules": 602, "cashew": 500, "chewinggum": 503, "fryum": 500, "macaroni1": 1000,
@@ -30,18 +32,34 @@ def plan(source: Path, options: Options) -> list[Plan]:
     return [_listed(source, table, name) if table.is_file() else _drawn(source, name, options) for name in objects]
 
 
+def _rows(table: Path) -> list[dict[str, str]]:
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read ({error}): unpack the dataset anew") from error
+    for number, row in enumerate(rows, start=1):
+        absent = [column for column in _COLUMNS if not isinstance(row.get(column), str)]
+        if absent:
+            raise DataError(f"{table}: row {number} has no {absent[0]}: unpack the dataset anew")
+    return rows
+
+
 def _listed(source: Path, table: Path, name: str) -> Plan:
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["object"] == name]
     items = []
-    for row in rows:
-        path = source / row["image"]
+    for row in _rows(table):
+        if row["object"] != name:
+            continue
         good = row["label"] == "normal"
-        paths = [path] if good else [path, source / row["mask"]]
+        paths = [inside(source, row[column], table) for column in (("image",) if good else ("image", "mask"))]
         for missing in (p for p in paths if not p.is_file()):
             raise DataError(f"{missing}: missing, though {table} names it: unpack the dataset anew")
-        mask = None if good else binary(source / row["mask"])
-        items.append(Item(path, row["split"], GOOD if good else DEFECT_TYPE, path.name, mask))
+        if row["split"] not in ("train", "test"):
+            raise DataError(
+                f"{table}: {row['image']} has the split {row['split']!r}, neither train nor test: correct it"
+            )
+        mask = None if good else binary(paths[1])
+        items.append(Item(paths[0], row["split"], GOOD if good else DEFECT_TYPE, paths[0].name, mask))
     return Plan(name, items, ["Split by the owner's split_csv/1cls.csv.", _NOTE], _published(name))
 
 
