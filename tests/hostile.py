@@ -297,6 +297,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "weights": [None, 1],
         "train_images": [None, "abc", [1], [None], ["x", b"y"], {"a": "b"}, (1,)],
         "held_out": [None, [0], "x"],
+        "updates": [None, 1, [1], {"a": 1}],
         "config.model.coreset_size": ["many", -1],
         "config.model.k": [0, "x", [1]],
         "config.model.selector": ["os.system", 1],

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import TinyBackbone, make_dataset
 from safetensors import safe_open
@@ -33,6 +34,36 @@ def make_cache(folder, max_bytes=GIB):
     cache = FeatureCache(folder, max_bytes / GIB)
     cache.fingerprint = "f"
     return cache
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda found: {**found, "0": found["0"][:, :-1]},
+        lambda found: {**found, "0": found["0"][:-1]},
+        lambda found: {**found, "0": found["0"].flatten()},
+        lambda found: {**found, "0": found["0"].long()},
+        lambda found: {**found, "2": found["0"]},
+        lambda found: {name: value for name, value in found.items() if name != "1"},
+        lambda found: {name: value for name, value in found.items() if name != "facts"},
+        lambda found: {name: value for name, value in found.items() if name != "channels_last"},
+        lambda found: {**found, "facts": torch.zeros(3, dtype=torch.float64)},
+        lambda found: {**found, "channels_last": torch.zeros(5, dtype=torch.bool)},
+        lambda found: {},
+    ],
+)
+def test_an_entry_that_the_backbone_does_not_give_is_computed_again(tmp_path, changed, caplog):
+    """A map with fewer rows would be scored as if it were whole."""
+    cache = make_cache(tmp_path)
+    cache.shapes = [(4, 8, 8), (6, 4, 4)]
+    (entry,) = entries(cache, "x")
+    cache.store([entry], [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 4, 4)])
+    assert cache.load(entry.key) is not None
+    (path,) = tmp_path.rglob("*.safetensors")
+    found = {name: value.clone() for name, value in safetensors.torch.load_file(path).items()}
+    path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in changed(found).items()}))
+    assert cache.load(entry.key) is None
+    assert "computed again" in caplog.text
 
 
 def entries(cache, *contents):

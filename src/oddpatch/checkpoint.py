@@ -105,6 +105,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if type(about) is dict:  # lists of files are as long as a dataset
         check_plain({key: value for key, value in about.items() if key not in LISTS}, "oddpatch", path)
     _check_fields(about, FIELDS, "oddpatch", path)
+    _check_fields(about.get("updates", []), [dict], "oddpatch.updates", path)
     if about["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has format {about['format']}, written by oddpatch {about['version']}; this is {__version__}, "

@@ -1,5 +1,6 @@
 """Files: complete when they appear under their name, inside the folder they belong to, and read without surprises."""
 
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from oddpatch.errors import DataError
 
 #: What makes a spreadsheet compute a cell, and the sign that keeps it a text.
 _FORMULA, _TEXT = ("=", "+", "-", "@", "\t", "\r"), "'"
+#: Deeper than any config.
+_YAML_DEPTH = 50
 
 
 @contextmanager
@@ -69,11 +72,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases: write out what they stand for")
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-    except RecursionError:
-        raise DataError(f"{path} cannot be read (it is nested too deeply): restore it, or remove it") from None
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):  # one at a time: reading deep nesting takes for ever
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _YAML_DEPTH:
+                raise ValueError(
+                    "it has aliases: write them out" if depth <= _YAML_DEPTH else "it is nested too deeply"
+                )
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     except Exception as error:  # of the file, of YAML, and of OmegaConf, which has some for keys of odd types
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"{path} cannot be read ({reason}): restore it, or remove it") from error
