@@ -61,7 +61,7 @@ def test_an_entry_that_the_backbone_does_not_give_is_computed_again(tmp_path, ch
     assert cache.load(entry.key) is not None
     (path,) = tmp_path.rglob("*.safetensors")
     found = {name: value.clone() for name, value in safetensors.torch.load_file(path).items()}
-    path.write_bytes(safetensors.torch.save({k: v.contiguous() for k, v in changed(found).items()}))
+    path.write_bytes(safetensors.torch.save({k: v.contiguous().clone() for k, v in changed(found).items()}))
     assert cache.load(entry.key) is None
     assert "computed again" in caplog.text
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oddpatch.errors import OddpatchError
-from oddpatch.files import replacing
+from oddpatch.files import replacing, to_cell
 from oddpatch.sweep.job import METRICS
 from oddpatch.sweep.outcome import Outcome, Status
 
@@ -123,7 +123,7 @@ def write_csv(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     with replacing(path) as file:
         writer = csv.DictWriter(file, [name for name in columns if name not in last] + last, restval="")
         writer.writeheader()
-        writer.writerows(table)
+        writer.writerows({name: to_cell(value) for name, value in row.items()} for row in table)
 
 
 _PAGE = """<!doctype html>
