@@ -2,18 +2,21 @@
 
 import csv
 import json
+from pathlib import Path
 import shutil
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from conftest import TinyBackbone, make_dataset
 from test_pipeline import config, run, tiny, tiny_backbone  # noqa: F401
 
-from oddpatch import pipeline
+from oddpatch import factory, pipeline
 from oddpatch.calibration import Calibration, FoldDetectors
 from oddpatch.errors import ConfigError
 from oddpatch.metrics.pixel_statistics import PixelStatistics
+from oddpatch.models.base import Detector
 from oddpatch.models.padim import PaDiM
 
 
@@ -24,7 +27,7 @@ def metrics_of(folder):
 @pytest.mark.usefixtures("tiny_backbone")
 def test_held_out_images_give_the_threshold_and_are_not_fitted_to(tmp_path):
     make_dataset(tmp_path, good=45)
-    job = run(tiny(tmp_path, tmp_path / "out"))
+    job = run(tiny(tmp_path, tmp_path / "out", "calibration=holdout"))
     assert (len(job.data.fitted), len(job.data.held_out)) == (25, 20)
     metrics = metrics_of(tmp_path / "out")
     assert metrics["num_train_images"] == 25
@@ -40,6 +43,125 @@ def test_held_out_images_give_the_threshold_and_are_not_fitted_to(tmp_path):
         for row in csv.DictReader(file):
             assert int(row["odd"]) == (float(row["score"]) > thresholds["image"])
             assert 1 / 21 < float(row["p_value"]) < 1
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """How many images the backbone has seen."""
+    seen, forward = [], TinyBackbone.forward
+    monkeypatch.setattr(TinyBackbone, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+    return seen
+
+
+class Watcher(L.Callback):
+    """Keeps what callbacks see of the good images."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
+        assert len(batch.features) == 3
+        assert batch.image.shape[-1] == 0, "nothing was decoded"
+        for i, index in enumerate(batch.index.tolist()):
+            assert trainer.datamodule.train_samples[index].path == Path(batch.path[i])
+            assert trainer.datamodule.train_image(index).shape == (3, 32, 32)
+            self.seen[index] = (outputs.score[i].item(), outputs.anomaly_map[i])
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize("model", ["padim", "patchcore"])
+def test_every_good_image_is_fitted_to_and_scored_as_if_it_had_been_left_out(tmp_path, forwards, caplog, model):
+    make_dataset(tmp_path, good=9)
+    # A good image that is none: it sets the threshold, and stands out.
+    (tmp_path / "tile/train/good/004.png").write_bytes((tmp_path / "tile/test/stain/002.png").read_bytes())
+    overrides = [] if model == "padim" else ["model=patchcore", "model.selector=none"]
+    caplog.set_level("INFO")
+    job = pipeline.build(tiny(tmp_path, tmp_path / "out", *overrides))
+    watcher = Watcher()
+    job.trainer.callbacks.append(watcher)
+    job.fit()
+    forwards.clear()
+    job.calibrate()
+    assert not forwards, "features are computed once"
+    assert job.data.kept is None
+    job.save()
+    job.test()
+    module = job.module
+    assert [image.path for image in module.good_scored] == [str(sample.path) for sample in job.data.train_samples]
+    assert [watcher.seen[i][0] for i in range(9)] == [image.score for image in module.good_scored]
+    images = torch.stack([job.data.train_image(i) for i in range(9)])
+    features = TinyBackbone()(images)
+    for i in (0, 4, 8):
+        keep = torch.arange(9) != i
+        cfg = tiny(tmp_path, tmp_path / "out", *overrides)
+        refitted = factory.make(cfg.model, channels=[8, 12, 16], strides=[2, 4, 8])
+        refitted.update([f[keep] for f in features], torch.arange(9)[keep])
+        refitted.fit()
+        wanted = refitted([f[i : i + 1] for f in features], (32, 32))
+        assert module.good_scored[i].score == pytest.approx(wanted.score.item(), rel=1e-3)
+        torch.testing.assert_close(watcher.seen[i][1], wanted.anomaly_map[0], rtol=1e-3, atol=1e-4)
+    thresholds = metrics_of(tmp_path / "out")["thresholds"]
+    assert thresholds["method"] == "leave_one_out"
+    assert thresholds["num_images"] == metrics_of(tmp_path / "out")["num_train_images"] == 9
+    assert thresholds["supported_fpr"] == pytest.approx(0.1)
+    assert thresholds["image"] == max(image.score for image in module.good_scored)
+    assert thresholds["set_by"] == ["tile/train/good/004.png"]
+    assert module.threshold_set_by == [str(tmp_path / "tile/train/good/004.png")]
+    assert "the threshold is the score of " + module.threshold_set_by[0] in caplog.text
+    if model == "padim":  # the distance to the nearest patch rises less
+        assert f"{module.threshold_set_by[0]} scores" in caplog.text
+        assert "it looks unlike the rest, is it good?" in caplog.text
+
+
+class Foreign(PaDiM):
+    """A method whose author has not thought of leaving images out."""
+
+    score_left_out = Detector.score_left_out
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_method_that_cannot_leave_an_image_out_is_fitted_to_folds(tmp_path, forwards, caplog):
+    make_dataset(tmp_path, good=7)
+    found = {}
+    for name, overrides in {
+        "foreign": [f"model._target_={__name__}.Foreign"],
+        "cross": ["calibration=cross"],
+    }.items():
+        job = pipeline.build(tiny(tmp_path, tmp_path / name, *overrides))
+        job.fit()
+        forwards.clear()
+        job.calibrate()
+        assert not forwards
+        found[name] = job.module.model.calibration.image_scores
+    assert torch.equal(found["foreign"], found["cross"])
+    assert len(found["cross"]) == 7
+    assert "Foreign cannot leave one image out: each of 5 folds is scored by a fit without it" in caplog.text
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_skipped_files_are_neither_fitted_nor_scored_and_may_leave_too_few(tmp_path, caplog):
+    make_dataset(tmp_path, good=7)
+    (tmp_path / "tile/train/good/002.png").write_bytes(b"broken")
+    job = run(tiny(tmp_path, tmp_path / "six", "data.on_error=skip"))
+    assert job.module.model.calibration.image_index.sort().values.tolist() == [0, 1, 3, 4, 5, 6]
+    for name in ("003", "004"):
+        (tmp_path / f"tile/train/good/{name}.png").write_bytes(b"broken")
+    run(tiny(tmp_path, tmp_path / "four", "data.on_error=skip"))
+    assert metrics_of(tmp_path / "four")["thresholds"] is None
+    assert "fewer than 5 good images could be used: add good images and train again" in caplog.text
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_gallery_that_is_too_small_without_an_image_is_refused_at_once(tmp_path, forwards):
+    make_dataset(tmp_path, good=9)
+    for k, calibration, left in ((9, "leave_one_out", 8), (8, "cross", 7)):
+        job = pipeline.build(
+            tiny(tmp_path, tmp_path / "out", "model=spade", f"model.k={k}", f"calibration={calibration}")
+        )
+        forwards.clear()
+        with pytest.raises(ConfigError, match=f"k={k} images to retrieve but the gallery has {left}"):
+            job.fit()
+        assert forwards == [1], "only the shapes of the features were asked for"
 
 
 @pytest.mark.usefixtures("tiny_backbone")
@@ -95,7 +217,16 @@ def test_fold_detectors_put_predictions_back_in_order():
 
 def test_too_few_good_images_are_all_fitted_and_the_log_says_so(caplog):
     assert Calibration("holdout").folds(39) == [-1] * 39
-    assert "39 good images are too few for calibration=holdout" in caplog.text
+    assert (
+        "39 good images are too few for calibration=holdout, which takes at least 40: train again with" in caplog.text
+    )
+    for method in ("leave_one_out", "cross"):
+        assert Calibration(method).folds(4) == [-1] * 4
+        assert sorted(Calibration(method, folds=7).folds(5)) == [0, 1, 2, 3, 4]
+        assert set(Calibration(method).folds(23)) == {0, 1, 2, 3, 4}
+    assert "4 good images are too few, it takes at least 5: add good images and train again" in caplog.text
+    Calibration("leave_one_out").folds(1)
+    assert "1 good image is too few" in caplog.text
     assert sum(fold == 0 for fold in Calibration("holdout").folds(40)) == 20
     assert sum(fold == 0 for fold in Calibration("holdout").folds(209)) == 42
     assert Calibration("none").folds(500) == [-1] * 500

@@ -63,14 +63,20 @@ def describe(module: "AnomalyModule") -> dict[str, Any]:
         "preprocess": module.model.preprocess.settings(),
         "weights": module.model.backbone.weights_origin,
         "train_images": (names := train_images(module.trainer.datamodule)),  # type: ignore[attr-defined]
+        "no_threshold": module.model.calibration.absent,
         "held_out": [names[i] for i in module.trainer.datamodule.held_out],  # type: ignore[attr-defined]
     }
 
 
 def train_images(data: Any) -> list[str]:
     """Paths of the images fitted to, in the order of their indices; relative to the folder of the categories."""
-    root, paths = Path(data.root), [Path(sample.path) for sample in data.train_samples]
-    return [(path.relative_to(root) if path.is_relative_to(root) else path.resolve()).as_posix() for path in paths]
+    return [relative_name(sample.path, data.root) for sample in data.train_samples]
+
+
+def relative_name(path: str | Path, root: str | Path) -> str:
+    """A path as it is written down: below `root` if it lies there, else in full."""
+    path = Path(path)
+    return (path.relative_to(root) if path.is_relative_to(root) else path.resolve()).as_posix()
 
 
 def library_versions() -> dict[str, str]:

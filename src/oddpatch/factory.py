@@ -71,7 +71,9 @@ def _build(specs: dict[Kind, Spec], about: dict[str, Any], runtime: dict[str, An
     backbone = make_known(specs["backbone"], weights="random", **runtime)
     backbone.weights_origin = about["weights"]
     detector = make_known(specs["model"], channels=backbone.channels, strides=backbone.strides)
-    return AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, make_known(specs["calibration"]))
+    calibration = make_known(specs["calibration"])
+    calibration.absent = about["no_threshold"]
+    return AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration)
 
 
 def _reason(error: Exception) -> str:

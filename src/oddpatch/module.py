@@ -1,6 +1,7 @@
 """The LightningModule: one epoch takes in good images, `on_train_end` fits, the test loop scores and measures."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +11,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from oddpatch.calibration import FoldDetectors
+from oddpatch.cache.kept import KeptFeatures
+from oddpatch.calibration import FEWEST, FoldDetectors
+from oddpatch.checkpoint import relative_name
 from oddpatch.errors import DataError
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
 from oddpatch.metrics.thresholds import at_threshold, highest_but
-from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
+from oddpatch.models.base import AnomalyModel, FeatureShape, ProgressFn, no_progress
+from oddpatch.ops.gallery import Spool
 from oddpatch.parallel import ranks
 from oddpatch.resources import check_memory
 from oddpatch.types import Batch, Prediction
@@ -23,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class ScoredImage(NamedTuple):
-    """One test image with its truth and its score."""
+    """One image with its truth and its score."""
 
     path: str
     label: int
@@ -64,6 +68,8 @@ class AnomalyModule(L.LightningModule):
         self.results: dict[str, Any] = {}
         self.absent: dict[str, str] = {}
         self.scored: list[ScoredImage] = []
+        #: The good images that the threshold was set on, in the order of the dataset.
+        self.good_scored: list[ScoredImage] = []
         #: Seconds spent in each stage.
         self.timing: dict[str, float] = {}
 
@@ -85,7 +91,8 @@ class AnomalyModule(L.LightningModule):
         """Feature maps [(B, C_l, h_l, w_l)] of a batch: what the cache had, or what the backbone gives and it keeps."""
         cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
         if batch.features is not None:
-            cache.found += len(batch.index)
+            if cache is not None:
+                cache.found += len(batch.index)
             return batch.features
         features = self.model.backbone(batch.image)
         if cache is not None and batch.entries:
@@ -100,18 +107,37 @@ class AnomalyModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Refuse a run that will not fit into memory before the backbone runs."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data, detector = self.trainer.datamodule, self.model.detector  # type: ignore[attr-defined]
         image_size = self.model.preprocess.image_size
         shapes = self.model.backbone.feature_shapes(image_size)
-        cross = self.model.calibration.method == "cross" and max(self.folds, default=-1) >= 0
         if self.trainer.world_size > 1:
-            self.model.detector.require_mergeable()
-        needed, remedy = self.model.detector.required_memory(shapes, len(data.fitted))
-        needed *= 2 + max(self.folds) if cross else 1
-        check_memory(needed, self.device, type(self.model.detector).__name__, remedy)
-        if cross:
-            self.fold_detectors = FoldDetectors(self.model.detector, self.folds).to(self.device)
+            detector.require_mergeable()
+        calibration, count = self.model.calibration, len(data.fitted)
+        needed, remedy = detector.required_memory(shapes, count)
+        if calibration.fits_all and max(self.folds, default=-1) >= 0:
+            data.kept = self._keep_features(shapes, count)
+            if calibration.method == "leave_one_out" and detector.leaves_out:
+                detector.required_memory(shapes, count - 1)  # it may need as many images
+                detector.expect_left_out()
+            else:
+                fold = max(self.folds) + 1
+                detector.required_memory(shapes, count - -(-count // fold))
+                needed *= fold + 1
+                self.fold_detectors = FoldDetectors(detector, self.folds).to(self.device)
+                if calibration.method == "leave_one_out":
+                    log.warning(
+                        "%s cannot leave one image out: each of %d folds is scored by a fit without it",
+                        type(detector).__name__,
+                        fold,
+                    )
+        check_memory(needed, self.device, type(detector).__name__, remedy)
         self._epoch_start = time.perf_counter()
+
+    def _keep_features(self, shapes: Sequence[FeatureShape], count: int) -> KeptFeatures:
+        """Room for the features of `count` images, to be scored once more after the fit."""
+        size = 4 * count * sum(math.prod(shape) for shape in shapes) // self.trainer.world_size
+        Spool.require_disk(size, "set calibration=holdout", f"calibration={self.model.calibration.method}")
+        return KeptFeatures()
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """Take one batch of good images into the detector."""
@@ -123,6 +149,8 @@ class AnomalyModule(L.LightningModule):
             self.model.detector.update(features, batch.index)
             if self.fold_detectors is not None:
                 self.fold_detectors.update(features, batch.index)
+            if (kept := self.trainer.datamodule.kept) is not None:  # type: ignore[attr-defined]
+                kept.keep(batch.index, features)
 
     def on_train_end(self) -> None:
         """Fit the detector to what the epoch took in."""
@@ -137,38 +165,49 @@ class AnomalyModule(L.LightningModule):
     def on_validation_start(self) -> None:
         """Begin anew."""
         self._epoch_start = time.perf_counter()
-        # Scores of the good images held out, the highest pixels of their maps, and scores of labelled validation.
+        # Scores of the good images left out, the highest pixels of their maps, and scores of labelled validation.
         self.good_scores, self.good_pixels, self.validation = ImageMetrics(), ImageMetrics(), ImageMetrics()
+        kept = self.trainer.datamodule.kept  # type: ignore[attr-defined]
+        # Files that were skipped may leave too few.
+        self._too_few = kept is not None and sum(ranks.Ranks().exchange(len(kept))) < FEWEST
 
-    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> None:
-        """Score good images that were held out of the fit, or labelled ones to set a threshold on."""
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> Prediction | None:
+        """Score good images that were left out of the fit, or labelled ones to set a threshold on."""
         if not len(batch.image):
-            return
+            return None
         part = self.trainer.datamodule.validation_parts[dataloader_idx]  # type: ignore[attr-defined]
         if part == "validation":
-            self.validation.update(self.score(batch).score, batch.label, batch.index)
-            return
-        if self.fold_detectors is None:
             prediction = self.score(batch)
-        else:
-            features = self.features(batch)
-            prediction = self.fold_detectors(features, batch.index, self.model.preprocess.image_size)
+            self.validation.update(prediction.score, batch.label, batch.index)
+            return prediction
+        if self._too_few:
+            return None
+        prediction = self._score_left_out(batch)
         self.good_scores.update(prediction.score, batch.label, batch.index)
         if prediction.anomaly_map is not None:
             highest = highest_but(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
             self.good_pixels.update(torch.from_numpy(highest), batch.label, batch.index)
+        return prediction
+
+    def _score_left_out(self, batch: Batch) -> Prediction:
+        """Score good images, those that were fitted to as if they had not been."""
+        if not self.model.calibration.fits_all:
+            return self.score(batch)
+        assert batch.features is not None, "kept in training"
+        score = self.model.detector.score_left_out if self.fold_detectors is None else self.fold_detectors
+        return score(batch.features, batch.index, self.model.preprocess.image_size)
 
     def on_validation_epoch_end(self) -> None:
         """Set the thresholds."""
-        parts, calibration = self.trainer.datamodule.validation_parts, self.model.calibration  # type: ignore[attr-defined]
+        data, calibration = self.trainer.datamodule, self.model.calibration  # type: ignore[attr-defined]
+        parts = data.validation_parts
         self.fold_detectors = None
-        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
+        if data.kept is not None:
+            data.kept.close()
+            data.kept = None
+        data.gather()
         if "calibration" in parts:
-            for metric in (
-                (self.good_scores, self.good_pixels) if self.model.detector.localizes else (self.good_scores,)
-            ):
-                metric.compute()  # brings the rows of all devices together
-            calibration.calibrate(self.good_scores.rows[0], self.good_pixels.rows[0])
+            self._calibrate()
         if "validation" in parts:
             best = self.validation.compute()
             if "image_f1_max_threshold" in best:
@@ -176,8 +215,45 @@ class AnomalyModule(L.LightningModule):
             else:
                 log.warning("no F1-max threshold was set: %s", self.validation.reasons["image_f1_max_threshold"])
         if self.trainer.is_global_zero:
-            calibration.report()
+            calibration.report(self.train_paths)
         self.timing["calibrate"] = time.perf_counter() - self._epoch_start
+
+    def _calibrate(self) -> None:
+        for metric in (self.good_scores, self.good_pixels) if self.model.detector.localizes else (self.good_scores,):
+            metric.compute()  # brings the rows of all devices together
+        scores, _, index = self.good_scores.rows
+        if not len(scores):
+            self.model.calibration.refuse(
+                f"fewer than {FEWEST} good images could be used: add good images and train again"
+            )
+            return
+        self.model.calibration.calibrate(scores, self.good_pixels.rows[0], index)
+        samples = self.trainer.datamodule.train_samples  # type: ignore[attr-defined]
+        self.good_scored = [
+            ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
+            for i, score in zip(index.tolist(), scores.tolist(), strict=True)
+        ]
+
+    @property
+    def train_paths(self) -> list[str]:
+        """Paths of the training images, by index."""
+        if self.train_images is not None:
+            return self.train_images
+        return [str(sample.path) for sample in self.trainer.datamodule.train_samples]  # type: ignore[attr-defined]
+
+    @property
+    def threshold_set_by(self) -> list[str]:
+        """Paths of the good images whose score is the image threshold."""
+        set_by = self.model.calibration.set_by
+        return [self.train_paths[i] for i in set_by] if set_by else []
+
+    def describe_thresholds(self) -> dict[str, Any] | None:
+        """`Calibration.describe`, and which good images set the threshold, below the folder of the categories."""
+        described = self.model.calibration.describe()
+        if described is None:
+            return None
+        root = self.trainer.datamodule.root  # type: ignore[attr-defined]
+        return {**described, "set_by": [relative_name(path, root) for path in self.threshold_set_by]}
 
     # -- scoring and measuring --------------------------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def build(cfg: DictConfig) -> Run:
     data.setup("fit")
     calibration = factory.make(cfg.calibration)
     folds = calibration.folds(len(data.train_samples))
-    data.hold_out(folds, fit_too=calibration.method == "cross")
+    data.hold_out(folds, fit_too=calibration.fits_all)
     detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
     model = AnomalyModel(data.preprocess, backbone, detector, calibration)
     if backbone.weights_origin == "random":

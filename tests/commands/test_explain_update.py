@@ -236,14 +236,15 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
 
 def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
     make_dataset(tmp_path / "data", good=42)
-    cfg = tiny(tmp_path / "data", tmp_path / "calibrated", "model=patchcore", "callbacks.pictures=null")
+    overrides = ["model=patchcore", "callbacks.pictures=null", "calibration=holdout"]
+    cfg = tiny(tmp_path / "data", tmp_path / "calibrated", *overrides)
     job = pipeline.build(cfg)
     job.fit()
     job.calibrate()
     job.save()
     code, told, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "calibrated", more)
     assert code == 0
-    assert "set anew on 20 held-out good images" in told
+    assert "set again on 20 good images" in told
     model, about = factory.restore(tmp_path / "calibrated-v2")
     held = [tmp_path / "data" / name for name in about["held_out"]]
     assert len(held) == 20
@@ -257,6 +258,29 @@ def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_bac
     assert "thresholds removed" in told
     model, _ = factory.restore(tmp_path / "calibrated-v3")
     assert model.calibration.thresholds() == {}
+    assert f"{held[0]} is missing" in model.calibration.absent
+
+
+def test_each_image_is_left_out_of_the_bank_to_set_thresholds_again(more, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
+    make_dataset(tmp_path / "data", good=9)
+    job = pipeline.build(tiny(tmp_path / "data", tmp_path / "left", "model=patchcore", "callbacks.pictures=null"))
+    job.fit()
+    job.calibrate()
+    job.save()
+    for version, count in ((2, 12), (3, 15)):
+        source = tmp_path / ("left" if version == 2 else "left-v2")
+        code, told, _ = oddpatch(monkeypatch, capsys, "update", source, more)
+        assert code == 0
+        assert f"set again on {count} good images" in told
+        model, about = factory.restore(tmp_path / f"left-v{version}")
+        assert len(about["held_out"]) == count
+        scores = []
+        for i, name in enumerate(about["train_images"]):
+            features = model.backbone(model.preprocess(read_image(tmp_path / "data" / name))[None])
+            queries = model.detector.embed(features).flatten(0, 2)
+            bank = model.detector.memory_bank[model.detector.source[:, 0] != i]
+            scores.append(float(torch.cdist(queries.double(), bank.double()).min(1).values.max()))
+        torch.testing.assert_close(model.calibration.image_scores, torch.tensor(scores).double().sort().values)
 
 
 def test_update_looks_into_every_folder_and_says_what_it_leaves_out(run, more, tmp_path, monkeypatch, capsys):

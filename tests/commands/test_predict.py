@@ -99,11 +99,25 @@ def test_a_pipe_gets_json_alone(finished):
     assert done.returncode in (0, 1)
 
 
-def test_a_run_without_threshold_says_how_to_get_one(tiles, tmp_path, predict):
-    run(tiny(tiles, tmp_path / "run", "callbacks.pictures=null", "backbone=resnet18", "calibration=none"))
-    done = predict(tmp_path / "run", tiles / "tile/test/good")
-    assert done.returncode == 2
-    assert "give --threshold VALUE, or fit again with calibration=holdout" in done.stderr
+def test_a_run_without_threshold_says_why_and_how_to_get_one(tmp_path, predict):
+    good = make_dataset(tmp_path / "data", good=4) / "test/good"
+    settings = ["callbacks.pictures=null", "backbone=resnet18", "model=gaussian"]
+    why = {
+        "calibration=none": "it was fitted with calibration=none: train again with calibration=leave_one_out",
+        "calibration=leave_one_out": "4 good images are too few, it takes at least 5: add good images and train again",
+    }
+    for calibration, reason in why.items():
+        name = calibration.partition("=")[2]
+        run(tiny(tmp_path / "data", tmp_path / name, *settings, calibration))
+        done = predict(tmp_path / name, good)
+        assert done.returncode == 2
+        assert f"{name} has no threshold: {reason}, or give --threshold VALUE\n" in done.stderr
+        assert predict(tmp_path / name, good, "--threshold", "1e9").returncode == 0
+    make_dataset(tmp_path / "data", good=5)
+    run(tiny(tmp_path / "data", tmp_path / "mended", *settings, "calibration=leave_one_out"))
+    done = predict(tmp_path / "mended", good)
+    assert done.returncode in (0, 1)
+    assert json.loads(done.stdout.splitlines()[0])["p_value"] > 1 / 6
 
 
 def lines(text):

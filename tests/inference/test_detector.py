@@ -90,7 +90,9 @@ def test_thresholds_can_be_chosen(finished, detector):
     assert AnomalyDetector.load(finished / "run", threshold=0.0)(good).odd is True
     loose = AnomalyDetector.load(finished / "run", target_fpr=0.3)
     assert loose.image_threshold < detector.image_threshold
-    with pytest.raises(ConfigError, match=r"threshold='validation': the run has conformal; fit with data.validation"):
+    with pytest.raises(
+        ConfigError, match=r"threshold='validation': the run has conformal; train again with .data.validation"
+    ):
         AnomalyDetector.load(finished / "run", threshold="validation")
     with pytest.raises(ConfigError, match=r"device='cuda:77' cannot be used"):
         AnomalyDetector.load(finished / "run", device="cuda:77")
@@ -122,6 +124,29 @@ def test_scores_are_scaled_by_the_median_of_good_images(finished):
     ratio = (result.score - detector.image_threshold) / (detector.image_threshold - middle)
     low, high = sorted(0.5 * (1 + ratio / (1 + abs(ratio))))
     assert low - 1e-9 <= result.anomaly_score <= high + 1e-9
+
+
+def test_two_detectors_of_one_model_do_not_disturb_each_other(finished):
+    model, _ = factory.restore(finished / "run")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings, described = dict(vars(model.calibration)), model.calibration.describe()
+    one = AnomalyDetector(model)
+    first = (one.image_threshold, one.pixel_threshold)
+    loose = AnomalyDetector(model, target_fpr=0.3)
+    assert loose.image_threshold < first[0]
+    assert loose.pixel_threshold < first[1]
+    again = AnomalyDetector(model)
+    assert (one.image_threshold, one.pixel_threshold) == (again.image_threshold, again.pixel_threshold) == first
+    assert model.calibration.describe() == described
+    assert dict(vars(model.calibration)) == settings
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+    for module in (model, model.detector):
+        module.train()
+    AnomalyDetector(model)
+    AnomalyDetector(model, device="meta")
+    assert model.training
+    assert model.detector.fitted.device.type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from oddpatch.metrics.thresholds import (
     conformal_threshold,
     fold_of,
     highest_but,
+    stands_out,
 )
 
 
@@ -112,3 +113,16 @@ def test_folds_are_balanced_and_seeded():
 def test_an_impossible_rate_is_refused(target):
     with pytest.raises(ConfigError, match=r"target_fpr=.* must lie between 0 and 1"):
         conformal_threshold([1.0], target)
+
+
+@pytest.mark.parametrize("count", [5, 8, 30, 209])
+def test_good_images_seldom_stand_out_and_an_odd_one_does(count):
+    rng = np.random.default_rng(0)
+    for draw, at_most in ((rng.standard_normal, 0.0015), (rng.standard_exponential, 0.0025)):
+        found = [stands_out(10 + draw(count)) for _ in range(4000)]
+        assert np.mean(found) <= at_most
+    assert not stands_out(np.ones(count))
+    scores = 10 + rng.standard_normal(count)
+    assert count < 9 or stands_out([*scores, 10 + (100 if count < 10 else 12)])
+    assert stands_out([*scores, 1e4])
+    assert not stands_out([1.0, 1.0, 1.0, 50.0])

@@ -61,7 +61,7 @@ class Results(L.Callback):
             "run": module.config.get("run"),
             **module.results,
             **resampled,
-            "thresholds": calibration.describe(),
+            "thresholds": module.describe_thresholds(),
             "operating": _operating(module, calibration.describe()),
             "absent": module.absent,
             "num_train_images": len(trainer.datamodule.fitted),  # type: ignore[attr-defined]

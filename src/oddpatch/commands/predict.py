@@ -83,10 +83,7 @@ def predict(
         max_pixels=max_pixels, trust=trust or (),
     )  # fmt: skip
     if detector.image_threshold is None:
-        raise ConfigError(
-            f"{run} has no threshold, as it was fitted with calibration=none: give --threshold VALUE, or fit again "
-            "with calibration=holdout"
-        )
+        raise ConfigError(f"{run} has no threshold: {detector.model.calibration.absent}, or give --threshold VALUE")
     if wanted - {Save.map} and detector.pixel_threshold is None:
         raise ConfigError(f"--save={save}: the run has no pixel threshold: give --pixel-threshold VALUE, or save map")
     names = output_names(paths)

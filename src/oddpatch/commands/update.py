@@ -9,6 +9,7 @@ from oddpatch.commands.common import Trust
 from oddpatch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from oddpatch.calibration import Calibration
     from oddpatch.data.walk import Walk
     from oddpatch.models.base import AnomalyModel
 
@@ -42,12 +43,17 @@ def update(
     before = len(detector.memory_bank)
     take_in(model, images, len(names), batch_size)
     detector.extend(coreset_size)
-    typer.echo(recalibrate(model, about, batch_size))
+    typer.echo(recalibrate(model, about, images, batch_size))
 
     content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
     content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
     content["oddpatch"] = describe_update(
-        about, run, folder, [str(path.resolve()) for path in images], [f"{path}: {why}" for path, why in left_out]
+        about,
+        model.calibration,
+        run,
+        folder,
+        [str(path.resolve()) for path in images],
+        [f"{path}: {why}" for path, why in left_out],
     )
     write_checkpoint(content, target / CHECKPOINT)
     new = int((detector.source[:, 0] >= len(names)).sum())
@@ -108,10 +114,11 @@ def take_in(model: "AnomalyModel", images: list[Path], first_index: int, batch_s
         model.update(batch, torch.arange(start, start + len(batch)) + first_index)  # (B, 3, H, W), (B,)
 
 
-def recalibrate(model: "AnomalyModel", about: dict[str, Any], batch_size: int) -> str:
-    """Score the held-out good images anew, as thresholds of the old bank do not hold for the new one.
+def recalibrate(model: "AnomalyModel", about: dict[str, Any], new: list[Path], batch_size: int) -> str:
+    """Score the good images anew that gave the thresholds, as those of the old bank do not hold for the new one.
 
-    Without these images, or where all images were fitted to (calibration=cross), the thresholds are removed.
+    Where every image was fitted to, the `new` ones serve too. Thresholds are removed where files are missing, or where
+    folds were fitted (calibration=cross).
 
     Returns:
         What was done, in one line.
@@ -124,26 +131,41 @@ def recalibrate(model: "AnomalyModel", about: dict[str, Any], batch_size: int) -
     if not calibration.thresholds():
         return "the run has no threshold, and neither has the new version"
     calibration.f1_threshold.fill_(float("nan"))
-    root = Path(about["config"]["data"]["root"])
-    paths = [root / name for name in about.get("held_out", [])]
+    root, names = Path(about["config"]["data"]["root"]), about["train_images"]
+    if not calibration.calibrated:
+        calibration.refuse("validation images that set it were scored by the memory bank before the update")
+        return f"threshold removed: {calibration.absent}"
+    index = [names.index(name) for name in about["held_out"]]
+    paths = [root / name for name in about["held_out"]]
+    if calibration.method == "leave_one_out":
+        index, paths = [*index, *range(len(names), len(names) + len(new))], [*paths, *new]
     absent = [path for path in paths if not path.is_file()]
-    if calibration.method != "holdout" or not paths or absent:
-        calibration.calibrate(torch.empty(0), torch.empty(0))
-        reason = f"{absent[0]} is missing" if absent else "no good images were held out"
-        return f"thresholds removed, {reason}: fit again with calibration=holdout to set new ones"
+    if calibration.method == "cross" or absent:
+        reason = f"{absent[0]} is missing" if absent else "folds were fitted with calibration=cross"
+        calibration.refuse(f"it was removed by an update, as {reason}: train again with calibration=leave_one_out")
+        return f"thresholds removed: {reason}"
     scores, pixels = [], []
     for start in range(0, len(paths), batch_size):
         batch = torch.stack([model.preprocess.load(path) for path in paths[start : start + batch_size]])
         with torch.inference_mode():
-            prediction = model(batch)
+            if calibration.method == "leave_one_out":
+                place = torch.tensor(index[start : start + batch_size])
+                prediction = model.detector.score_left_out(model.backbone(batch), place, model.preprocess.image_size)
+            else:
+                prediction = model(batch)
         scores.append(prediction.score)
         pixels.append(torch.from_numpy(highest_but(prediction.anomaly_map[:, 0].numpy(), calibration.min_area)))
-    calibration.calibrate(torch.cat(scores), torch.cat(pixels))
-    return f"threshold {calibration.image.value:.4g}, set anew on {len(paths)} held-out good images"
+    calibration.calibrate(torch.cat(scores), torch.cat(pixels), torch.tensor(index))
+    return f"threshold {calibration.image.value:.4g}, set again on {len(paths)} good images left out of the memory bank"
 
 
 def describe_update(
-    about: dict[str, Any], run: Path, folder: Path, images: list[str], left_out: list[str]
+    about: dict[str, Any],
+    calibration: "Calibration",
+    run: Path,
+    folder: Path,
+    images: list[str],
+    left_out: list[str],
 ) -> dict[str, Any]:
     """The description of the new checkpoint: the old one's, with the new images and where they came from."""
     from oddpatch.checkpoint import FORMAT, library_versions
@@ -157,5 +179,7 @@ def describe_update(
         "versions": library_versions(),
         "git_commit": git_commit(),
         "train_images": [*about["train_images"], *images],
+        "held_out": [*about["held_out"], *(images if calibration.method == "leave_one_out" else [])],
+        "no_threshold": calibration.absent,
         "updates": [*about.get("updates", []), step],
     }

@@ -1,5 +1,6 @@
 """A category in MVTec layout as a LightningDataModule."""
 
+import copy
 import logging
 import os
 import tempfile
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from oddpatch.cache.features import FeatureCache
+from oddpatch.cache.kept import KeptFeatures
 from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
 from oddpatch.data.decoding import find_full_scale
@@ -160,6 +162,8 @@ class MVTecDataModule(LightningDataModule):
         self.held_out: Sequence[int] = []
         #: Where features are looked for and kept; None computes them.
         self.cache: FeatureCache | None = None
+        #: Features of the images fitted to, for those of them that are scored afterwards; None computes them.
+        self.kept: KeptFeatures | None = None
         #: How much of the area of the images is inspected; set by `setup`.
         self.inspected: Inspected | None = None
         self._said_workers = False
@@ -250,21 +254,30 @@ class MVTecDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Item | None]]:
         """A loader for each of `validation_parts`."""
         loaders = {
-            "calibration": lambda: self._loader(self._train, self.held_out),
+            "calibration": self._calibration_loader,
             "validation": lambda: self._loader(self._validation, range(len(self._validation))),
         }
         return [loaders[name]() for name in self.validation_parts]
+
+    def _calibration_loader(self) -> DataLoader[Item | None]:
+        if self.kept is None:
+            return self._loader(self._train, self.held_out)
+        dataset = copy.copy(self._train)
+        dataset.kept = self.kept
+        return self._loader(dataset, self.held_out, num_workers=0)  # nothing is decoded
 
     def test_dataloader(self) -> DataLoader[Item | None]:
         """Test images, in order."""
         return self._loader(self._test, range(len(self._test)))
 
-    def _loader(self, dataset: MVTecDataset, positions: Sequence[int]) -> DataLoader[Item | None]:
+    def _loader(
+        self, dataset: MVTecDataset, positions: Sequence[int], num_workers: int | None = None
+    ) -> DataLoader[Item | None]:
         dataset.cache = self.cache
         return DataLoader(
             dataset,
             batch_sampler=ShardedBatches(positions, self.batch_size),
-            num_workers=self._workers_that_fit(),
+            num_workers=self._workers_that_fit() if num_workers is None else num_workers,
             collate_fn=partial(collate, image_size=self.preprocess.image_size),
             pin_memory=torch.cuda.is_available(),
         )
@@ -296,6 +309,10 @@ class MVTecDataModule(LightningDataModule):
     def test_image(self, index: int) -> Tensor:
         """A prepared test image (3, h, w), where its features came from the cache."""
         return self._test.image(index)
+
+    def train_image(self, index: int) -> Tensor:
+        """A prepared training image (3, h, w), where its features were kept."""
+        return self._train.image(index)
 
     def gather(self) -> None:
         """Learn of the files that other ranks left out; called on all of them."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from oddpatch.cache.features import Cached, Entry, FeatureCache, stack
+from oddpatch.cache.kept import KeptFeatures
 from oddpatch.data.alignment import Registration
 from oddpatch.data.decoding import read_mask
 from oddpatch.data.layout import Sample, some
@@ -80,6 +81,8 @@ class MVTecDataset(Dataset[Item | None]):
         self.mask_threshold = mask_threshold
         #: Where to look for features, so that images need not be decoded.
         self.cache: FeatureCache | None = None
+        #: Features of all images that will be asked for; those without any were skipped when they were made.
+        self.kept: KeptFeatures | None = None
         #: What became of each item so far, in this process or its workers.
         self.outcome = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
 
@@ -92,6 +95,9 @@ class MVTecDataset(Dataset[Item | None]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item | None]:
         """The items of a batch: with their features if the cache has those of all, else with their images."""
+        if self.kept is not None:
+            kept = ((index, self.kept.load(index)) for index in indices)
+            return [None if features is None else self._item(index, features) for index, features in kept]
         cached: list[Cached | None] = []
         for index in indices if self.cache is not None else ():
             cached.append(self._find(index))

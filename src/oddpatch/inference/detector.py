@@ -1,6 +1,7 @@
 """`AnomalyDetector`: a finished run as a function of an image."""
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -43,9 +44,9 @@ class AnomalyDetector:
     >>> result.odd, result.p_value, [region.box for region in result.regions]
 
     Args:
-        model: a fitted model.
-        threshold: image threshold: "conformal" (from held-out good images), "validation" (F1-max of labelled images),
-            "auto" (the first of these that the run has; none if it has none), or a raw score.
+        model: a fitted model; it stays as it is.
+        threshold: image threshold: "conformal" (from good images left out of the fit), "validation" (F1-max of
+            labelled images), "auto" (the first of these that the run has; none if it has none), or a raw score.
         pixel_threshold: raw anomaly value from which on pixels are odd; None for the run's.
         target_fpr: wanted rate of false alarms, for the conformal thresholds; None for the run's.
         min_area: pixels of the image that a region must have.
@@ -68,29 +69,25 @@ class AnomalyDetector:
         device: str | torch.device = "cpu",
         max_pixels: int | None = None,
     ) -> None:
-        try:
-            self.device = torch.device(device)
-            self.model = model.to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu") from error
+        self.device, self.model = _on_device(model, device)
         self.min_area, self.merge_distance, self.max_pixels = min_area, merge_distance, max_pixels
         calibration = model.calibration
-        if target_fpr is not None:
-            if not calibration.calibrated:
-                raise ConfigError(f"target_fpr={target_fpr} needs held-out good images: fit with calibration=holdout")
-            calibration.target_fpr = target_fpr
+        if target_fpr is not None and not calibration.calibrated:
+            raise ConfigError(f"target_fpr={target_fpr} needs a threshold from good images: {calibration.absent}")
+        self.target_fpr = calibration.target_fpr if target_fpr is None else target_fpr
         self.image_threshold = self._resolve(threshold)
-        pixel = calibration.pixel
+        pixel = calibration.pixel_at(self.target_fpr)
         self.pixel_threshold = pixel.value if pixel_threshold is None and pixel is not None else pixel_threshold
 
     def _resolve(self, threshold: float | str) -> float | None:
         if not isinstance(threshold, str):
             return float(threshold)
-        known = self.model.calibration.thresholds()
+        calibration = self.model.calibration
+        known = calibration.thresholds(self.target_fpr)
         if threshold == "auto":
             return next(iter(known.values()), None)
         if threshold not in known:
-            remedy = {"conformal": "fit with calibration=holdout", "validation": "fit with data.validation=FOLDER"}
+            remedy = {"conformal": calibration.absent, "validation": "train again with +data.validation=FOLDER"}
             raise ConfigError(
                 f"threshold={threshold!r}: the run has {' and '.join(known) or 'no threshold'}; "
                 f"{remedy.get(threshold, 'choose conformal, validation or a number')}, or give a number"
@@ -123,7 +120,7 @@ class AnomalyDetector:
         from oddpatch.factory import restore
 
         model, _ = restore(Path(run), trust, **({} if engine is None else {"engine": engine}))
-        return cls(model, device=device, **settings)
+        return cls(_on_device(model, device, own=True)[1], device=device, **settings)
 
     @overload
     def __call__(self, image: ImageLike) -> Detection: ...
@@ -195,6 +192,17 @@ class AnomalyDetector:
                 normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
         odd = None if threshold is None else score > threshold
         return Detection(score, odd, p_value, anomaly, anomaly_map, normalized, regions, mask, share)
+
+
+def _on_device(model: AnomalyModel, device: str | torch.device, own: bool = False) -> tuple[torch.device, AnomalyModel]:
+    """The device, and the model on it, ready to score: a copy if it would have to be changed and is not our own."""
+    try:
+        wanted = torch.device(device)
+        if own or (model.detector.fitted.device.type == wanted.type and not model.training):
+            return wanted, model.to(wanted).eval()
+        return wanted, deepcopy(model).to(wanted).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu") from error
 
 
 def to_tensor(image: Image.Image | NDArray[Any] | Tensor, full_scale: int | None = None) -> Tensor:

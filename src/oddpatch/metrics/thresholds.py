@@ -125,6 +125,25 @@ def highest_but(maps: NDArray[np.floating], min_area: int) -> NDArray[np.float64
     return np.partition(flat, place, axis=1)[:, place].astype(np.float64)
 
 
+def stands_out(scores: ArrayLike) -> bool:
+    """Whether the highest of the scores of good images lies so far from the others that it is likely none of them.
+
+    The upper half of the scores is compared with an exponential tail, whose spacings are independent and exponential,
+    too, once the one below the j-th highest is multiplied by j (Renyi 1953). The first spacing against the sum of the
+    others then has an exact p-value, (1 + first / others)^-(m - 1) for m scores above the median, and must fall under
+    1 in 1000. Scores of good images, being distances, mostly have lighter tails, for which that is rarer still.
+
+    Args:
+        scores: (n,); of fewer than 5 nothing is said.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
+    if len(ordered) < 5:
+        return False
+    above = ordered[: len(ordered) // 2] - np.median(ordered)  # (m,) falling
+    others = above[1] + above[1:].sum()  # the sum of the normalised spacings below the first
+    return bool((above[0] - above[1]) > others * (1000 ** (1 / (len(above) - 1)) - 1))
+
+
 def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:
     """What a threshold gives on labelled images, those with a score above it being called odd.
 

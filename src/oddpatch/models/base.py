@@ -43,6 +43,7 @@ class Detector(nn.Module, ABC):
     #: False for methods that score whole images only: their predictions have no anomaly map.
     localizes: bool = True
     fitted: Tensor
+    left_out: Tensor
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], finest_stride: int = 1) -> None:
         super().__init__()
@@ -57,6 +58,10 @@ class Detector(nn.Module, ABC):
         self.register_buffer("fitted", torch.tensor(False))
         #: Patches outside are neither fitted to nor scored.
         self.region = Region()
+        #: Whether `score_left_out` will be asked for, see `expect_left_out`.
+        self.left_out_expected = False
+        #: Row i is what a method keeps of training image i for `score_left_out`; it is not saved.
+        self.register_buffer("left_out", torch.empty(0), persistent=False)
 
     def restrict(self, mask: Tensor) -> None:
         """Inspect nothing but the pixels where mask (H, W) bool is true; to be called before `update`."""
@@ -118,6 +123,35 @@ class Detector(nn.Module, ABC):
         Raises:
             NotFittedError: before `fit`.
         """
+
+    def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
+        """Score images that were fitted to, each as if it had been left out of the fit.
+
+        Optional: the default calibration uses it where a method has it, and fits to folds of the images elsewhere.
+
+        Args:
+            features: [(B, C_l, h_l, w_l)], as given to `update`.
+            index: (B,) as given to `update`.
+            image_size: as for `forward`.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot leave an image out: set calibration=cross")
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether this method, and any that it is made of, has `score_left_out`."""
+        parts = [part for part in self.modules() if isinstance(part, Detector)]
+        return all(type(part).score_left_out is not Detector.score_left_out for part in parts)
+
+    def expect_left_out(self) -> None:
+        """Say, before `update`, that `score_left_out` will be asked for: what makes it cheap can then be kept."""
+        for part in self.modules():
+            if isinstance(part, Detector):
+                part.left_out_expected = True
+
+    def require_left_out(self) -> None:
+        """Raise `NotFittedError` unless `fit` has kept what `score_left_out` needs."""
+        if not len(self.left_out):
+            raise NotFittedError(f"{type(self).__name__}: call expect_left_out() before update() and fit()")
 
     @abstractmethod
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:

@@ -91,7 +91,7 @@ class EnsembleDetector(Detector):
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
         """Give every member its maps of the images that are not held out."""
-        held_out = (index % self.period == self.period - 1).to(features[0].device)  # (B,)
+        held_out = self._is_held_out(index).to(features[0].device)  # (B,)
         for row in held_out.nonzero()[:, 0].tolist():
             self._held_out.append((int(index[row]), [feature[row : row + 1].clone() for feature in features]))
         if held_out.all():
@@ -119,11 +119,7 @@ class EnsembleDetector(Detector):
         Raises:
             DataError: fewer than two images are held out.
         """
-        if len(self._held_out) < 2:
-            raise DataError(
-                f"an ensemble standardises on held-out good images, and holdout={self.holdout} leaves "
-                f"{len(self._held_out)} of them: add good images, or raise model.holdout"
-            )
+        self._require_held_out(len(self._held_out))
         held_out = [features for _, features in sorted(self._held_out, key=lambda pair: pair[0])]
         self._held_out = []
         center, scale = [], []
@@ -139,6 +135,13 @@ class EnsembleDetector(Detector):
             self.scale = self.scale.where(self.scale > 0, 1.0)
         self.fitted.fill_(True)
 
+    def _require_held_out(self, count: int) -> None:
+        if count < 2:
+            raise DataError(
+                f"an ensemble standardises on held-out good images, and holdout={self.holdout} leaves "
+                f"{count} of them: add good images, or raise model.holdout"
+            )
+
     def _score(self, number: int, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Score (1,) and map values (H*W,) that a member gives one held-out image; without a map, the score twice."""
         maps = self.split(features)[number]
@@ -152,9 +155,30 @@ class EnsembleDetector(Detector):
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Mean of the members' standardised scores, and of their standardised maps."""
         self.require_fitted()
+        parts = zip(self.detectors, self.split(features), strict=True)
+        return self._combine([detector(part, image_size) for detector, part in parts])
+
+    def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
+        """As `forward`, an image that the members were fitted to being left out of each.
+
+        Those that the members' scores are standardised on were not fitted to; the standardisation itself stays.
+        """
+        self.require_fitted()
+        new = self._is_held_out(index).to(features[0].device)  # (B,)
+        known = index[~new.to(index.device)]
+        predictions = []
+        for detector, part in zip(self.detectors, self.split(features), strict=True):
+            of_new = detector([maps[new] for maps in part], image_size) if new.any() else None
+            of_known = detector.score_left_out([m[~new] for m in part], known, image_size) if len(known) else None
+            predictions.append(_interleave(of_new, of_known, new))
+        return self._combine(predictions)
+
+    def _is_held_out(self, index: Tensor) -> Tensor:
+        return index % self.period == self.period - 1
+
+    def _combine(self, predictions: Sequence[Prediction]) -> Prediction:
         scores, maps = [], []
-        for i, (detector, part) in enumerate(zip(self.detectors, self.split(features), strict=True)):
-            score, anomaly_map = detector(part, image_size)
+        for i, (score, anomaly_map) in enumerate(predictions):
             scores.append((score - self.center[i, 0]) / self.scale[i, 0])
             if anomaly_map is not None:
                 maps.append((anomaly_map - self.center[i, 1]) / self.scale[i, 1])
@@ -162,8 +186,13 @@ class EnsembleDetector(Detector):
         return Prediction(torch.stack(scores).mean(0), mean_map)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
-        """What the members need for the images they are fitted to, and the maps of those held out."""
+        """What the members need for the images they are fitted to, and the maps of those held out.
+
+        Raises:
+            DataError: fewer than two images will be held out.
+        """
         held_out = num_images // self.period
+        self._require_held_out(held_out)
         starts = [sum(self.maps[:i]) for i in range(len(self.maps))]
         parts = [
             detector.required_memory(shapes[start : start + count], num_images - held_out)
@@ -172,6 +201,19 @@ class EnsembleDetector(Detector):
         maps = held_out * sum(4 * channels * height * width for channels, height, width in shapes)
         remedy = parts[0][1].replace("model.", "model.member.") + ", or lower model.holdout"
         return maps + sum(needed for needed, _ in parts), remedy
+
+
+def _interleave(chosen: Prediction | None, others: Prediction | None, where: Tensor) -> Prediction:
+    """The predictions of a batch, of which `where` (B,) says which are `chosen`; None stands for none."""
+    parts = [(mask, part) for mask, part in ((where, chosen), (~where, others)) if part is not None]
+    first = parts[0][1]
+    score = first.score.new_empty(len(where))
+    maps = None if first.anomaly_map is None else first.anomaly_map.new_empty(len(where), *first.anomaly_map.shape[1:])
+    for mask, part in parts:
+        score[mask] = part.score
+        if maps is not None:
+            maps[mask] = part.anomaly_map
+    return Prediction(score, maps)
 
 
 def _group(strides: Sequence[int]) -> list[int]:

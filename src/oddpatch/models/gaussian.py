@@ -9,7 +9,7 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.gallery import in_order
-from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, sample_covariance
+from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, left_out_distances, sample_covariance
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
@@ -92,6 +92,11 @@ class GaussianAD(Detector):
                 f"GaussianAD needs at least 2 good images for a covariance, it was given {len(order)}: add images"
             )
         stages = torch.cat(self._pooled)[order].split(self.channels, dim=1)
+        if self.left_out_expected:
+            images = torch.cat(self._index)[order]
+            self.left_out = torch.full((int(images.max()) + 1,), torch.nan, device=self.fitted.device)
+            scores = torch.stack([self._left_out(samples, stage) for stage, samples in enumerate(stages)]).sum(0)
+            self.left_out[images.to(self.fitted.device)] = scores.float().to(self.fitted.device)
         for stage, samples in enumerate(stages):
             mean, whitening = self._fit_stage(samples, stage)
             setattr(self, f"mean_{stage}", mean.float().to(self.fitted.device))
@@ -118,6 +123,22 @@ class GaussianAD(Detector):
             )
         directions = torch.eye(len(factor), dtype=factor.dtype) if components is None else components
         return mean, torch.linalg.solve_triangular(factor, directions, upper=False)
+
+    def _left_out(self, samples: Tensor, stage: int) -> Tensor:
+        """Distance (N,) of each of the samples (N, C) to the Gaussian of the others."""
+        if self.npca is None:
+            return left_out_distances(samples, self.epsilon if self.shrinkage == "epsilon" else None)
+        distances = []
+        for left_out in range(len(samples)):  # the components that are kept depend on every image
+            others = torch.cat([samples[:left_out], samples[left_out + 1 :]])
+            mean, whitening = self._fit_stage(others, stage)
+            distances.append((whitening @ (samples[left_out].double() - mean)).norm())
+        return torch.stack(distances)
+
+    def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
+        """Scores (B,) as fits without the images give them, see `oddpatch.ops.shrinkage.left_out_distances`."""
+        self.require_left_out()
+        return Prediction(self.left_out[index.to(self.left_out.device)], None)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Sum of the stages' Mahalanobis distances (B,); there is no anomaly map."""

@@ -1,6 +1,7 @@
 """PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,16 @@ from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.patches import ALIGNMENTS, by_position
 from oddpatch.ops.projection import semi_orthogonal
-from oddpatch.ops.statistics import Moments, add_samples, empty_moments, mahalanobis, merge, whiten_
+from oddpatch.ops.statistics import (
+    Moments,
+    add_samples,
+    empty_moments,
+    left_out_from_samples,
+    left_out_mahalanobis,
+    mahalanobis,
+    merge,
+    whiten_,
+)
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
@@ -50,6 +60,7 @@ class PaDiM(Detector):
     mean: Tensor  # (P, D)
     whitening: Tensor  # (P, D, D) inverse Cholesky factors of the covariances
     grid: Tensor  # (2,) height and width of the grid of positions
+    num_images: Tensor  # () fitted to
 
     def __init__(
         self,
@@ -89,7 +100,9 @@ class PaDiM(Detector):
         self._draw_reduction(reduction, seed)
         for name in ("mean", "whitening", "grid"):
             self.register_buffer(name, torch.empty(0))
+        self.register_buffer("num_images", torch.tensor(0), persistent=False)
         self._moments: Moments | None = None
+        self._samples: list[tuple[Tensor, Tensor]] = []  # index (B,) and embeddings (B, P, D) of each batch, if few
 
     def _draw_reduction(self, reduction: str, seed: int) -> None:
         total = sum(self.channels)
@@ -145,9 +158,18 @@ class PaDiM(Detector):
             self.grid = torch.tensor([height, width], device=finest.device)
         self._require_grid(height, width)
         count, mean, scatter = self._moments
+        few = self._keeps_samples(count + len(finest))
+        parts = []
         for part, samples in self.embed(features):
             add_samples(Moments(count, mean[part], scatter[part]), samples)
+            if few:
+                parts.append(samples.transpose(0, 1))
+        self._samples = [*self._samples, (index.cpu(), torch.cat(parts, dim=1).cpu())] if few else []
         self._moments = Moments(count + len(finest), mean, scatter)
+
+    def _keeps_samples(self, count: int) -> bool:
+        """Whether `score_left_out` needs embeddings, which take about the memory of the fit: few images."""
+        return self.left_out_expected and self.epsilon > 0 and 4 * count <= 5 * self.num_features
 
     @torch.no_grad()
     def merge(self, ranks: "Ranks") -> None:
@@ -163,6 +185,11 @@ class PaDiM(Detector):
             return
         if len(grids) > 1:
             raise DataError(f"images give grids of {sorted(grids)} patches: use images of one size")
+        if not self._keeps_samples(sum(other[0] for other in taken_in if other)):
+            self._samples = []
+        samples = ranks.collect([part for pair in self._samples for part in pair], "cpu")
+        held = self._samples + list(zip(samples, samples, strict=True))
+        self._samples = held if ranks.first else []
         (height, width), dim, device = grids.pop(), self.num_features, self.fitted.device
         parts = list(_parts(height * width, 4 * dim * dim, MERGE_BYTES))
         received = ranks.collect([] if own is None else [t[p] for p in parts for t in (own.mean, own.scatter)], device)
@@ -196,8 +223,38 @@ class PaDiM(Detector):
             whiten_(scatter, count, self.epsilon, part.start, part.stop)
             progress(part.stop, positions, "inverting covariances")
         self.mean, self.whitening = mean.float(), scatter
+        self.num_images = torch.tensor(count, device=self.fitted.device)
+        self._keep_left_out()
         self._moments = None
         self.fitted.fill_(True)
+
+    def _keep_left_out(self) -> None:
+        """Distances (images, P) of the few images whose embeddings were kept, see `left_out_from_samples`."""
+        self.left_out = torch.empty(0, device=self.fitted.device)
+        if not self._samples:
+            return
+        index, samples = (torch.cat(parts) for parts in zip(*self._samples, strict=True))  # (N,), (N, P, D)
+        self._samples = []
+        order = index.argsort()  # the order in which images came must not matter
+        samples = samples[order]
+        distances = [
+            left_out_from_samples(samples[:, part].transpose(0, 1).to(self.fitted.device), self.epsilon)
+            for part in _parts(samples.shape[1], 8 * len(samples) ** 2, CHUNK_BYTES)
+        ]
+        self.left_out = torch.full((int(index.max()) + 1, samples.shape[1]), torch.nan, device=self.fitted.device)
+        self.left_out[index[order].to(self.fitted.device)] = torch.cat(distances).T
+
+    def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
+        """As `forward` of a fit without the images: exactly where they are few, else by a close upper bound.
+
+        See `oddpatch.ops.statistics.left_out_mahalanobis` for the bound, which exceeds the distances by 1 in twice the
+        number of images at most.
+        """
+        self.require_fitted()
+        if len(self.left_out):
+            height, width = self.grid.tolist()
+            return self._predict(self.left_out[index.to(self.left_out.device)].T, (height, width), image_size)
+        return self._score(features, image_size, partial(left_out_mahalanobis, count=int(self.num_images)))
 
     def _require_grid(self, height: int, width: int) -> None:
         rows, columns = self.grid.tolist()
@@ -210,11 +267,21 @@ class PaDiM(Detector):
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Mahalanobis distance of every patch; the image score is the maximum of the map."""
         self.require_fitted()
+        return self._score(features, image_size, mahalanobis)
+
+    def _score(
+        self, features: list[Tensor], image_size: tuple[int, int], measure: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Prediction:
         height, width = features[self.layers[0]].shape[-2:]
         self._require_grid(height, width)
         distances = torch.cat(
-            [mahalanobis(samples, self.mean[part], self.whitening[part]) for part, samples in self.embed(features)]
+            [measure(samples, self.mean[part], self.whitening[part]) for part, samples in self.embed(features)]
         )  # (P, B)
+        return self._predict(distances, (height, width), image_size)
+
+    def _predict(self, distances: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Prediction:
+        """Map and score from the distances (P, B) of every patch of a grid (h, w)."""
+        height, width = grid
         inside = self.region.take(distances, (height, width))  # (P', B)
         scores = self.region.spread(inside.T, (height, width))  # (B, h, w)
         smoothed = self.region.cut(anomaly_map(scores, image_size, self.smoothing, self.interpolation))  # (B, 1, H, W)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
-from oddpatch.ops.coreset import StreamingCoreset, approximate_greedy, k_center_greedy, random_subset
+from oddpatch.ops.coreset import OtherGroups, StreamingCoreset, approximate_greedy, k_center_greedy, random_subset
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.neighbours import NearestIndex
 from oddpatch.ops.patches import join_patches, pool_patches
@@ -219,6 +219,7 @@ class PatchCore(Detector):
 
     def _fit(self, count: int | None, selector: str, progress: ProgressFn) -> None:
         """Make a bank of `count` of the patches held, or of as many as the settings ask for."""
+        self.left_out = torch.empty(0, device=self.fitted.device)
         if self._stream is not None:
             self.memory_bank, self.source = self._select_from_stream(self._stream, count, progress)
             self._stream = None
@@ -231,9 +232,26 @@ class PatchCore(Detector):
             order = source[:, 0].argsort(stable=True)
             if not torch.equal(order, torch.arange(len(order), device=order.device)):
                 embeddings, source = embeddings[order], source[order]
-            picks = self._select(embeddings, self._count(len(embeddings), count), selector, progress)
+            others = OtherGroups(source[:, 0]) if self._measures_others(len(embeddings), count, selector) else None
+            picks = self._select(embeddings, self._count(len(embeddings), count), selector, progress, others)
+            if others is not None:
+                self._keep_left_out(others)
             self.memory_bank, self.source = embeddings[picks], source[picks]
         self.fitted.fill_(True)
+
+    def _measures_others(self, total: int, count: int | None, selector: str) -> bool:
+        """Whether the selection measures what `score_left_out` needs: distances in the embedding itself."""
+        in_embedding = self.projection_dim is None or self.projection_dim >= self.dim
+        greedy = selector in ("greedy", "approximate_greedy") and self._count(total, count) < total
+        return self.left_out_expected and greedy and in_embedding and self.k == 1 and not self.fitted
+
+    def _keep_left_out(self, others: OtherGroups) -> None:
+        """Keep the distance of every patch to the nearest bank entry from another image, (images, P)."""
+        images, patches = others.groups.unique(return_counts=True)
+        squared = others.squared.view(len(images), int(patches[0]))
+        distances = squared / 2 if self.distance == "cosine" else squared.sqrt()
+        self.left_out = torch.full((int(images[-1]) + 1, distances.shape[1]), torch.nan, device=squared.device)
+        self.left_out[images] = distances.float()
 
     def _select_from_stream(
         self, stream: StreamingCoreset, count: int | None, progress: ProgressFn
@@ -256,7 +274,9 @@ class PatchCore(Detector):
         assert self.coreset_ratio is not None
         return max(1, int(self.coreset_ratio * total))
 
-    def _select(self, embeddings: Tensor, count: int, selector: str, progress: ProgressFn) -> Tensor:
+    def _select(
+        self, embeddings: Tensor, count: int, selector: str, progress: ProgressFn, others: OtherGroups | None
+    ) -> Tensor:
         """Indices (count,) of the rows of embeddings (N, D) that make the coreset."""
         if count == len(embeddings):
             return torch.arange(len(embeddings), device=embeddings.device)
@@ -266,8 +286,8 @@ class PatchCore(Detector):
         if self.projection_dim is not None:
             points = random_projection(points, self.projection_dim, self.generator)
         if selector == "approximate_greedy":
-            return approximate_greedy(points, count, self.generator, progress=progress)
-        return k_center_greedy(points, count, generator=self.generator, progress=progress)
+            return approximate_greedy(points, count, self.generator, progress=progress, others=others)
+        return k_center_greedy(points, count, generator=self.generator, progress=progress, others=others)
 
     @property
     def index(self) -> NearestIndex:
@@ -279,33 +299,80 @@ class PatchCore(Detector):
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Distance of every patch to the memory bank; the image score is the largest, re-weighted if so set."""
         self.require_fitted()
+        grid, queries = self._queries(features)  # (B, P, D)
+        distances, _ = self.index.search(queries.flatten(0, 1), min(self.k, len(self.memory_bank)))  # (B*P, k)
+        return self._predict(distances.mean(dim=1).view(queries.shape[:2]), queries, grid, image_size)
+
+    def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
+        """As `forward` with the memory bank without the images' own entries, no others being selected in their place.
+
+        Greedy selection in the embedding, with k=1, has measured these distances already; otherwise each image is
+        searched for, as a new one would be.
+
+        Raises:
+            ConfigError: all entries of the bank come from one of the images.
+        """
+        self.require_fitted()
+        own = [torch.nonzero(self.source[:, 0] == image)[:, 0] for image in index.tolist()]
+        if any(len(entries) == len(self.memory_bank) for entries in own):
+            raise ConfigError(
+                f"all {len(self.memory_bank)} entries of the memory bank come from one good image, which therefore "
+                "cannot be left out: raise model.coreset_ratio or model.coreset_size, or set calibration=holdout"
+            )
+        grid, queries = self._queries(features)  # (B, P, D)
+        if len(self.left_out):
+            scores = self.left_out[index.to(self.left_out.device)]  # (B, P)
+        else:
+            found = [
+                self.index.search(patches, min(self.k, len(self.memory_bank) - len(entries)), without=entries)[0]
+                for patches, entries in zip(queries, own, strict=True)
+            ]
+            scores = torch.stack([distances.mean(dim=1) for distances in found])  # (B, P)
+        return self._predict(scores, queries, grid, image_size, own)
+
+    def _queries(self, features: list[Tensor]) -> tuple[tuple[int, int], Tensor]:
+        """The grid (h, w) of patches, and the embeddings (B, P, D) of those inside the region."""
         embeddings = self.embed(features)  # (B, h, w, D)
-        batch, height, width, dim = embeddings.shape
-        queries = self.region.take(embeddings.flatten(1, 2), (height, width), dim=1).reshape(-1, dim)  # (B*P, D)
-        distances, neighbours = self.index.search(queries, min(self.k, len(self.memory_bank)))  # (B*P, k) both
-        scores = distances.mean(dim=1).view(batch, -1)  # (B, P)
+        grid = (embeddings.shape[1], embeddings.shape[2])
+        return grid, self.region.take(embeddings.flatten(1, 2), grid, dim=1)
+
+    def _predict(
+        self,
+        scores: Tensor,
+        queries: Tensor,
+        grid: tuple[int, int],
+        image_size: tuple[int, int],
+        without: list[Tensor] | None = None,
+    ) -> Prediction:
+        """Map and score from the patch scores (B, P); `without` are the bank entries that each image must not use."""
         image_score, hottest = scores.max(dim=1)  # (B,) both
         if self.num_neighbors:
-            rows = torch.arange(batch, device=hottest.device) * scores.shape[1] + hottest
-            image_score = image_score * self._weight(queries[rows], distances[rows, 0], neighbours[rows, 0])
-        patch_map = self.region.spread(scores, (height, width))  # (B, h, w)
+            patches = queries[torch.arange(len(hottest), device=hottest.device), hottest]  # (B, D)
+            if without is None:
+                weights = self._weight(patches, None)
+            else:
+                pairs = zip(patches, without, strict=True)
+                weights = torch.cat([self._weight(patch[None], entries) for patch, entries in pairs])
+            image_score = image_score * weights
+        patch_map = self.region.spread(scores, grid)  # (B, h, w)
         return Prediction(image_score, self.region.cut(anomaly_map(patch_map, image_size, self.smoothing)))
 
-    def _weight(self, hottest: Tensor, distance: Tensor, neighbour: Tensor) -> Tensor:
-        """Weights (B,) of the image scores by local density.
+    def _weight(self, hottest: Tensor, without: Tensor | None) -> Tensor:
+        """Weights (B,) of the image scores by local density, from the hottest patches (B, D).
 
         PatchCore eq. 7: a match in a sparse region of the bank is weaker evidence of an anomaly. The neighbourhood is
         that of the nearest *bank entry* m*, which is one of its b members.
         """
-        count = min(self.num_neighbors, len(self.memory_bank))
-        _, around = self.index.search(self.memory_bank[neighbour], count)  # (B, b)
+        count = min(self.num_neighbors, len(self.memory_bank) - (0 if without is None else len(without)))
+        distance, neighbour = self.index.search(hottest, without=without)  # (B, 1) both
+        _, around = self.index.search(self.memory_bank[neighbour[:, 0]], count, without=without)  # (B, b)
         members = self.memory_bank[around]  # (B, b, D)
         if self.distance == "cosine":
             to_members = 1 - F.cosine_similarity(hottest[:, None], members, dim=2)
         else:
             to_members = (hottest[:, None] - members).norm(dim=2)  # (B, b)
         # exp(d*) / sum exp(d), computed so that large distances do not overflow
-        return 1 - torch.exp(distance - torch.logsumexp(to_members, dim=1))
+        return 1 - torch.exp(distance[:, 0] - torch.logsumexp(to_members, dim=1))
 
     def nearest_normal(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """For each patch of a batch, its distance and where its nearest normal patch was seen.

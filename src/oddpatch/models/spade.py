@@ -13,7 +13,7 @@ from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.correspondence import BLOCK, correspondence_distances
 from oddpatch.ops.gallery import Spool, in_order, row_bytes
 from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.neighbours import nearest
+from oddpatch.ops.neighbours import NearestIndex, nearest
 from oddpatch.ops.patches import join
 from oddpatch.types import Prediction
 
@@ -47,6 +47,7 @@ class SPADE(Detector):
     """
 
     pooled: Tensor  # (N, sum of the pooled C_l)
+    images: Tensor
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class SPADE(Detector):
         self.gallery_names = [f"gallery_{layer}" for layer in self.map_layers]
         for name in self.gallery_names:
             self.register_buffer(name, torch.empty(0))
+        self.register_buffer("images", torch.empty(0), persistent=False)  # (N,) index of each image of the gallery
         self._spools: list[Spool] = []
         self._pooled: list[Tensor] = []
         self._index: list[Tensor] = []
@@ -181,6 +183,7 @@ class SPADE(Detector):
         self._require_patches([spool.shape[0] for spool in self._spools])
         device = self.fitted.device
         self.pooled = torch.cat(self._pooled)[order].to(device)
+        self.images = torch.cat(self._index)[order].to(device)
         for number, (name, spool) in enumerate(zip(self.gallery_names, self._spools, strict=True), start=1):
             setattr(self, name, spool.finish(order).to(device))
             progress(number, len(self._spools), "mapping the gallery")
@@ -204,7 +207,24 @@ class SPADE(Detector):
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Mean distance to the retrieved images; summed distances of every patch to the nearest of theirs."""
         self.require_fitted()
-        distances, retrieved = nearest(self.pool(features), self.pooled, self.k)  # (B, k) both
+        return self._predict(features, image_size, *nearest(self.pool(features), self.pooled, self.k))
+
+    def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
+        """As `forward` with the gallery without the image itself."""
+        self.require_fitted()
+        gallery = NearestIndex(self.pooled, num_queries=len(index))
+        rows = torch.searchsorted(self.images, index.to(self.images.device))
+        found = [
+            gallery.search(query[None], self.k, without=row[None])
+            for query, row in zip(self.pool(features), rows, strict=True)
+        ]
+        distances, retrieved = (torch.cat(parts) for parts in zip(*found, strict=True))  # (B, k) both
+        return self._predict(features, image_size, distances, retrieved)
+
+    def _predict(
+        self, features: list[Tensor], image_size: tuple[int, int], distances: Tensor, retrieved: Tensor
+    ) -> Prediction:
+        """Score and map from the distances (B, k) to the images retrieved (B, k)."""
         maps = self.maps(features)
         levels = [[i] for i in range(len(maps))] if self.pyramid == "sum" else [list(range(len(maps)))]
         total = torch.zeros((), device=distances.device)

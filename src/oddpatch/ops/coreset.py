@@ -31,6 +31,24 @@ PICKED = -1.0
 SMALLEST_BLOCK = 64
 
 
+class OtherGroups:
+    """The squared distance of every point to the nearest pick from another group than its own.
+
+    A selection that is given one keeps it up to date at little cost: it measures all points against all picks anyway.
+
+    Args:
+        groups: (N,) integer group of each point.
+    """
+
+    def __init__(self, groups: Tensor) -> None:
+        self.groups = groups
+        self.squared = torch.full((len(groups),), math.inf, dtype=torch.float64, device=groups.device)  # (N,)
+
+    def add_first(self, pick: int, squared: Tensor) -> None:
+        """Take in the pick that a selection starts from, and the squared distances (N,) of all points to it."""
+        self.squared = squared.where(self.groups != self.groups[pick], self.squared)
+
+
 @torch.no_grad()
 def k_center_greedy(
     points: Tensor,
@@ -40,6 +58,7 @@ def k_center_greedy(
     start: int | None = None,
     block: int = 1024,
     progress: ProgressFn | None = None,
+    others: OtherGroups | None = None,
 ) -> Tensor:
     """Pick `count` points, each the farthest from those picked before it (Gonzalez, 1985).
 
@@ -56,6 +75,7 @@ def k_center_greedy(
         generator: draws the first pick, which stays in the set; or give its index as `start`.
         block: most points that are picked from between two looks at all points.
         progress: told after each block.
+        others: kept up to date with the picks; it changes none of them.
 
     Returns:
         (count,) int64 indices in the order of picking, no two the same, on the device of the points.
@@ -72,8 +92,10 @@ def k_center_greedy(
         raise ConfigError(f"start={start} is no index of {len(points)} points: choose 0..{len(points) - 1}")
     require_finite(points, "patches to select from")
     distances = _distances_to(points, start)
+    if others is not None:
+        others.add_first(start, distances)
     distances[start] = PICKED
-    return _Selection(points, distances, [start], count, block).run(progress)
+    return _Selection(points, distances, [start], count, block, others).run(progress)
 
 
 @torch.no_grad()
@@ -85,6 +107,7 @@ def approximate_greedy(
     *,
     block: int = 1024,
     progress: ProgressFn | None = None,
+    others: OtherGroups | None = None,
 ) -> Tensor:
     """Greedy selection whose distances begin as the mean distance to a few random points.
 
@@ -103,7 +126,7 @@ def approximate_greedy(
     mean = torch.zeros(len(points), dtype=torch.float64, device=points.device)
     for start in starts:
         mean += _distances_to(points, start).sqrt_() / len(starts)
-    return _Selection(points, mean.square_(), [], count, block).run(progress)
+    return _Selection(points, mean.square_(), [], count, block, others).run(progress)
 
 
 def random_subset(total: int, count: int, generator: torch.Generator) -> Tensor:
@@ -187,10 +210,19 @@ class StreamingCoreset:
 class _Selection:
     """A greedy selection under way: the squared distance of every point to the picks so far, and those picks."""
 
-    def __init__(self, points: Tensor, distances: Tensor, picks: list[int], count: int, block: int) -> None:
+    def __init__(
+        self,
+        points: Tensor,
+        distances: Tensor,
+        picks: list[int],
+        count: int,
+        block: int,
+        others: OtherGroups | None = None,
+    ) -> None:
         if block < 1:
             raise ConfigError(f"block={block}: choose at least 1")
         self.points, self.distances, self.picks, self.count = points, distances, picks, count
+        self.others = others
         self.largest_block = block
         self.block = min(block, SMALLEST_BLOCK)  # early picks change most distances: few are made per block
         with full_precision():
@@ -202,7 +234,7 @@ class _Selection:
             while len(self.picks) < self.count:
                 picked = self._pick_block()
                 self.picks += picked.tolist()
-                if len(self.picks) < self.count:
+                if len(self.picks) < self.count or self.others is not None:
                     self._lower_distances(picked)
                 if progress:
                     progress(len(self.picks), self.count, "coreset")
@@ -249,10 +281,31 @@ class _Selection:
         columns = Columns(self.sketch, new)
         for rows in chunks(len(self.points), 4 * len(columns.bias), self.points.device):
             bounds, slack = columns.bounds(*self._sketch(rows))
-            row, column = pairs_below(bounds, _limit(self.distances[rows], slack))
+            limit = _limit(self.distances[rows], slack)
+            if self.others is None:
+                row, column = pairs_below(bounds, limit)
+            else:
+                row, column, other = self._pairs_with_others(bounds, limit, slack, rows, picked)
             exact = squared_distances(self.points, row + rows.start, new, column)
             self.distances[rows].scatter_reduce_(0, row, exact, "amin")
+            if self.others is not None:
+                self.others.squared[rows].scatter_reduce_(0, row[other], exact[other], "amin")
         self.distances[picked] = PICKED
+
+    def _pairs_with_others(
+        self, bounds: Tensor, limit: Tensor, slack: Tensor, rows: slice, picked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Row and column of the pairs to be measured, and which of them are of two groups.
+
+        The nearest pick of another group is never nearer than the nearest of all: its limit is the wider one.
+        """
+        assert self.others is not None
+        groups = self.others.groups
+        wide = _limit(self.others.squared[rows], slack).clamp_(max=torch.finfo(torch.float32).max)
+        row, column = pairs_below(bounds, torch.maximum(limit, wide))
+        other = groups[rows][row] != groups[picked][column]
+        wanted = other | (bounds[row, column] <= limit[row])
+        return row[wanted], column[wanted], other[wanted]
 
 
 def _limit(distances: Tensor, slack: Tensor) -> Tensor:

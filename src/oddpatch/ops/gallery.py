@@ -74,10 +74,14 @@ class Spool:
         self.count = count
         return self._map()
 
+    def close(self) -> None:
+        """Let go of the file; tensors mapped from it stay valid, and keep its space until they are gone."""
+        self._file.close()
+
     @staticmethod
     def _no_room(error: OSError) -> ResourceError:
         return ResourceError(
-            f"the gallery could not be written to {tempfile.gettempdir()} ({error.strerror}): "
+            f"features could not be written to {tempfile.gettempdir()} ({error.strerror}): "
             "free disk space there, or set TMPDIR to a folder with more"
         )
 
@@ -86,13 +90,13 @@ class Spool:
         return torch.frombuffer(region, dtype=self.dtype).view(self.count, *self.shape)
 
     @staticmethod
-    def require_disk(needed: int, remedy: str) -> None:
+    def require_disk(needed: int, remedy: str, what: str = "the gallery") -> None:
         """Raise a `ResourceError` unless the folder of temporary files has `needed` bytes."""
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise ResourceError(
-                f"the gallery needs {needed / 2**30:.1f} GiB of disk in {folder} but {free / 2**30:.1f} GiB are free: "
+                f"{what} needs {needed / 2**30:.1f} GiB of disk in {folder} but {free / 2**30:.1f} GiB are free: "
                 f"set TMPDIR to a folder with more, or {remedy}"
             )
 

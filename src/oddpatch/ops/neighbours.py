@@ -60,13 +60,16 @@ class NearestIndex:
         self.fine: Columns | None = None
 
     @torch.no_grad()
-    def search(self, queries: Tensor, k: int = 1, max_bytes: int | None = None) -> tuple[Tensor, Tensor]:
+    def search(
+        self, queries: Tensor, k: int = 1, max_bytes: int | None = None, without: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The k nearest points of the bank for each query, equally near ones by rising index.
 
         Args:
             queries: (Q, D), on the device of the bank.
-            k: how many, 1..N.
+            k: how many, 1..N less those left out.
             max_bytes: size of the largest intermediate, of which a few exist at a time; None for what is fast.
+            without: (n,) distinct indices of points that are left out of the search.
 
         Returns:
             distances (Q, k) float32, ascending, and indices (Q, k) int64 into the bank.
@@ -74,8 +77,9 @@ class NearestIndex:
         Raises:
             DataError: NaN or infinity in the queries.
         """
-        if not 1 <= k <= len(self.bank):
-            raise ConfigError(f"k={k} nearest of a bank of {len(self.bank)} points: choose 1..{len(self.bank)}")
+        most = len(self.bank) - (0 if without is None else len(without))
+        if not 1 <= k <= most:
+            raise ConfigError(f"k={k} nearest of a bank of {most} points: choose 1..{most}")
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ConfigError(f"queries of shape {tuple(queries.shape)}: this bank needs (Q, {self.dim})")
         queries = unit_vectors(queries) if self.metric == "cosine" else queries.detach()
@@ -84,14 +88,16 @@ class NearestIndex:
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
             for rows in chunks(len(queries), len(self.coarse.bias) * 4, queries.device, max_bytes or SEARCH_BYTES):
-                squared[rows], indices[rows] = self._search(self.coarse, queries[rows], k)
+                squared[rows], indices[rows] = self._search(self.coarse, queries[rows], k, without)
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
         return distances.float(), indices
 
-    def _search(self, columns: "Columns", queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _search(self, columns: "Columns", queries: Tensor, k: int, without: Tensor | None) -> tuple[Tensor, Tensor]:
         """Squared distances (q, k) float64 and indices (q, k) for one chunk of queries."""
         sketched = columns.sketch(queries)
         bounds, slack = columns.bounds(sketched, lengths(sketched))  # (q, M), (q,)
+        if without is not None:
+            bounds.index_fill_(1, without, math.inf)
         minima = group_minima(bounds)  # (q, M / GROUP)
         candidates = _smallest(bounds, minima, k)  # (q, k)
         row = torch.arange(len(queries), device=queries.device).repeat_interleave(k)
@@ -108,7 +114,7 @@ class NearestIndex:
         )
         if crowded.any():
             self.fine = self.fine or Columns(DistanceSketch(self.sketch.mean, None), self.bank)
-            squared[crowded], indices[crowded] = self._search(self.fine, queries[crowded], k)
+            squared[crowded], indices[crowded] = self._search(self.fine, queries[crowded], k, without)
         return squared, indices
 
 
@@ -175,7 +181,9 @@ def _smallest(bounds: Tensor, minima: Tensor, k: int) -> Tensor:
     """Columns (q, k) with small bounds, in each row distinct: good guesses, not surely the k smallest."""
     if minima.shape[1] < k:
         return bounds.topk(k, dim=1, largest=False).indices
-    groups = minima.topk(k, dim=1, largest=False).indices  # (q, k)
+    least, groups = minima.topk(k, dim=1, largest=False)  # (q, k)
+    if least.isinf().any():  # whole groups are left out
+        return bounds.topk(k, dim=1, largest=False).indices
     row = torch.arange(len(bounds), device=bounds.device)[:, None]
     members = bounds.view(len(bounds), -1, GROUP)[row, groups]  # (q, k, GROUP)
     return groups * GROUP + members.argmin(2)

@@ -59,3 +59,41 @@ def least_variance_components(samples: Tensor, retained: float) -> Tensor:
     share = singular[:rank].square().cumsum(0)
     passed = int((share <= (1 - retained) * share[-1:]).sum())
     return components[max(min(passed, rank - 1) - 1, 0) : rank]
+
+
+def left_out_distances(samples: Tensor, epsilon: float | None) -> Tensor:
+    """Mahalanobis distance of each sample to the mean and covariance of all others: as n refits give it, from one SVD.
+
+    Leaving sample i out takes n / (n - 1) u u^T off the scatter, u being its deviation from the mean. The shrinkage of
+    Ledoit and Wolf is that of the other samples, too: every sum that it is made of follows from those over all.
+
+    Args:
+        samples: (N, D), N at least 3.
+        epsilon: of `sample_covariance`; None for the covariance of `ledoit_wolf`.
+
+    Returns:
+        (N,) float64; infinite where the covariance of the others is singular.
+    """
+    count, dim = samples.shape
+    rest, ratio = count - 1, count / (count - 1)
+    deviations = samples.double() - samples.double().mean(0)  # (N, D)
+    left, singular, _ = torch.linalg.svd(deviations, full_matrices=False)  # (N, R), (R,)
+    spectrum, along = singular.square(), (left * singular).square()  # (R,), (N, R) squares along the principal axes
+    if epsilon is not None:
+        weight, added = torch.full((count, 1), 1 / (rest - 1), dtype=along.dtype, device=along.device), epsilon
+    else:
+        squared = along.sum(1)  # (N,) |u|^2
+        scale = (squared.sum() - ratio * squared) / rest / dim
+        across = along @ spectrum  # (N,) u^T scatter u
+        of_square = (spectrum.square().sum() - 2 * ratio * across + ratio**2 * squared.square()) / rest**2
+        # sum over j of |u_j + u / (n - 1)|^4, less that of the sample itself
+        cubic = deviations @ (squared[:, None] * deviations).sum(0)  # (N,) sum of |u_j|^2 u_j u
+        fourth = squared.square().sum() + 4 * across / rest**2 + count * squared.square() / rest**4
+        fourth = fourth + 4 * cubic / rest + 2 * squared * squared.sum() / rest**2 - (ratio**2 * squared).square()
+        delta = (of_square - dim * scale.square()) / dim
+        beta = torch.minimum((fourth / rest - of_square) / (dim * rest), delta)
+        shrinkage = (beta / delta).where((beta > 0) & (dim > 1), torch.zeros_like(beta))  # (N,)
+        weight, added = ((1 - shrinkage) / rest)[:, None], (shrinkage * scale)[:, None]
+    whitened = (along / (weight * spectrum + added)).sum(1)  # (N,)
+    remaining = (1 - ratio * weight[:, 0] * whitened).clamp(min=0)
+    return ratio * (whitened / remaining).sqrt()

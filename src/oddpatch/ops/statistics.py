@@ -119,3 +119,55 @@ def mahalanobis(samples: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
         (P, B).
     """
     return torch.bmm(samples - mean.unsqueeze(1), whitening.mT).norm(dim=2)
+
+
+def left_out_mahalanobis(samples: Tensor, mean: Tensor, whitening: Tensor, count: int) -> Tensor:
+    """Mahalanobis distances of samples that mean and whitening were fitted to, as if each had not been.
+
+    By the Sherman-Morrison formula the distance to the mean and covariance of the other n - 1 samples follows from the
+    distance d to those of all n: with k = n / (n - 1), it is k d / sqrt(1 - k d^2 / (n - 1)). The epsilon on the
+    diagonal then counts as (n - 2) / (n - 1) of itself, which makes the result an upper bound: too large by
+    sqrt((n - 1) / (n - 2)) at most, 0.5 % with 100 samples. Computed in float64; where n is hardly more than the
+    dimension the difference is of nearly equal numbers, and `left_out_from_samples` is to be used.
+
+    Args:
+        samples: (P, B, D), each one of those fitted to.
+        mean: (P, D).
+        whitening: (P, D, D), as `whiten_` leaves it.
+        count: samples n it was fitted to, at least 3.
+
+    Returns:
+        (P, B).
+    """
+    centred = samples.double() - mean.double().unsqueeze(1)  # (P, B, D)
+    squared = torch.bmm(centred, whitening.double().mT).square_().sum(dim=2)  # (P, B)
+    ratio = count / (count - 1)
+    remaining = (1 - ratio / (count - 1) * squared).clamp_(min=torch.finfo(torch.float32).eps)
+    return (ratio * (squared / remaining).sqrt()).float()
+
+
+def left_out_from_samples(samples: Tensor, epsilon: float) -> Tensor:
+    """Mahalanobis distance of each sample to the mean and covariance, with epsilon, of all others.
+
+    Exact, and stable where there are fewer samples than dimensions. With the Gram matrix K of the centred samples and
+    e_i the i-th diagonal element of epsilon (epsilon I + K / (n - 2))^-1 on the space that centring leaves, the squared
+    distance of sample i is n (n - 2) / (n - 1) ((n - 1) / n - e_i) / e_i (Woodbury, then Sherman-Morrison).
+
+    Args:
+        samples: (P, N, D), N at least 3.
+        epsilon: added to the diagonal of the covariances, above 0.
+
+    Returns:
+        (P, N).
+    """
+    count = samples.shape[1]
+    centred = samples.double() - samples.double().mean(dim=1, keepdim=True)  # (P, N, D)
+    gram = centred @ centred.mT / (count - 2)  # (P, N, N)
+    # Centring leaves a direction without variance. It is given the mean variance, and taken off the inverse again.
+    along = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]  # (P, 1, 1)
+    gram = gram + along / count
+    gram.diagonal(dim1=1, dim2=2).add_(epsilon)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram)).diagonal(dim1=1, dim2=2)  # (P, N)
+    remaining = epsilon * (inverse - 1 / (count * (epsilon + along[:, 0])))
+    squared = count * (count - 2) / (count - 1) * ((count - 1) / count - remaining) / remaining
+    return squared.clamp_(min=0).sqrt().float()

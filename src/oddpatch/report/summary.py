@@ -21,7 +21,7 @@ HEADLINES = {
     "au_pro": "AU-PRO",
 }
 #: What an image threshold was set on, and rates of the test images at it.
-THRESHOLDS = {"conformal": "from held-out good images", "validation": "F1-max of the validation images"}
+THRESHOLDS = {"conformal": "from good images left out of the fit", "validation": "F1-max of the validation images"}
 RATES = {"recall": "recall", "fpr": "false alarms", "precision": "precision", "f1": "F1"}
 
 
