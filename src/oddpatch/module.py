@@ -171,7 +171,9 @@ class AnomalyModule(L.LightningModule):
         # Files that were skipped may leave too few.
         self._too_few = kept is not None and sum(ranks.Ranks().exchange(len(kept))) < FEWEST
 
-    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> Prediction | None:
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_index: int, dataloader_idx: int = 0
+    ) -> Prediction | None:
         """Score good images that were left out of the fit, or labelled ones to set a threshold on."""
         if not len(batch.image):
             return None

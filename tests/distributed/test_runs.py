@@ -22,12 +22,16 @@ from oddpatch.parallel import ranks
 
 pytestmark = pytest.mark.slow  # each rank imports Lightning
 METHODS = {
-    "padim": ["model=padim", "model.num_features=10", "calibration=cross", "calibration.folds=3"],
-    "patchcore": ["model=patchcore", "calibration=holdout", "calibration.minimum=3"],
-    "spade": ["model=spade", "model.k=2"],
+    "padim": ["model=padim", "model.num_features=10", "calibration=leave_one_out"],
+    "padim_few": ["model=padim", "model.num_features=20", "calibration=leave_one_out"],
+    "padim_folds": ["model=padim", "model.num_features=10", "calibration=cross", "calibration.folds=3"],
+    "patchcore": ["model=patchcore", "calibration=leave_one_out"],
+    "patchcore_held_out": ["model=patchcore", "calibration=holdout", "calibration.minimum=3"],
+    "spade": ["model=spade", "model.k=2", "calibration=leave_one_out"],
     "gaussian": [
         "model=gaussian",
         "data.category=holes",
+        "calibration=leave_one_out",
         "data.on_error=skip",
     ],  # one file to fit and one to test broken
     "few": ["model=padim", "model.num_features=10", "data.category=few"],  # two images to fit, one to test

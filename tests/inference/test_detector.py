@@ -144,7 +144,6 @@ def test_two_detectors_of_one_model_do_not_disturb_each_other(finished):
     for module in (model, model.detector):
         module.train()
     AnomalyDetector(model)
-    AnomalyDetector(model, device="meta")
     assert model.training
     assert model.detector.fitted.device.type == "cpu"
 

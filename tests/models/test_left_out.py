@@ -128,15 +128,25 @@ def test_the_batch_does_not_matter(name):
     assert not [n for n in names if "left_out" in n], "it is not saved"
 
 
+METHODS = {
+    "padim": lambda dim: PaDiM([dim], [4], num_features=None, smoothing=0),
+    "patchcore": lambda dim: PatchCore([dim], [4], selector="none", smoothing=0, embedding="joined", patch_size=1,
+                                       finest_stride=1),
+    "spade": lambda dim: SPADE([dim], [4], k=3, smoothing=0),
+    "gaussian": lambda dim: GaussianAD([dim], [4]),
+}  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("dim", "count"), [(20, 10), (20, 25), (20, 60)])
-def test_a_threshold_from_left_out_gaussian_data_keeps_its_rate(dim, count):
+@pytest.mark.parametrize(("dim", "count"), [(10, 5), (10, 30)])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_threshold_from_left_out_images_keeps_its_rate(method, dim, count):
     """False alarms among new images, at the highest and the second highest of the scores, over many draws."""
     rng, alarms = np.random.default_rng(0), {1: [], 2: []}
     mixing = np.diag(np.linspace(0.2, 3, dim))
-    for _ in range(300):
-        draw = torch.from_numpy(rng.standard_normal((count + 200, dim)) @ mixing).float()[:, :, None, None]
-        detector = PaDiM([dim], [4], num_features=None, smoothing=0)
+    for _ in range(200):
+        draw = torch.from_numpy(rng.standard_normal((count + 100, dim)) @ mixing).float()[:, :, None, None]
+        detector = METHODS[method](dim)
         detector.expect_left_out()
         detector.update([draw[:count]], torch.arange(count))
         detector.fit()
@@ -147,4 +157,4 @@ def test_a_threshold_from_left_out_gaussian_data_keeps_its_rate(dim, count):
     for rank, rates in alarms.items():
         error = np.std(rates) / np.sqrt(len(rates))
         assert np.mean(rates) <= rank / (count + 1) + 3 * error
-        assert np.mean(rates) >= 0.5 * rank / (count + 1) - 3 * error
+        assert np.mean(rates) >= 0.2 * rank / (count + 1) - 3 * error

@@ -211,7 +211,7 @@ def _interleave(chosen: Prediction | None, others: Prediction | None, where: Ten
     maps = None if first.anomaly_map is None else first.anomaly_map.new_empty(len(where), *first.anomaly_map.shape[1:])
     for mask, part in parts:
         score[mask] = part.score
-        if maps is not None:
+        if maps is not None and part.anomaly_map is not None:
             maps[mask] = part.anomaly_map
     return Prediction(score, maps)
 

@@ -127,8 +127,8 @@ def left_out_mahalanobis(samples: Tensor, mean: Tensor, whitening: Tensor, count
     By the Sherman-Morrison formula the distance to the mean and covariance of the other n - 1 samples follows from the
     distance d to those of all n: with k = n / (n - 1), it is k d / sqrt(1 - k d^2 / (n - 1)). The epsilon on the
     diagonal then counts as (n - 2) / (n - 1) of itself, which makes the result an upper bound: too large by
-    sqrt((n - 1) / (n - 2)) at most, 0.5 % with 100 samples. Computed in float64; where n is hardly more than the
-    dimension the difference is of nearly equal numbers, and `left_out_from_samples` is to be used.
+    sqrt((n - 1) / (n - 2)) at most, 0.5 % with 100 samples. Where n is hardly more than the dimension the difference is
+    of nearly equal numbers, and `left_out_from_samples` is to be used.
 
     Args:
         samples: (P, B, D), each one of those fitted to.
@@ -139,8 +139,7 @@ def left_out_mahalanobis(samples: Tensor, mean: Tensor, whitening: Tensor, count
     Returns:
         (P, B).
     """
-    centred = samples.double() - mean.double().unsqueeze(1)  # (P, B, D)
-    squared = torch.bmm(centred, whitening.double().mT).square_().sum(dim=2)  # (P, B)
+    squared = mahalanobis(samples, mean, whitening).double().square()  # (P, B)
     ratio = count / (count - 1)
     remaining = (1 - ratio / (count - 1) * squared).clamp_(min=torch.finfo(torch.float32).eps)
     return (ratio * (squared / remaining).sqrt()).float()
