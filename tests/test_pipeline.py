@@ -14,8 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from oddpatch import factory, pipeline
+from oddpatch.commands.data import app
 from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
 
 
@@ -49,6 +51,38 @@ def run(cfg):
     job.test()
     job.summary()
     return job
+
+
+def inverted(mask):
+    return 255 - mask
+
+
+def on_purple(mask):
+    return np.where(mask[..., None] > 0, [255, 255, 0], [60, 0, 80]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("painted", "colour"), [(inverted, "0,0,0"), (on_purple, "255,255,0")])
+def test_masks_that_mark_the_background_are_warned_of(tmp_path, tiny_backbone, caplog, painted, colour):
+    make_dataset(tmp_path / "data")
+    run(tiny(tmp_path / "data", tmp_path / "right"))
+    assert "of its border, counts as defect" not in caplog.text
+    folder = tmp_path / "data/tile/ground_truth"
+    for path in folder.rglob("*.png"):
+        Image.fromarray(painted(np.asarray(Image.open(path)))).save(path)
+    run(tiny(tmp_path / "data", tmp_path / "wrong"))
+    (warning,) = [r.message for r in caplog.records if "of its border, counts as defect" in r.message]
+    assert warning.startswith("8 of 8 masks: ")
+    remedy = warning.split("`")[1].removeprefix("oddpatch data ").replace("R,G,B", colour).split()
+    new = str(tmp_path / "new")
+    remedy = [{"ground_truth": str(folder), "NEW": new}.get(word, word) for word in remedy]
+    assert CliRunner().invoke(app, remedy).exit_code == 0
+    shutil.rmtree(folder)
+    shutil.move(new, folder)
+    run(tiny(tmp_path / "data", tmp_path / "mended"))
+    numbers = {
+        name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("right", "wrong", "mended")
+    }
+    assert numbers["mended"]["au_pro"] == numbers["right"]["au_pro"] != numbers["wrong"]["au_pro"]
 
 
 def predictions(folder):

@@ -68,7 +68,7 @@ def test_each_does_its_work_and_refuses_to_do_it_twice(category, tmp_path):
     few = ("--train", 1, "--test-good", 0, "--test-per-defect", 0)
     mask = next((category / "ground_truth").rglob("*.png"))
     for args, made in (
-        (("masks", mask, out / "m", "--rgb", "250,255,255", "--tolerance", "5"), f"m/{mask.stem}_mask.png"),
+        (("masks", mask, out / "m", "--rgb", "250,255,255", "--tolerance", "5"), f"m/{mask.name}"),
         (("convert", "folder", category / "test", out), "test/train/good"),
         (("split", category, out / "s.csv", "--train-share", "0.8"), "s.csv"),
         (("render", "pcb", out / "r", "--size", 96, *few), "r/train/good"),
@@ -79,7 +79,7 @@ def test_each_does_its_work_and_refuses_to_do_it_twice(category, tmp_path):
         assert (out / made).exists()
         with pytest.raises(DataError, match="exists"):
             run(*args)
-    made = np.asarray(Image.open(out / f"m/{mask.stem}_mask.png"))
+    made = np.asarray(Image.open(out / f"m/{mask.name}"))
     np.testing.assert_array_equal(made > 0, np.asarray(Image.open(mask).convert("L")) >= 250)
     assert "12 copied" in run("extract-good", category / "train", out / "e").output
     assert "0 copied, 12 already there" in run("extract-good", category / "train", out / "e").output

@@ -153,6 +153,33 @@ def test_mask_threshold(samples):
     assert not MVTecDataset(samples, PREPROCESS, mask_threshold=0.5)[5].mask.any()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_that_mark_the_background_are_reported(samples, workers):
+    inverted = 255 - np.asarray(Image.open(samples[5].mask_path))
+    inverted[-3:] = 255
+    Image.fromarray(inverted).save(samples[5].mask_path)
+    frame = np.full((58, 48), 255, np.uint8)  # most of the border, but little of the image
+    frame[1:-1, 1:-1] = frame[:, 0] = 0
+    Image.fromarray(frame).save(samples[6].mask_path)
+    preprocess = Preprocess(28, 20, [0.5] * 3, [0.5] * 3)
+    dataset = MVTecDataset(samples, preprocess)
+    list(DataLoader(dataset, 3, num_workers=workers, collate_fn=partial(collate, image_size=(20, 20))))
+    lost, background = dataset.warnings()
+    assert lost.startswith("1 of 2 masks: no defect pixel is left"), "one outcome does not hide the other"
+    assert background.startswith("2 of 2 masks: more than half of the image, or of its border, counts as defect")
+    assert f"({samples[5].mask_path}, {samples[6].mask_path})" in background
+
+
+def test_a_defect_as_large_as_half_of_the_image_is_no_background(samples):
+    for number in (5, 6):
+        mask = np.zeros(np.asarray(Image.open(samples[number].mask_path)).shape, np.uint8)
+        mask[:, : mask.shape[1] // 2] = 255
+        Image.fromarray(mask).save(samples[number].mask_path)
+    dataset = MVTecDataset(samples, PREPROCESS)
+    load(dataset)
+    assert dataset.warnings() == []
+
+
 @pytest.mark.parametrize("wrong", [{"on_error": "ignore"}, {"mask_threshold": 1.0}, {"mask_threshold": -0.1}])
 def test_settings_that_cannot_work(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from oddpatch.cache.features import Cached, Entry, FeatureCache, stack
 from oddpatch.cache.kept import KeptFeatures
 from oddpatch.data.alignment import Registration
-from oddpatch.data.decoding import read_mask
+from oddpatch.data.decoding import marks_background, read_mask
 from oddpatch.data.layout import Sample, some
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
@@ -21,8 +21,8 @@ from oddpatch.types import IGNORE, Batch
 
 OnError = Literal["raise", "skip"]
 
-# What became of an item, kept in shared memory because workers are other processes.
-_SKIPPED, _EMPTY_MASK, _CROPPED_DEFECT = 1, 2, 3
+# What became of an item, as bits kept in shared memory because workers are other processes.
+_SKIPPED, _EMPTY_MASK, _CROPPED_DEFECT, _MARKED_BACKGROUND = 1, 2, 4, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class MVTecDataset(Dataset[Item | None]):
         except DataError as error:
             if self.on_error == "raise":
                 raise ItemError(str(error)) from None
-            self.outcome[index] = _SKIPPED
+            self.outcome[index] |= _SKIPPED
             return None
 
     def _load(self, index: int) -> Item:
@@ -158,7 +158,7 @@ class MVTecDataset(Dataset[Item | None]):
         if region is None:
             return mask
         if (mask == 1).any() and not (mask[region] == 1).any():
-            self.outcome[index] = _CROPPED_DEFECT
+            self.outcome[index] |= _CROPPED_DEFECT
         return mask.masked_fill(~region, IGNORE)
 
     def _whole_mask(self, index: int, original_size: tuple[int, int], registration: Registration | None) -> Tensor:
@@ -173,10 +173,12 @@ class MVTecDataset(Dataset[Item | None]):
                 "save both in one size"
             )
         prepared = self.preprocess.mask(mask, registration)  # (1, h, w)
+        if marks_background(mask):
+            self.outcome[index] |= _MARKED_BACKGROUND
         if not mask.any():
-            self.outcome[index] = _EMPTY_MASK
+            self.outcome[index] |= _EMPTY_MASK
         elif not (prepared == 1).any():
-            self.outcome[index] = _CROPPED_DEFECT
+            self.outcome[index] |= _CROPPED_DEFECT
         return prepared
 
     def skipped(self) -> list[str]:
@@ -184,11 +186,20 @@ class MVTecDataset(Dataset[Item | None]):
         return [self._reason(index) for index in self._with(_SKIPPED)]
 
     def warnings(self) -> list[str]:
-        """A line for each kind of mask that shows no defect, of the items used so far."""
+        """A line for each kind of mask that shows no defect, or a background too, of the items used so far."""
         lost = "no defect pixel is left in the part that is inspected"
         if self.preprocess.frame.fit == "crop":
             lost += "; data.crop=null inspects all of each image"
-        found = {"empty mask of an anomalous image": self._with(_EMPTY_MASK), lost: self._with(_CROPPED_DEFECT)}
+        background = (
+            "more than half of the image, or of its border, counts as defect; if that is the background, write masks "
+            "anew by `oddpatch data masks ground_truth NEW --rgb R,G,B`, the colour of the defect (0,0,0 if they are "
+            "inverted), and put NEW in place of ground_truth"
+        )
+        found = {
+            "empty mask of an anomalous image": self._with(_EMPTY_MASK),
+            lost: self._with(_CROPPED_DEFECT),
+            background: self._with(_MARKED_BACKGROUND),
+        }
         masks = sum(sample.mask_path is not None for sample in self.samples)
         return [
             f"{len(indices)} of {masks} masks: {what} ({some([str(self.samples[i].mask_path) for i in indices])})"
@@ -197,7 +208,7 @@ class MVTecDataset(Dataset[Item | None]):
         ]
 
     def _with(self, outcome: int) -> list[int]:
-        return (self.outcome == outcome).nonzero().flatten().tolist()
+        return (self.outcome & outcome).nonzero().flatten().tolist()
 
     def _reason(self, index: int) -> str:
         # Workers leave only a flag behind; reading the few bad files again tells what was wrong.

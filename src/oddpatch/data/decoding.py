@@ -208,6 +208,12 @@ def read_mask(path: str | Path, threshold: float = 0.0) -> Tensor:
     return torch.from_numpy(mask.astype(np.uint8))
 
 
+def marks_background(mask: Tensor) -> bool:
+    """Whether a mask (H, W) covers more than half of the image, or of its border: inverted, or its background not 0."""
+    border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])  # (2 * (H + W),)
+    return any(2 * int(part.count_nonzero()) > part.numel() for part in (mask, border))
+
+
 @contextmanager
 def _naming(name: str | Path) -> Iterator[None]:
     """Put the file's name before an error, and make one line of whatever a decoder raises."""

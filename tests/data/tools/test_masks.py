@@ -160,6 +160,18 @@ def test_colours_with_tolerance_against_numpy(tmp_path):
         masks_by_colour(tmp_path / "in", tmp_path / "out", [(1, 300, 3)])
 
 
+@pytest.mark.parametrize(("defect", "background"), [((0, 0, 0), (255, 255, 255)), ((255, 255, 0), (60, 0, 80))])
+def test_masks_of_other_colours_are_written_anew_under_their_names(tmp_path, defect, background):
+    wanted = np.random.default_rng(0).random((12, 10)) < 0.2
+    (tmp_path / "ground_truth/hole").mkdir(parents=True)
+    for name in ("a_mask", "b"):
+        picture = np.where(wanted[..., None], defect, background).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"ground_truth/hole/{name}.png")
+    report = masks_by_colour(tmp_path / "ground_truth", tmp_path / "new", [defect])
+    assert report.masks == [tmp_path / f"new/hole/{name}_mask.png" for name in ("a", "b")]
+    assert all(np.array_equal(read(path), np.where(wanted, 255, 0)) for path in report.masks)
+
+
 def test_linked_folders_and_what_is_left_out(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "in").mkdir()

@@ -36,7 +36,7 @@ def masks_by_colour(
     skip: bool = False,
     progress: Progress | None = None,
 ) -> MaskReport:
-    """Write `STEM_mask.png` for each image of `source`, 255 where any of `colours` is.
+    """Write `STEM_mask.png` for each image `STEM.*` or `STEM_mask.*` of `source`, 255 where any of `colours` is.
 
     Args:
         source: a segmentation image, or a folder of them; sub-folders are kept.
@@ -54,7 +54,7 @@ def masks_by_colour(
     jobs: list[_Job] = []
     for path in files:
         if target not in path.parents or source.is_file():
-            name = path.relative_to(base).with_name(f"{path.stem}{MASK_SUFFIX}.png")
+            name = path.relative_to(base).with_name(f"{path.stem.removesuffix(MASK_SUFFIX)}{MASK_SUFFIX}.png")
             jobs.append(_Job(target / name, [(path, list(colours))], tolerance, colour=True))
     if not jobs:
         raise DataError(f"{source}: no such image, or a folder without any: give a segmentation or a folder of them")
