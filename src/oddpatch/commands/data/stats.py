@@ -18,10 +18,11 @@ def stats(
     force: bool = FORCE,
 ) -> None:
     """Distributions of image size, brightness, colour and defect area, as a table and a picture."""
-    from oddpatch.data.tools.statistics import collect, draw, table
+    from oddpatch.data.tools.statistics import check_format, collect, draw, table
     from oddpatch.data.tools.writing import Output, check_targets
 
     path = out or Path(f"{category}-stats.png")
+    check_format(path)
     check_targets([Output(path)], force)
     with progress_bar(category) as progress:
         found = collect(root, category, progress)
@@ -31,5 +32,5 @@ def stats(
     else:
         show_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     if not dry_run:
-        draw(found, path)
+        draw(found, path, category)
     typer.echo(f"{'would write' if dry_run else 'written'}: {path}", err=as_json)
