@@ -105,7 +105,7 @@ def scan(root: str | Path, category: str) -> Layout:
     _refuse_hidden(left_out, [base / name for name in ("train", "test", "ground_truth")])
     train = _scan_train(base, left_out)
     test = _scan_test(base, warnings, left_out)
-    return Layout(train, test, _said(left_out, base) + warnings, left_out)
+    return Layout(train, test, describe_left_out(left_out, base) + warnings, left_out)
 
 
 def scan_types(folder: str | Path) -> Layout:
@@ -131,7 +131,7 @@ def scan_types(folder: str | Path) -> Layout:
         for name, (path, images) in types.items()
         for image in images
     ]
-    return Layout([], samples, _said(left_out, folder) + warnings, left_out)
+    return Layout([], samples, describe_left_out(left_out, folder) + warnings, left_out)
 
 
 def _category_folder(root: Path, category: str) -> Path:
@@ -328,8 +328,8 @@ def _leave_nested(path: Path, folders: Iterable[str], left_out: list[LeftOut]) -
         left_out += [LeftOut(file, NESTED) for file in found.files] + found.left_out
 
 
-def _said(left_out: Iterable[LeftOut], base: Path) -> list[str]:
-    """One line for each reason, with names below `base`."""
+def describe_left_out(left_out: Iterable[LeftOut], base: Path) -> list[str]:
+    """One line for each reason, with names below `base`: the first of a layout's warnings."""
     return [f"{base}: {line}" for line in summary(LeftOut(path.relative_to(base), reason) for path, reason in left_out)]
 
 

@@ -1,13 +1,9 @@
-"""What one image looks like in a few numbers, and which images are nearly the same.
-
-A difference hash keeps whether brightness rises or falls between neighbours of a coarse grid: re-encoding, scaling
-and exposure leave nearly all of its bits alone. Photographs of one part in one fixture share many bits too, so the
-hash only proposes pairs; small pictures of both decide.
-"""
+"""What one image looks like in a few numbers, and which images are nearly the same."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,8 +15,8 @@ from oddpatch.data.tools.pool import run_many
 from oddpatch.data.tools.writing import Progress
 from oddpatch.errors import DataError
 
-HASH_SIDE = 16  # HASH_SIDE ** 2 bits
 THUMBNAIL = 32  # pixels a side
+_SAMPLE = 500  # images whose nearest neighbours tell how far apart images lie
 
 
 @dataclass(frozen=True)
@@ -31,15 +27,16 @@ class Fingerprint:
     size: tuple[int, int] = (0, 0)  # height, width
     mode: str = ""  # grey, colour
     pixels: str = ""  # hash of the decoded pixels
-    bits: NDArray[np.bool_] | None = None  # (HASH_SIDE ** 2,)
     thumbnail: NDArray[np.float32] | None = None  # (THUMBNAIL, THUMBNAIL) grey, 0..1
     mean: float = 0.0
+    colour: tuple[float, float, float] = (0.0, 0.0, 0.0)  # mean of each channel, 0..1
+    focus: float = 0.0  # standard deviation of the Laplacian, as a multiple of the grey values'
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Decode one image as training does and describe it."""
+def fingerprint(path: Path, full_scale: int | None = None) -> Fingerprint:
+    """Decode one image as training does and describe it; `full_scale` as in `read_image`."""
     try:
-        image = read_image(path)  # (3, H, W)
+        image = read_image(path, full_scale)  # (3, H, W)
     except DataError as error:
         return Fingerprint(error=str(error))
     array = image.permute(1, 2, 0).numpy()  # (H, W, 3)
@@ -47,63 +44,95 @@ def fingerprint(path: Path) -> Fingerprint:
     grey = np.ascontiguousarray(array[..., 0] if same else array.mean(axis=-1))  # (H, W)
     digest = hashlib.blake2b(np.ascontiguousarray(array[..., :1] if same else array).data, digest_size=16)
     digest.update(repr(array.shape).encode())
-    coarse = cv2.resize(grey, (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA)
     thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
-    bits = np.diff(coarse, axis=1) > 0  # (HASH_SIDE, HASH_SIDE)
+    mean, contrast = (value.item() for value in cv2.meanStdDev(grey))
+    focus = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1].item() / max(contrast, 1e-6)
     size = (array.shape[0], array.shape[1])
     kind = "grey" if same else "colour"
-    return Fingerprint("", size, kind, digest.hexdigest(), bits.ravel(), thumbnail, float(grey.mean()))
+    r, g, b, _ = cv2.mean(array)
+    return Fingerprint("", size, kind, digest.hexdigest(), thumbnail, mean, (r, g, b), focus)
 
 
 def fingerprints(
-    paths: Sequence[Path], workers: int | None = None, progress: Progress | None = None
+    paths: Sequence[Path],
+    full_scale: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Fingerprint]:
     """Describe many images, in order, in several processes where that pays."""
-    return run_many(fingerprint, paths, workers, progress)
+    return run_many(partial(fingerprint, full_scale=full_scale), paths, workers, progress)
 
 
-def near_pairs(
-    first: Sequence[Fingerprint], second: Sequence[Fingerprint], hamming: int = 40, difference: float = 0.008
-) -> list[tuple[int, int, int]]:
-    """Pairs of nearly the same picture between two lists.
+def distances(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far each of the thumbnails `second` (N, S, S) lies from each of `first` (M, S, S).
 
-    Args:
-        hamming: largest number of the 256 bits of the hash that may differ.
-        difference: largest root mean square difference of the thumbnails, after their mean is taken off, as a share
-            of the full scale.
+    What is left of the second after it is fitted by brightness, contrast and small shifts of the first, as a share of
+    its own contrast: a tangent distance (Simard et al., 1993). Re-encoding, exposure and a few pixels of
+    shift leave next to nothing, however dark the images are.
 
     Returns:
-        (position in `first`, position in `second`, Hamming distance), nearest first.
+        (M, N) in [0, 1]; infinite where the second is of one value throughout.
     """
-    if not first or not second:
-        return []
-    a, b = _signs(first), _signs(second)  # (M, K), (N, K) of -1 and 1
-    u, v = _contrasts(first), _contrasts(second)  # (M, S * S), (N, S * S)
-    squares = (v**2).sum(axis=1)
-    pairs: list[tuple[int, int, int]] = []
-    for start in range(0, len(a), 1024):  # blocks bound the memory: 1024 x N
-        rows = slice(start, start + 1024)
-        distance = (a.shape[1] - a[rows] @ b.T) / 2  # (block, N); exact, as all terms are small integers
-        squared = (u[rows] ** 2).sum(axis=1)[:, None] + squares - 2 * u[rows] @ v.T  # (block, N)
-        close = (distance <= hamming) & (squared <= difference**2 * u.shape[1])
-        pairs += [(int(start + i), int(j), int(distance[i, j])) for i, j in np.argwhere(close)]
+    others = _smooth(second)[:, ::2, ::2].reshape(len(second), -1)  # (N, P); every other pixel says it all
+    others = others - others.mean(axis=1, keepdims=True)
+    contrast = np.linalg.norm(others, axis=1)  # (N,)
+    flat = contrast < 1e-6
+    others = others / np.where(flat, 1, contrast)[:, None]
+    found = np.empty((len(first), len(second)))
+    for start in range(0, len(first), 256):  # blocks bound the memory: 1024 x N
+        own = _smooth(first[start : start + 256])  # (B, S, S)
+        vertical, horizontal = np.gradient(own, axis=(1, 2))
+        span = np.stack([np.ones_like(own), own, vertical, horizontal], axis=-1)  # (B, S, S, 4)
+        basis = np.linalg.qr(span[:, ::2, ::2].reshape(len(own), -1, 4))[0]  # (B, P, 4)
+        fitted = np.square(basis.mT @ others.T).sum(axis=1)  # (B, N)
+        found[start : start + 256] = np.sqrt(np.clip(1 - fitted, 0, 1))
+    found[:, flat] = np.inf
+    return found
+
+
+def spacing(thumbnails: NDArray[np.float32]) -> float:
+    """Median distance of a thumbnail (N, S, S) to its nearest neighbour among the others; infinite for N < 2.
+
+    Of more than 500 images, evenly spread ones are measured against all.
+    """
+    if len(thumbnails) < 2:
+        return np.inf
+    rows = np.arange(0, len(thumbnails), -(-len(thumbnails) // _SAMPLE))
+    found = distances(thumbnails[rows], thumbnails)  # (R, N)
+    found[np.arange(len(rows)), rows] = np.inf
+    return float(np.median(found.min(axis=1)))
+
+
+def near_pairs(first: NDArray[np.float32], second: NDArray[np.float32], limit: float) -> list[tuple[int, int, float]]:
+    """Pairs of thumbnails (M, S, S) and (N, S, S) at a distance of at most `limit`.
+
+    Returns:
+        (position in `first`, position in `second`, distance), nearest first.
+    """
+    pairs: list[tuple[int, int, float]] = []
+    for start in range(0, len(first) if len(second) else 0, 1024):  # blocks bound the memory: 1024 x N
+        found = distances(first[start : start + 1024], second)
+        pairs += [(int(start + i), int(j), float(found[i, j])) for i, j in np.argwhere(found <= limit)]
     return sorted(pairs, key=lambda pair: (pair[2], pair[0], pair[1]))
 
 
-def _signs(items: Sequence[Fingerprint]) -> NDArray[np.float32]:
-    return np.stack([item.bits for item in items if item.bits is not None]).astype(np.float32) * 2 - 1
-
-
-def _contrasts(items: Sequence[Fingerprint]) -> NDArray[np.float32]:
-    rows = np.stack([item.thumbnail.ravel() for item in items if item.thumbnail is not None])  # (N, S * S)
-    return np.asarray(rows - rows.mean(axis=1, keepdims=True))
+def _smooth(thumbnails: NDArray[np.float32]) -> NDArray[np.float64]:
+    # A shift by part of a pixel is linear in the gradient only if there are no edges sharper than a pixel.
+    smooth = [cv2.GaussianBlur(image, (0, 0), 1, borderType=cv2.BORDER_REFLECT) for image in thumbnails]
+    return np.stack(smooth).astype(np.float64)
 
 
 def robust_z(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance from the median in units of the standard deviation that the median absolute deviation stands for."""
-    centred = values - np.median(values)
-    spread = 1.4826 * np.median(np.abs(centred))  # of a normal distribution
-    return np.asarray(centred / max(spread, 1e-12 + 1e-3 * abs(float(np.median(values)))))
+    """Distance from the median in units of a standard deviation that outliers do not widen.
+
+    It is estimated from the median absolute deviation; where that is 0, as more than half of the values are equal,
+    from the mean absolute deviation (Iglewicz and Hoaglin, 1993). 0 everywhere if all values are equal.
+    """
+    centre = float(np.median(values))
+    deviations = np.abs(values - centre)
+    spread = 1.4826 * np.median(deviations) or 1.2533 * deviations.mean()  # of a normal distribution
+    spread = max(spread, 1e-3 * abs(centre))  # rounding is no spread
+    return np.asarray((values - centre) / spread if spread else np.zeros_like(values))
 
 
 def oddness(thumbnails: NDArray[np.float32], components: int = 8) -> NDArray[np.float64]:
