@@ -2,8 +2,8 @@
 
 import csv
 import json
-from pathlib import Path
 import shutil
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -234,7 +234,7 @@ def test_too_few_good_images_are_all_fitted_and_the_log_says_so(caplog):
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_validation_images_set_a_threshold_and_are_not_tested_on(tiles, tmp_path):
-    job = run(tiny(tiles, tmp_path, "+data.validation=0.5"))
+    job = run(tiny(tiles, tmp_path, "data.validation=0.5"))
     assert len(job.data.validation_samples) == 6
     assert len(job.data.test_samples) == 7
     assert not {s.path for s in job.data.validation_samples} & {s.path for s in job.data.test_samples}
@@ -285,7 +285,7 @@ def test_f1_max_thresholds_set_on_the_test_images_give_f1_max(tiles, tmp_path):
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_validation_from_a_folder(tiles, tmp_path):
-    job = run(tiny(tiles, tmp_path, f"+data.validation={tiles}/tile/test"))
+    job = run(tiny(tiles, tmp_path, f"data.validation={tiles}/tile/test"))
     assert job.module.model.calibration.f1_threshold == job.module.results["image_f1_max_threshold"]
     with pytest.raises(ConfigError, match=r"validation=1.5 must be a folder, or a share"):
-        pipeline.build(tiny(tiles, tmp_path, "+data.validation=1.5"))
+        pipeline.build(tiny(tiles, tmp_path, "data.validation=1.5"))

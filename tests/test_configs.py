@@ -1,10 +1,13 @@
 """Every YAML under configs/ composes, and what it describes can be built."""
 
+import inspect
+
 import pytest
 import torch
 from conftest import CONFIGS, TinyBackbone
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from oddpatch import factory, pipeline
@@ -153,6 +156,31 @@ def test_every_logger_and_the_trainer_can_be_built(choice, tmp_path):
     cfg.paths.output_dir = str(tmp_path)
     trainer = pipeline.build_trainer(cfg)
     assert len(trainer.loggers) == (0 if choice == "none" else 1)
+
+
+@pytest.mark.parametrize("setting", ["trainer.accelerator=foo", "trainer.limit_test_batches=-3", "+trainer.foo=1"])
+def test_what_lightning_refuses_is_one_line(setting, tmp_path):
+    cfg = composed("logger=none", "trainer.accelerator=cpu", setting)
+    cfg.paths.output_dir = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"^trainer[.:]") as error:
+        pipeline.build_trainer(cfg)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("group", ["model", "data"])
+def test_every_setting_of_a_class_can_be_set_as_it_is_written(group):
+    given = {"channels", "strides", "mean", "std", "multiple", "adapted", "member"}  # by the run; a class of its own
+    for choice in GROUPS[group]:
+        settings = composed(f"{group}={choice}")[group]
+        for part in (settings, settings.get("member")):
+            if part:
+                assert inspect.signature(get_class(part._target_)).parameters.keys() - given <= part.keys(), choice
+
+
+def test_a_name_in_a_file_that_yaml_reads_as_a_number_is_refused():
+    cfg = composed("data=custom", "data.root=/parts", "data.category=7").data
+    with pytest.raises(ConfigError, match=r"data\.category=7 is read as a number.* in quotes"):
+        factory.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
 
 
 def test_eval_composes():

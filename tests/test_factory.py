@@ -3,8 +3,24 @@
 import subprocess
 import sys
 
+import pytest
+from omegaconf import OmegaConf
+
+from oddpatch import factory
+from oddpatch.errors import ConfigError
+
 
 def test_restoring_a_model_loads_no_lightning():
     script = "import sys, oddpatch.factory, oddpatch.inference.detector; print('lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_class_and_its_settings_are_checked_by_name():
+    cfg = OmegaConf.create(
+        {"model": {"_target_": "oddpatch.models.padim.PaDiM", "epsilom": 1}, "x": {"_target_": "a.B"}}
+    )
+    with pytest.raises(ConfigError, match=r"model\.epsilom: PaDiM has no such setting: did you mean model\.epsilon\?"):
+        factory.make(cfg.model, channels=[8], strides=[4])
+    with pytest.raises(ConfigError, match=r"x: Error locating target 'a\.B'.*spelt right"):
+        factory.make(cfg.x)

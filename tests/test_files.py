@@ -2,13 +2,23 @@
 
 import json
 import os
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from oddpatch.errors import DataError
-from oddpatch.files import from_cell, inside, parse_json, read_yaml, shown, to_cell
+from oddpatch.files import (
+    escape_on_terminal,
+    from_cell,
+    inside,
+    parse_json,
+    read_yaml,
+    replacing,
+    shown,
+    to_cell,
+)
 
 TEXTS = st.text(st.characters(), max_size=20) | st.text("'=+-@\t\r x", max_size=6)
 
@@ -97,3 +107,30 @@ def test_yaml_is_read_as_it_is_written(tmp_path):
         "seed": 0,
         "model": {"seed": "${seed}", "epsilon": 0.001, "k": [1, None]},
     }
+
+
+LATIN = os.fsdecode(b"caf\xe9")  # as a zip from another system leaves it: not UTF-8
+
+
+def test_a_block_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a.txt") as file:
+        file.write(f"half {1 / 0}")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_any_name_can_be_written(tmp_path):
+    with replacing(tmp_path / "a.csv") as file:
+        file.write(f"部品/{LATIN}.png\n")
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == f"部品/{shown(LATIN)}.png\n"
+    assert shown(LATIN) == "caf\\udce9"
+    assert json.loads(json.dumps(LATIN)) == LATIN
+
+
+def test_any_name_can_be_printed(capfd, monkeypatch):
+    with open(os.dup(1), "w", encoding="utf-8") as out:  # noqa: PTH123
+        monkeypatch.setattr("sys.stdout", out)
+        escape_on_terminal()
+        sys.stdout.write(f"{LATIN}\n")
+    assert capfd.readouterr().out == "caf\\udce9\n"

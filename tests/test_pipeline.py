@@ -1,7 +1,10 @@
 """Whole runs through Hydra and Lightning on tiny data: what they write, that they repeat, and how they fail."""
 
+import contextlib
 import csv
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -309,3 +312,44 @@ def test_padim_on_the_real_bottle(real_bottle, tmp_path):
     assert metrics["image_auroc"] >= 0.995
     assert metrics["pixel_auroc"] >= 0.976
     assert metrics["au_pro"] >= 0.90
+
+
+def latin(path):
+    """The path with a byte in its name that is not UTF-8, as a zip from another system leaves it."""
+    named = path.with_name(os.fsdecode(b"caf\xe9" + os.fsencode(path.name)))
+    path.rename(named)
+    return named
+
+
+def test_names_that_are_not_utf8_are_written_escaped(tmp_path, tiny_backbone):
+    folder = make_dataset(tmp_path / "data")
+    latin(folder / "train/good/000.png")
+    latin(folder / "test/good/000.png")
+    latin(folder / "test/spot/000.png")
+    latin(folder / "ground_truth/spot/000_mask.png")
+    for split in ("test", "ground_truth"):
+        latin(folder / split / "stain")
+    category = latin(folder)
+    out = tmp_path / "out"
+    run(tiny(tmp_path / "data", out, f"data.category='{category.name}'", "model=patchcore"))
+    rows = predictions(out)
+    assert len(rows) == 13
+    assert sum("caf\\udce9000.png" in row["path"] for row in rows) == 2
+    assert {row["defect_type"] for row in rows} == {"good", "spot", "caf\\udce9stain"}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["run"]["category"] == category.name
+    assert metrics["image_auroc_by_defect_type"].keys() == {"spot", "caf\\udce9stain"}
+    assert "caf\\udce9" in (out / "report.html").read_text(encoding="utf-8")
+    assert list((out / "figures").glob("*dce9*.png"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        again = pipeline.rebuild(config("eval", f"run={out}", "trainer.accelerator=cpu", out=tmp_path / "again"))
+        again.test()
+    assert predictions(tmp_path / "again") == rows
+
+
+def test_pictures_that_fail_lose_no_results(tiles, tmp_path, tiny_backbone, monkeypatch):
+    monkeypatch.setattr("oddpatch.callbacks.pictures.draw_overview", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tiny(tiles, tmp_path))
+    assert json.loads((tmp_path / "metrics.json").read_text())["pixel_auroc"] > 0.9
+    assert len(predictions(tmp_path)) == 13

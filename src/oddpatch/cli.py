@@ -14,7 +14,7 @@ from oddpatch.commands.report import report
 from oddpatch.commands.update import update
 from oddpatch.environment import read_env
 from oddpatch.errors import OddpatchError
-from oddpatch.files import shown
+from oddpatch.files import escape_on_terminal, shown
 
 app = typer.Typer(
     help="Industrial visual inspection: learn what good parts look like, find the odd patch.",
@@ -48,6 +48,7 @@ app.command()(report)
 
 def main() -> None:
     """Run the command line; an error the user can mend is one line, and the exit code is 2."""
+    escape_on_terminal()
     try:
         read_env()
         app()

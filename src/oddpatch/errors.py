@@ -41,6 +41,20 @@ class ResourceError(OddpatchError, RuntimeError):
     """The machine lacks memory or disk for what the settings ask."""
 
 
+def in_one_line(error: BaseException) -> str | None:
+    """What to tell of an error that the user can mend, whoever raised it; None of any other."""
+    if isinstance(error, OddpatchError):
+        return str(error)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if type(error).__module__.startswith("omegaconf."):  # a setting refers to one that there is not, or is not set
+        key = str(getattr(error, "full_key", None) or "")
+        hint = ": is ${ in the name of the folder to write to? set hydra.run.dir to another" if "hydra." in key else ""
+        return f"{key}: {first}{hint}" if key else first
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's
+        return f"trainer: {' '.join(str(error).split())}"
+    return None
+
+
 def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
     """Have a Hydra task end with one line, not a traceback, when the user can mend what went wrong.
 
@@ -52,13 +66,15 @@ def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return task(*args, **kwargs)
-        except OddpatchError as error:
+        except Exception as error:
+            if (told := in_one_line(error)) is None:
+                raise
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
             from oddpatch.files import shown
 
-            logging.getLogger("oddpatch").error("%s", shown(error))
+            logging.getLogger("oddpatch").error("%s", shown(told))
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             sys.exit(1)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from oddpatch import factory
@@ -167,13 +168,16 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     callbacks = [factory.make(part) for part in (cfg.get("callbacks") or {}).values() if part]
     loggers = [factory.make(part) for part in (cfg.get("logger") or {}).values() if part]
     shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
-    return factory.make(
-        cfg.trainer,
-        callbacks=callbacks,
-        logger=loggers,
-        plugins=[AtomicCheckpointIO(), *ranks.environment()],
-        enable_progress_bar=shows_progress,  # Lightning would add its own
-    )
+    try:
+        return factory.make(
+            cfg.trainer,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[AtomicCheckpointIO(), *ranks.environment()],
+            enable_progress_bar=shows_progress,  # Lightning would add its own
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _writable(folder: Path) -> Path:

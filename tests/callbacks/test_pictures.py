@@ -366,10 +366,10 @@ def composed(name, *overrides):
         return compose(name, [*overrides, "hydra.run.dir=."], return_hydra_config=True)
 
 
-def test_pictures_come_by_default_before_the_results_and_can_be_left_out(tmp_path):
+def test_pictures_come_by_default_after_the_results_and_can_be_left_out(tmp_path):
     cfg = composed("train", f"paths.output_dir={tmp_path}")
     order = list(cfg.callbacks)
-    assert order.index("pictures") < order.index("results")
+    assert order.index("results") < order.index("pictures")
     assert isinstance(instantiate(cfg.callbacks.pictures), Pictures)
     assert composed("train", "callbacks.pictures=null").callbacks.pictures is None
 

@@ -34,7 +34,7 @@ def patchcore(tiles, out, *overrides):
             "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
             "data.batch_size=5", "data.num_workers=0", "callbacks.progress=null", "callbacks.pictures=null",
             "backbone.weights=random", "trainer.accelerator=cpu", "model=patchcore", "model.coreset_ratio=0.5",
-            "+model.finest_stride=4", *overrides, out=out,
+            "model.finest_stride=4", *overrides, out=out,
         )
     )  # fmt: skip
 

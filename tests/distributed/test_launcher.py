@@ -172,13 +172,35 @@ def test_number_of_ranks(trainer, size):
         ({"devices": 2}, "trainer.devices=2 asks for 2 processes: add trainer=ddp"),
         ({"devices": 0, "strategy": "ddp"}, "trainer.devices=0: give"),
         ({"devices": "two", "strategy": "ddp"}, "trainer.devices='two': give"),
+        ({"devices": [], "strategy": "ddp"}, r"trainer.devices=\[\] names no device"),
         ({"devices": 2, "num_nodes": 2, "strategy": "ddp"}, "torchrun"),
+        ({"devices": 1, "accelerator": "gpu"}, "torch finds no GPU on this machine: set trainer.accelerator=cpu"),
+        ({"devices": 4, "accelerator": "cuda", "strategy": "ddp"}, "torch finds no GPU"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(trainer, told, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     with pytest.raises(ConfigError, match=told):
         num_ranks(OmegaConf.create(trainer))
+
+
+@pytest.mark.parametrize("devices", [4, [0, 2]])
+def test_more_gpus_than_there_are_are_refused(devices, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    trainer = {"devices": devices, "accelerator": "gpu", "strategy": "ddp"}
+    with pytest.raises(ConfigError, match=r"but this machine has 2 GPUs: set trainer\.devices=2"):
+        num_ranks(OmegaConf.create(trainer))
+    assert num_ranks(OmegaConf.create({**trainer, "devices": 2})) == 2
+
+
+def test_more_processes_than_memory_holds_are_refused(script):
+    done = run(script, "trainer.devices=999999")
+    assert done.returncode == 1
+    assert "trainer.devices=999999 processes need 500000 GiB of memory" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(script.parent.glob("*.pids"))
 
 
 def test_inside_a_rank_nothing_is_launched_again(script, monkeypatch):

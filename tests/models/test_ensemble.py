@@ -89,8 +89,9 @@ def test_rising_strides_tell_the_backbones_apart(strides, maps):
 
 
 def test_too_few_images_to_hold_out_are_refused():
-    with pytest.raises(DataError, match=r"holdout=0.25 leaves 1 of them: add good images, or raise model.holdout"):
+    with pytest.raises(DataError, match=r"holdout=0.25 leaves 1 of them: add good images, or set model.holdout=0.5"):
         fitted(maps(7))
+    fitted(maps(7), holdout=0.5)
 
 
 def test_required_memory_counts_members_and_held_out_maps():

@@ -1,5 +1,7 @@
 """Gaussian-AD against scikit-learn, and its errors."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -119,3 +121,25 @@ def test_required_memory_covers_what_is_fitted():
     needed, remedy = GaussianAD(CHANNELS, STRIDES).required_memory([(5, 8, 8), (9, 4, 4), (40, 2, 2)], 30)
     assert needed >= 4 * (25 + 81 + 1600)
     assert "backbone.layers" in remedy
+
+
+@pytest.mark.parametrize("settings", [{}, {"npca": 0.01}, {"shrinkage": "epsilon", "epsilon": 0.0}])
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_the_remedy_for_a_stage_that_does_not_vary_works(settings, scale):
+    maps = [scale * m for m in features(6)]
+    maps[1] = maps[1][:1].repeat(6, 1, 1, 1)
+
+    def fit(**settings):
+        detector = GaussianAD(CHANNELS, STRIDES, **settings)
+        detector.update(maps, torch.arange(6))
+        detector.fit()
+        return detector
+
+    with pytest.raises(ConfigError, match="not positive definite: set ") as error:
+        fit(**settings)
+    named = dict(re.findall(r"model\.(\w+)=([\w.+-]+\w)", str(error.value)))
+    mended = fit(shrinkage=named["shrinkage"], epsilon=float(named["epsilon"]))
+    assert named.get("npca") == ("null" if "npca" in settings else None)
+    score = mended([scale * m for m in features(4, seed=3)], (16, 16)).score
+    assert score.isfinite().all()
+    assert score.unique().numel() == 4

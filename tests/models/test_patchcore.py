@@ -1,6 +1,7 @@
 """PatchCore against its equations written out in numpy, on a few small maps."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -297,6 +298,17 @@ def test_required_memory_is_bounded_by_max_bank_memory():
     assert free > 2 * 1000 * 48 * 12 * 4
     assert "max_bank_memory" in remedy
     assert make(selector="greedy", max_bank_memory=10_000).required_memory(shapes, 1000)[0] < 50_000
+
+
+@pytest.mark.parametrize("settings", [{}, {"selector": "approximate_greedy"}, {"projection_dim": 3}])
+def test_the_remedy_for_too_little_memory_can_be_set(settings):
+    shapes = [(5, 8, 6), (7, 4, 3)]
+    before, remedy = make(**settings).required_memory(shapes, 1000)
+    named = dict(re.findall(r"model\.(\w+)=(\w+)", remedy))
+    mended = {**settings, **{key: None if value == "null" else value for key, value in named.items()}}
+    after, remedy = make(max_bank_memory=10_000, **mended).required_memory(shapes, 1000)
+    assert after < before
+    assert remedy == "lower model.max_bank_memory"
 
 
 def extended(settings, count=None):

@@ -12,11 +12,11 @@ from oddpatch.errors import ConfigError
 from oddpatch.sweep import composition
 
 
-def told(*overrides):
+def told(*overrides, name="train"):
     GlobalHydra.instance().clear()
     with pytest.raises(Exception) as error, initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        compose("train", list(overrides))
-    return composition.explain(error.value, overrides, CONFIGS, "train")
+        compose(name, list(overrides))
+    return composition.explain(error.value, overrides, CONFIGS, name)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,9 @@ def told(*overrides):
         ("~model.epsilo", "did you mean model.epsilon?"),
         ("qqqqqqq=1", "--cfg job lists them"),
         ("model.epsilon=[1", "cannot be read"),
-        ("model.epsilon", "write KEY=VALUE, quoted for the shell"),
+        ("model.epsilon", "write KEY=VALUE"),
+        ("seed=it's", "type 'seed=\"it'\"'\"'s\"'"),
+        ("seed=a(b", "type 'seed=\"a(b\"'; lists are 'KEY=[1,2]'"),
         ("hydra/launcher=nonsense", "hydra/launcher=nonsense is not installed: pip install 'oddpatch[sweep]'"),
     ],
 )
@@ -46,6 +48,15 @@ def test_what_is_misspelt_is_told_with_what_is_near(override, hint):
 def test_names_are_those_of_the_chosen_groups():
     assert "did you mean model.coreset_ratio?" in told("model=patchcore", "model.corset_ratio=0.1")
     assert "did you mean model.coreset_ratio?" in told("model=patchcore,padim", "model.corset_ratio=0.1,0.2")
+
+
+def test_what_the_shell_has_parted_is_told_whole():
+    line = told("data.root=/my", "parts")
+    assert "if it belongs to what is before it, type 'data.root=/my parts'" in line
+
+
+def test_a_setting_of_the_run_that_is_tested_again_is_added():
+    assert told("run=x", "data.root=/y", name="eval").endswith("there is no setting data.root: type +data.root=/y")
 
 
 def test_a_sweep_without_its_package_says_how_to_install_it():

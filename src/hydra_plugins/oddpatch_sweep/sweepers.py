@@ -15,6 +15,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from oddpatch.sweep.overrides import as_typed, folder_name
+
 log = logging.getLogger(__name__)
 
 
@@ -25,6 +27,7 @@ def _job_hash(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("job_hash", _job_hash, replace=True)
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
 class _OddpatchSweeper(Sweeper):
@@ -54,7 +57,8 @@ class _OddpatchSweeper(Sweeper):
         from oddpatch.sweep.table import conclude
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+        params = as_typed(["-m", *(f"{key}={value}" for key, value in self.params.items())], self.config)[1:]
+        overrides = parser.parse_overrides([*params, *arguments])
         # The last one of a setting stands, as everywhere in Hydra.
         last = {override.get_key_element(): override for override in overrides}
         folder = Path(str(self.config.hydra.sweep.dir)).resolve()

@@ -110,6 +110,10 @@ class MVTecDataModule(LightningDataModule):
             raise ConfigError(
                 f"data.root={root} and data.category={category}: set the folder of the categories, and the one to use"
             )
+        if not isinstance(category, str):
+            raise ConfigError(
+                f"data.category={category} is read as a number, not as a name: write it in quotes, category: 'NAME'"
+            )
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be a whole number of at least 1")
         if fold is not None and not split:

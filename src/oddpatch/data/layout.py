@@ -20,6 +20,7 @@ from typing import NamedTuple
 from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import BROKEN_LINK, HIDDEN, NO_SUFFIX, UNKNOWN_SUFFIX, LeftOut, Listing, listing, summary, walk
 from oddpatch.errors import DataError
+from oddpatch.files import shown
 
 GOOD = "good"
 MASK_SUFFIX = "_mask"
@@ -296,7 +297,7 @@ def _type_folders(base: Path, warnings: list[str], left_out: list[LeftOut]) -> d
             left_out += folder.left_out
             _leave_nested(base / name, [name_ for name_ in deeper if name_ not in inner], left_out)
         for path in [base / name / name_ for name_ in inner] or [base / name]:
-            kind = GOOD if is_good(path.name) else path.name
+            kind = GOOD if is_good(path.name) else shown(path.name)
             if kind in found:
                 raise DataError(f"{path} and {found[kind][0]} are of the same type: merge or rename one")
             listed = listing(path)

@@ -3,6 +3,7 @@ or by a share."""
 
 import csv
 import hashlib
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from oddpatch.data.layout import GOOD, Layout, Sample
 from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import from_cell, parse_json
+from oddpatch.files import from_cell, parse_json, shown
 
 _PARTS = ("train", "test", "unused")
 _FOLD = "fold"
@@ -28,7 +29,7 @@ def read_parts(manifest: Path) -> dict[str, str]:
             rows: Any = csv.DictReader(file) if manifest.suffix.lower() == ".csv" else parse_json(file.read())["files"]
             if manifest.suffix.lower() == ".csv":
                 rows = [{**row, "path": from_cell(row["path"])} for row in rows]
-            named = [(unicodedata.normalize("NFC", row["path"]), str(row["part"])) for row in rows]
+            named = [(_normal(row["path"]), str(row["part"])) for row in rows]
     except FileNotFoundError:
         raise DataError(f"{manifest}: no such file: make it by `oddpatch data split`, or set data.split=null") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
@@ -93,7 +94,12 @@ def _tested_part(parts: set[str], manifest: Path, fold: int | None) -> str:
 
 
 def _identity(sample: Sample, category: Path) -> str:
-    return unicodedata.normalize("NFC", sample.path.relative_to(category).as_posix())
+    return _normal(sample.path.relative_to(category).as_posix())
+
+
+def _normal(path: str) -> str:
+    """As every way to write a path gives it back: JSON keeps a byte that is not UTF-8, CSV has it escaped."""
+    return unicodedata.normalize("NFC", shown(path))
 
 
 def _left_out(names: list[str], manifest: Path) -> list[str]:
@@ -122,4 +128,4 @@ def take_share(samples: Sequence[Sample], share: float) -> tuple[list[Sample], l
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(f"{path.parent.name}/{path.name}".encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(f"{path.parent.name}/{path.name}")).hexdigest()

@@ -137,9 +137,10 @@ class EnsembleDetector(Detector):
 
     def _require_held_out(self, count: int) -> None:
         if count < 2:
+            more = ", or set model.holdout=0.5" if self.holdout < 0.5 else ""
             raise DataError(
                 f"an ensemble standardises on held-out good images, and holdout={self.holdout} leaves "
-                f"{count} of them: add good images, or raise model.holdout"
+                f"{count} of them: add good images{more}"
             )
 
     def _score(self, number: int, features: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -116,10 +116,14 @@ class GaussianAD(Detector):
         else:
             covariance = sample_covariance(reduced, self.epsilon)
         factor, failed = torch.linalg.cholesky_ex(covariance)
-        if failed:
+        if failed or not len(covariance):  # npca keeps nothing of a stage that does not vary, which scored 0 for all
+            # Enough to outweigh what rounding leaves of the smallest eigenvalues.
+            epsilon = max(0.01, 2 * self.epsilon, 1e-12 * float(samples.var(0).sum()))
+            whole = "" if self.npca is None else "model.npca=null "
             raise ConfigError(
                 f"shrinkage={self.shrinkage} with {len(samples)} images: the covariance of stage {stage} is not "
-                "positive definite: set model.shrinkage=epsilon and raise model.epsilon, or give more varied images"
+                f"positive definite: set {whole}model.shrinkage=epsilon model.epsilon={epsilon:.3g}, or give more "
+                "varied images"
             )
         directions = torch.eye(len(factor), dtype=factor.dtype) if components is None else components
         return mean, torch.linalg.solve_triangular(factor, directions, upper=False)

@@ -396,4 +396,10 @@ class PatchCore(Detector):
             held = min(held, self.max_bank_memory)
             rows = held // (4 * self.dim + 16)
         # torch.cat holds the patches twice for a moment; selection adds a sketch of at most half their dimensions.
-        return 2 * held + rows * 64, "set model.max_bank_memory, which reduces patches as they stream in"
+        if self.max_bank_memory is not None:
+            remedy = "lower model.max_bank_memory"
+        elif self.selector == "greedy" and self.projection_dim is None:
+            remedy = "set model.max_bank_memory, which reduces patches as they stream in"
+        else:
+            remedy = "set model.max_bank_memory with model.selector=greedy model.projection_dim=null"
+        return 2 * held + rows * 64, remedy

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from oddpatch import errors
 from oddpatch.errors import ConfigError, OddpatchError, ResourceError
-from oddpatch.limits import cores
+from oddpatch.limits import cores, free_memory
 
 Task = Callable[[DictConfig], float | None]
 
@@ -33,6 +33,8 @@ GRACE = 2.0
 #: Seconds that ranks get to end by themselves after Ctrl-C.
 INTERRUPT_GRACE = 5.0
 POLL = 0.05
+#: Bytes that a rank holds once it has imported torch and Lightning, and before it has looked at an image.
+RANK_MEMORY = 512 * 2**20
 
 
 class RankError(RuntimeError):
@@ -60,6 +62,10 @@ def num_ranks(trainer: Mapping[str, Any]) -> int:
     devices = trainer["devices"]
     if not isinstance(devices, int | str):  # a list of devices
         size = len(devices)
+        if not size:
+            raise ConfigError(
+                "trainer.devices=[] names no device: give a number of at least 1, a list of GPUs, or auto"
+            )
     elif str(devices) in ("auto", "-1"):
         import torch
 
@@ -72,7 +78,22 @@ def num_ranks(trainer: Mapping[str, Any]) -> int:
         raise ConfigError(f"trainer.devices={devices} asks for {size} processes: add trainer=ddp")
     if trainer.get("num_nodes", 1) > 1 and "LOCAL_RANK" not in os.environ:
         raise ConfigError("trainer.num_nodes is more than 1: start train.py by torchrun on each machine")
+    if str(trainer.get("accelerator")) in ("gpu", "cuda"):
+        _require_gpus(devices, size)
     return size
+
+
+def _require_gpus(devices: Any, size: int) -> None:
+    """Refuse to look for GPUs that this machine does not have."""
+    import torch
+
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if not count:
+        raise ConfigError(
+            "trainer.accelerator=gpu, but torch finds no GPU on this machine: set trainer.accelerator=cpu"
+        )
+    if size > count or (not isinstance(devices, int | str) and max(devices, default=0) >= count):
+        raise ConfigError(f"trainer.devices={devices}, but this machine has {count} GPUs: set trainer.devices={count}")
 
 
 def launch(task: Task, cfg: DictConfig, size: int) -> float | None:
@@ -85,6 +106,11 @@ def launch(task: Task, cfg: DictConfig, size: int) -> float | None:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    if size * RANK_MEMORY > (free := free_memory()):
+        raise ResourceError(
+            f"trainer.devices={size} processes need {size * RANK_MEMORY / 2**30:.0f} GiB of memory before the first "
+            f"image, but {free / 2**30:.1f} GiB is available: lower trainer.devices"
+        )
     job = pickle.dumps(
         {
             "script": os.path.abspath(task.__code__.co_filename),  # noqa: PTH100

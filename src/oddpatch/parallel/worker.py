@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from oddpatch import errors
-from oddpatch.errors import OddpatchError
+from oddpatch.errors import ConfigError, in_one_line
 from oddpatch.files import replacing
 from oddpatch.parallel.launcher import Task
 
@@ -32,11 +32,11 @@ def main() -> int:
         value = _load(Path(job["script"]), job["name"])(job["cfg"])
         _leave()
         report: dict[str, Any] = {"ok": True, "value": value}
-    except OddpatchError as error:
-        report = {"ok": False, "kind": _public_class(error), "message": str(error)}
-    except BaseException:
+    except BaseException as error:
         # Told by the first process, once: the others fail too, for want of this one.
-        report = {"ok": False, "kind": None, "message": traceback.format_exc()}
+        told = in_one_line(error)
+        message = traceback.format_exc() if told is None else told
+        report = {"ok": False, "kind": None if told is None else _public_class(error), "message": message}
     report |= {"rank": int(os.environ["RANK"]), "time": time.time()}
     with replacing(Path(os.environ["ODDPATCH_RESULT"])) as file:
         json.dump(report, file)
@@ -69,8 +69,11 @@ def _load(script: Path, name: str) -> Task:
     return inspect.unwrap(runpy.run_path(str(script), run_name="__oddpatch_rank__")[name])
 
 
-def _public_class(error: OddpatchError) -> str:
-    return next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
+def _public_class(error: BaseException) -> str:
+    """Of oddpatch's errors, the one to raise for this one."""
+    return next(
+        (base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__), ConfigError.__name__
+    )
 
 
 def _leave() -> None:

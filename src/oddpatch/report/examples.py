@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.layout import GOOD
+from oddpatch.files import shown
 
 #: Images kept of each type, among which the typical one is looked for.
 DRAWN_PER_TYPE = 5
@@ -30,8 +31,8 @@ class Example:
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending."""
-        return PurePath(self.path).stem
+        """The file's name without its ending, escaped where it cannot be written."""
+        return shown(PurePath(self.path).stem)
 
 
 Key = tuple[float, int]  # what to sort by, then the image's index: ties fall the same way whatever the batches

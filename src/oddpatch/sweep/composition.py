@@ -4,19 +4,23 @@ import difflib
 import functools
 import inspect
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 
 from oddpatch.environment import read_env
-from oddpatch.errors import INTERRUPTED, ConfigError, OddpatchError
-from oddpatch.files import shown
+from oddpatch.errors import INTERRUPTED, ConfigError, in_one_line
+from oddpatch.files import escape_on_terminal, shown
+from oddpatch.sweep.overrides import as_typed, literal
 
 _EXTRA = "pip install 'oddpatch[sweep]'"
 
@@ -31,18 +35,21 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*cfg: DictConfig) -> Any:
         terminal = Console(stderr=True)
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
+        escape_on_terminal()
+        sys.argv[1:] = as_typed(sys.argv[1:], _top_level(configs / f"{name}.yaml"))
         try:
             read_env()
             return main(*cfg)
         except (ConfigCompositionException, OverrideParseException) as error:
-            overrides = [text for text in sys.argv[1:] if not text.startswith("-")]
-            message = explain(error, overrides, configs, name)
-        except OddpatchError as error:
-            message = shown(error)
+            message = explain(error, get_args_parser().parse_args(sys.argv[1:]).overrides, configs, name)
         except KeyboardInterrupt:
             terminal.print("interrupted", style="red")
             sys.exit(INTERRUPTED)
-        terminal.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        except Exception as error:
+            if (told := in_one_line(error)) is None:
+                raise
+            message = told
+        terminal.print(f"error: {shown(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
     return wrapped
@@ -57,12 +64,30 @@ def explain(error: Exception, overrides: Iterable[str], configs: Path, name: str
         name: of the primary config in it.
     """
     if isinstance(error, OverrideParseException):
-        reason = _first_line(error)
-        return f"{error.override} cannot be read ({reason}): write KEY=VALUE, quoted for the shell, as 'KEY=[1,2]'"
+        return f"{error.override} cannot be read ({_first_line(error)}): {_to_type(error.override, list(overrides))}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_choice(error)
     misspelt = next(_misspelt(overrides, configs, name), None)
     return misspelt or " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _to_type(override: str, overrides: Sequence[str]) -> str:
+    """What to type in place of an override that Hydra's grammar does not take."""
+    key, equals, value = override.partition("=")
+    if equals:
+        text = shlex.quote(f"{key}={QuotedString(literal(value), Quote.double).with_quotes()}")
+        return f"if that is a text, type {text}; lists are 'KEY=[1,2]'"
+    before = overrides[: overrides.index(override)] if override in overrides else []
+    if before and "=" in before[-1]:
+        return f"write KEY=VALUE; if it belongs to what is before it, type {shlex.quote(f'{before[-1]} {override}')}"
+    return "write KEY=VALUE"
+
+
+def _top_level(config: Path) -> set[str]:
+    """Names at the top of a primary config: its own and the groups of its defaults."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(config))
+    groups = [part for part in content["defaults"] if isinstance(part, dict)]
+    return {"hydra", *content, *(name for group in groups for name in group)}
 
 
 def _missing_choice(error: MissingConfigException) -> str:
@@ -96,6 +121,8 @@ def _misspelt(overrides: Iterable[str], configs: Path, name: str) -> Iterator[st
             continue
         near = difflib.get_close_matches(key, keys, n=1)
         hint = f"did you mean {near[0]}?" if near else "--cfg job lists them, and a plus before it adds one"
+        if OmegaConf.select(cfg, key.rpartition(".")[0]) == {}:  # the settings of a run to be tested again
+            hint = f"type +{override.input_line}"
         yield f"{override.input_line}: there is no setting {key}: {hint}"
 
 

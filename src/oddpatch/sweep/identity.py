@@ -93,7 +93,7 @@ def data_fingerprint(path: Path) -> str | None:
         return None
     files = _files(path) if path.is_dir() else [(path, path.stat())]
     rows = sorted(f"{file.relative_to(path).as_posix()}\0{stat.st_size}\0{stat.st_mtime_ns}" for file, stat in files)
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(rows))).hexdigest()
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

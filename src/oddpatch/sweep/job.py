@@ -13,11 +13,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from oddpatch.errors import INTERRUPTED, ConfigError, OddpatchError
 from oddpatch.sweep.identity import Identity, identify
 from oddpatch.sweep.locking import JobBusyError, JobLock
+from oddpatch.sweep.overrides import quoted
 from oddpatch.sweep.process import run_script
 from oddpatch.sweep.record import Record
 
@@ -49,9 +50,10 @@ def sweep_job(task: Callable[P, R]) -> Callable[P, R | float | None]:
         config: Any = args[0]
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_job(config, script)
-        if config.data.get("category") == ALL and not (Path(config.data.root) / ALL).is_dir():
+        category = str(config.data.get("category"))
+        if (category == ALL or "," in category) and not (Path(str(config.data.root)) / category).is_dir():
             raise ConfigError(
-                f"data.category={ALL} is many runs: add -m, as python {script.name} -m data.category={ALL}"
+                f"data.category={category} is many runs: add -m, as python {script.name} -m data.category={category}"
             )
         return task(*args, **kwargs)
 
@@ -79,7 +81,7 @@ def run_job(cfg: DictConfig, script: Path) -> float | None:
                 return before.objective
             if before is not None:
                 log.info("%s runs again: %s", folder.name, stale)
-            record = Record("running", identity, list(HydraConfig.get().overrides.task))
+            record = Record("running", identity, overrides()["task"])
             record.attempt = before.attempt + 1 if before else 1
             return _run(cfg, script, folder, lock, record)
     except JobBusyError as busy:
@@ -152,11 +154,17 @@ def objective(folder: Path, name: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
+def overrides() -> dict[str, list[str]]:
+    """Hydra's `task` and `hydra` overrides of this job, as they were given: references in them are not looked up."""
+    found: Any = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
+    return found
+
+
 def job_arguments(folder: Path) -> list[str]:
     """The command line of this job as a single run."""
     hydra = HydraConfig.get()
-    overrides = [*hydra.overrides.task, *hydra.overrides.hydra]
-    kept = [text for text in overrides if not text.lstrip("+~").startswith(_OF_THE_SWEEP)]
+    given = overrides()
+    kept = [text for text in given["task"] + given["hydra"] if not text.lstrip("+~").startswith(_OF_THE_SWEEP)]
     flags = ["--config-name", str(hydra.job.config_name)]
     for source in hydra.runtime.config_sources:
         if source.provider == "main" and source.schema == "file":
@@ -164,9 +172,3 @@ def job_arguments(folder: Path) -> list[str]:
         if source.provider == "command-line":
             flags += ["--config-dir", source.path]
     return [*flags, *kept, f"hydra.run.dir={quoted(str(folder))}"]
-
-
-def quoted(text: str) -> str:
-    """A string as a value of a Hydra override."""
-    escaped = text.replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"

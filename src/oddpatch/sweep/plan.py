@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.sweep.identity import config_hash, names
-from oddpatch.sweep.job import ALL, quoted
+from oddpatch.sweep.job import ALL
+from oddpatch.sweep.overrides import quoted
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,7 @@ def expand_categories(loader: Any, config: DictConfig, overrides: Sequence[str])
         return [list(overrides)]
     if not found:
         raise DataError(f"{wanted}: {root} holds no folder with train/good in it: point data.root at the categories")
-    values = [name if re.fullmatch(r"[A-Za-z][\w-]*", name) else quoted(name) for name in found]
-    return [[f"{CATEGORY}={value}" if text == wanted else text for text in overrides] for value in values]
+    return [[f"{CATEGORY}={quoted(name)}" if text == wanted else text for text in overrides] for name in found]
 
 
 def _composed(loader: Any, config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:

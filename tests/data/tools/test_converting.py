@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -372,3 +373,17 @@ def test_converted_masks_belong_to_their_images(stems, suffix):
         for sample in (s for s in found.test if s.label):
             number = stems.index(sample.path.stem)
             assert np.flatnonzero(np.asarray(Image.open(sample.mask_path))).tolist() == [number]
+
+
+def test_names_that_are_not_utf8_are_kept(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    for k in range(5):
+        picture(tmp_path / f"photos/ok/{name}{k}.png")
+    picture(tmp_path / f"photos/{name}/{name}.png")
+    picture(tmp_path / f"photos/masks/{name}/{name}.png")
+    found = convert("folder", tmp_path / "photos", tmp_path / "out", good="ok", masks="masks")["photos"]
+    assert tally(found.test) == {"caf\\udce9": 1, "good": 1}
+    assert all(sample.path.is_file() for sample in found.train + found.test)
+    assert sum(sample.mask_path is not None for sample in found.test) == 1
+    manifest = json.loads((tmp_path / "out/photos/oddpatch_manifest.json").read_text(encoding="utf-8"))
+    assert any(name in json.dumps(row, ensure_ascii=False) for row in manifest["files"])

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 
 import pytest
 from conftest import make_dataset
 
 from oddpatch.data.layout import scan
+from oddpatch.data.splits import follow
 from oddpatch.data.tools.splitting import (
     apply_split,
     split_by_share,
@@ -83,3 +85,23 @@ def test_manifest_and_links(category, tmp_path):
     assert all(s.mask_path for s in found.test if s.label)
     apply_split(split_folds(category, 5), category, tmp_path / "out" / "fold1", fold=1)
     assert len(scan(tmp_path / "out", "fold1").train) == 16
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_names_that_are_not_utf8_are_found_again(tmp_path, suffix):
+    category = make_dataset(tmp_path / "data")
+    names = "train/good/000.png test/spot/000.png ground_truth/spot/000_mask.png test/stain ground_truth/stain"
+    for path in [category / name for name in names.split()]:
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9" + os.fsencode(path.name))))
+    assigned = split_by_share(category, 0.8)
+    manifest = tmp_path / f"split.{suffix}"
+    write_split(manifest, assigned, category, {}, force=False)
+    manifest.read_text(encoding="utf-8")
+    found = follow(scan(tmp_path / "data", category.name), category, manifest)
+    assert not found.warnings
+    assert {s.path for s in found.test} == {category / a.path for a in assigned if a.part == "test"}
+    apply_split(assigned, category, tmp_path / "links/tile")
+    made = scan(tmp_path / "links", "tile")
+    assert len(made.test) == len(found.test)
+    assert len(made.train) == len(found.train)
+    assert {s.defect_type for s in made.test} == {"good", "spot", "caf\\udce9stain"}

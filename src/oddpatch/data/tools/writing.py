@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import unicodedata
@@ -115,9 +116,10 @@ def drafting(root: Path, force: bool) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that people can read."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     with replacing(path) as file:
-        json.dump(content, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        # What stands for a byte that is not UTF-8 is written as JSON writes any character, so that it can be read back.
+        file.write(re.sub(r"[\ud800-\udfff]", lambda match: f"\\u{ord(match.group()):04x}", text) + "\n")
 
 
 def sha256(path: Path) -> str:

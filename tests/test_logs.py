@@ -1,0 +1,53 @@
+"""Log messages where the output is no terminal, and errors that are told in one line."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from oddpatch.errors import ConfigError, in_one_line
+from oddpatch.logs import console_handler
+
+
+def test_a_message_is_one_line_however_long(capsys):
+    path = "/data/" + "a long name/" * 20 + os.fsdecode(b"caf\xe9.png")
+    logger = logging.Logger("long")
+    logger.addHandler(console_handler())
+    logger.warning("%s is broken: mend it", path)
+    logger.info("second")
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].endswith("caf\\udce9.png is broken: mend it")
+    assert told[0].startswith("WARNING  /data/a long name/")
+    assert told[1] == "INFO     second"
+
+
+def test_errors_of_libraries_that_a_user_can_mend_are_one_line():
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    with pytest.raises(Exception, match="nowhere") as error:
+        OmegaConf.create({"data": {"root": "${nowhere}"}}).data.root  # noqa: B018
+    assert in_one_line(error.value) == "data.root: Interpolation key 'nowhere' not found"
+    assert in_one_line(MisconfigurationException("No GPU\nhere")) == "trainer: No GPU here"
+    assert in_one_line(ConfigError("a=1: no")) == "a=1: no"
+    assert in_one_line(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--cfg", "job", "model.nothing_like_it=1"], "error: model.nothing_like_it=1: there is no setting "),
+        (["hydra.run.dir=out/${y}"], "is ${ in the name of the folder to write to? set hydra.run.dir to another"),
+        (["seed=a(b"], "if that is a text, type 'seed=\"a(b\"'"),
+    ],
+)
+def test_what_cannot_be_composed_is_one_line(arguments, told, tmp_path):
+    command = [sys.executable, ROOT / "train.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not done.stdout
