@@ -123,6 +123,27 @@ def test_eval_in_a_new_build_gives_the_same_scores_to_the_bit(tiles, tmp_path, t
     assert predictions(tmp_path / "again") == predictions(tmp_path / "run")
 
 
+def test_eval_says_how_many_images_the_run_was_fitted_to(tmp_path, tiny_backbone):
+    """Whatever lies in train/good by then, and without those held out and those that could not be read."""
+    folder = make_dataset(tmp_path, good=45)
+    (folder / "train/good/007.png").write_bytes(b"no image")
+    job = pipeline.build(tiny(tmp_path, tmp_path / "run", "calibration=holdout", "data.on_error=skip"))
+    job.fit()
+    job.save()
+    job.test()
+    expected = len([i for i in job.data.fitted if i != 7])
+    assert 20 < expected < 45
+    (folder / "train/good/044.png").unlink()
+    again = pipeline.rebuild(
+        config("eval", f"run={tmp_path}/run", "callbacks.progress=null", "trainer.accelerator=cpu",
+               "+data.num_workers=0", out=tmp_path / "again")
+    )  # fmt: skip
+    again.test()
+    for out in ("run", "again"):
+        assert json.loads((tmp_path / out / "metrics.json").read_text())["num_train_images"] == expected
+        assert f"{expected} good images fitted to" in (tmp_path / out / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     "changed",
     ["data.batch_size=1", pytest.param("data.batch_size=13", marks=pytest.mark.slow), "data.num_workers=2"],
@@ -242,6 +263,8 @@ def spoil(path, how):
     elif how != "missing":
         if how == "newer":
             content["oddpatch"]["format"] = 99
+        if how == "older":
+            content["oddpatch"]["format"] = 1
         if how == "target":
             content["oddpatch"]["config"]["model"]["_target_"] = "os.system"
         torch.save(content, path)
@@ -255,6 +278,7 @@ def spoil(path, how):
         ("foreign", "not written by oddpatch"),
         ("code", "truncated or not a checkpoint"),
         ("newer", "format 99.*update oddpatch"),
+        ("older", "format 1.*train again"),
         ("target", "asks for 'os.system'"),
     ],
 )

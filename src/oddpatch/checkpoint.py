@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from oddpatch.module import AnomalyModule
 
 #: Raised when older code could no longer read what is written.
-FORMAT = 1
+FORMAT = 2
 #: What is used of a checkpoint's description beside its config's parts, which `oddpatch.known` reads, and its type.
 FIELDS: dict[str, Any] = {
     "format": int,
@@ -29,6 +29,7 @@ FIELDS: dict[str, Any] = {
     "preprocess": dict,
     "weights": str,
     "train_images": [str],
+    "num_fitted": int,
     "held_out": [str],
 }
 LISTS = ("train_images", "held_out", "updates")
@@ -63,6 +64,7 @@ def describe(module: "AnomalyModule") -> dict[str, Any]:
         "preprocess": module.model.preprocess.settings(),
         "weights": module.model.backbone.weights_origin,
         "train_images": (names := train_images(module.trainer.datamodule)),  # type: ignore[attr-defined]
+        "num_fitted": module.num_fitted,
         "no_threshold": module.model.calibration.absent,
         "held_out": [names[i] for i in module.trainer.datamodule.held_out],  # type: ignore[attr-defined]
     }

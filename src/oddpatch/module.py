@@ -62,6 +62,8 @@ class AnomalyModule(L.LightningModule):
         self.folds = folds
         #: Paths of the images the detector was fitted to, by index, where they are not the datamodule's.
         self.train_images: list[str] | None = None
+        #: How many images the detector was fitted to.
+        self.num_fitted = 0
         self.fold_detectors: FoldDetectors | None = None
         self.progress: ProgressFn = no_progress
         #: Metric values of the last test, and why others could not be computed.
@@ -156,6 +158,7 @@ class AnomalyModule(L.LightningModule):
         """Fit the detector to what the epoch took in."""
         self.timing["embed"] = time.perf_counter() - self._epoch_start
         self.trainer.datamodule.gather()  # type: ignore[attr-defined]
+        self.num_fitted = self.trainer.datamodule.num_fitted()  # type: ignore[attr-defined]
         with self.timed("fit"):
             for detector in (self.model.detector, *(self.fold_detectors.detectors if self.fold_detectors else ())):
                 ranks.fit(detector, self.progress)

@@ -146,6 +146,7 @@ def rebuild(cfg: DictConfig) -> Run:
         )
     module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=about["config"])
     module.train_images = [str(data.root / name) for name in about.get("train_images", [])]
+    module.num_fitted = about["num_fitted"]
     trainer = build_trainer(cfg)
     use_cache(cfg, data, model, about["config"]["backbone"], trainer)
     return Run(data, module, trainer, folder)

@@ -64,7 +64,7 @@ class Results(L.Callback):
             "thresholds": module.describe_thresholds(),
             "operating": _operating(module, calibration.describe()),
             "absent": module.absent,
-            "num_train_images": len(trainer.datamodule.fitted),  # type: ignore[attr-defined]
+            "num_train_images": module.num_fitted,
             "num_test_images": len(module.scored),
             "skipped": trainer.datamodule.skipped(),  # type: ignore[attr-defined]
             "inspected": (share := trainer.datamodule.inspected) and share.to_dict(),  # type: ignore[attr-defined]

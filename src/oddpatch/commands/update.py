@@ -180,6 +180,7 @@ def describe_update(
         "versions": library_versions(),
         "git_commit": git_commit(),
         "train_images": [*about["train_images"], *images],
+        "num_fitted": about["num_fitted"] + len(images),
         "held_out": [*about["held_out"], *(images if calibration.method == "leave_one_out" else [])],
         "no_threshold": calibration.absent,
         "updates": [*about.get("updates", []), step],

@@ -310,6 +310,10 @@ class MVTecDataModule(LightningDataModule):
         """One line for each file that was left out so far (with `on_error="skip"`), see `gather`."""
         return self._train.skipped() + self._validation.skipped() + self._test.skipped()
 
+    def num_fitted(self) -> int:
+        """How many images were fitted to, without those left out as unusable; after `gather`."""
+        return len(self.fitted) - int(self._train.is_skipped()[list(self.fitted)].sum())
+
     def test_image(self, index: int) -> Tensor:
         """A prepared test image (3, h, w), where its features came from the cache."""
         return self._test.image(index)

@@ -181,6 +181,10 @@ class MVTecDataset(Dataset[Item | None]):
             self.outcome[index] |= _CROPPED_DEFECT
         return prepared
 
+    def is_skipped(self) -> Tensor:
+        """(N,) bool: the items left out so far, in this process or its workers."""
+        return self.outcome == _SKIPPED
+
     def skipped(self) -> list[str]:
         """One line for each item left out so far, in this process or its workers: the file and why."""
         return [self._reason(index) for index in self._with(_SKIPPED)]
