@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from oddpatch import factory, pipeline
 from oddpatch.commands.data import app
 from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
+from oddpatch.models.spade import SPADE
 
 
 def config(name="train", *overrides, out):
@@ -161,7 +162,26 @@ def test_without_masks_pixel_metrics_are_absent_with_a_reason(tmp_path, tiny_bac
     job = run(tiny(tmp_path, tmp_path / "out"))
     assert "image_auroc" in job.module.results
     assert "pixel_auroc" not in job.module.results
-    assert "defect pixels" in job.module.absent["pixel_auroc"]
+    assert job.module.absent["pixel_auroc"] == "8 defective images without a mask"
+
+
+def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monkeypatch):
+    """SPADE's are what takes long: not for labelled validation images, nor where there are no masks and no pictures."""
+    make_dataset(tmp_path, masks=False)
+    spade, made = ("model=spade", "model.k=3", "calibration=none", "+data.validation=0.5"), []
+    original = SPADE._patch_scores
+    monkeypatch.setattr(SPADE, "_patch_scores", lambda self, *rest: made.append(1) or original(self, *rest))
+    run(tiny(tmp_path, tmp_path / "pictured", *spade))
+    per_image = 3  # of each map
+    assert len(made) == per_image * len(predictions(tmp_path / "pictured"))
+    made.clear()
+    job = run(tiny(tmp_path, tmp_path / "bare", *spade, "callbacks.pictures=null"))
+    assert not made
+    assert predictions(tmp_path / "bare") == predictions(tmp_path / "pictured")
+    assert job.module.absent["au_pro"] == "4 defective images without a mask"
+    make_dataset(tmp_path / "masked")
+    run(tiny(tmp_path / "masked", tmp_path / "measured", *spade, "callbacks.pictures=null"))
+    assert len(made) == per_image * len(predictions(tmp_path / "measured"))
 
 
 def test_with_good_images_only_every_metric_is_absent_with_a_reason(tmp_path, tiny_backbone):

@@ -14,6 +14,7 @@ from torch import Tensor
 from oddpatch.cache.kept import KeptFeatures
 from oddpatch.calibration import FEWEST, FoldDetectors
 from oddpatch.checkpoint import relative_name
+from oddpatch.data.layout import Sample
 from oddpatch.errors import DataError
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
 from oddpatch.metrics.thresholds import at_threshold, highest_but
@@ -22,6 +23,7 @@ from oddpatch.ops.gallery import Spool
 from oddpatch.parallel import ranks
 from oddpatch.resources import check_memory
 from oddpatch.types import Batch, Prediction
+from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,16 @@ class ScoredImage(NamedTuple):
     label: int
     defect_type: str
     score: float
+
+
+def pixels_unknown(samples: Sequence[Sample]) -> str:
+    """Why nothing can be measured on the pixels of test images; empty if there are masks of defects."""
+    if any(sample.mask_path for sample in samples):
+        return ""
+    defective = sum(sample.label for sample in samples)
+    if not defective:
+        return f"no defective image among {counted(len(samples), 'test image')}"
+    return f"{counted(defective, 'defective image')} without a mask"
 
 
 class AnomalyModule(L.LightningModule):
@@ -70,6 +82,8 @@ class AnomalyModule(L.LightningModule):
         self.results: dict[str, Any] = {}
         self.absent: dict[str, str] = {}
         self.scored: list[ScoredImage] = []
+        #: Why the last test could not measure pixels, see `pixels_unknown`.
+        self.pixels_unknown = ""
         #: The good images that the threshold was set on, in the order of the dataset.
         self.good_scored: list[ScoredImage] = []
         #: Seconds spent in each stage.
@@ -101,9 +115,12 @@ class AnomalyModule(L.LightningModule):
             cache.store(batch.entries, features)
         return features
 
-    def score(self, batch: Batch) -> Prediction:
-        """Score a batch."""
-        return self.model.detector(self.features(batch), self.model.preprocess.image_size)
+    def score(self, batch: Batch, with_maps: bool = True) -> Prediction:
+        """Score a batch; anomaly maps can take far longer than scores, and are left out where nobody needs them."""
+        features, image_size = self.features(batch), self.model.preprocess.image_size
+        if with_maps:
+            return self.model.detector(features, image_size)
+        return Prediction(self.model.detector.image_score(features, image_size), None)
 
     # -- one epoch over good images, then fit ---------------------------------------------------------------------
 
@@ -182,7 +199,7 @@ class AnomalyModule(L.LightningModule):
             return None
         part = self.trainer.datamodule.validation_parts[dataloader_idx]  # type: ignore[attr-defined]
         if part == "validation":
-            prediction = self.score(batch)
+            prediction = self.score(batch, with_maps=False)
             self.validation.update(prediction.score, batch.label, batch.index)
             return prediction
         if self._too_few:
@@ -269,17 +286,21 @@ class AnomalyModule(L.LightningModule):
             self.absent = dict.fromkeys(names, "the dataset has no test images")
 
     def on_test_start(self) -> None:
-        """Forget the results of an earlier test."""
+        """Forget the results of an earlier test, and see who will need maps."""
         self.results, self.absent, self.scored = {}, {}, []
+        self.pixel_metrics.computed = None
+        self.pixels_unknown = pixels_unknown(self.trainer.datamodule.test_samples)  # type: ignore[attr-defined]
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._with_maps = not self.pixels_unknown or any(getattr(it, "needs_maps", False) for it in callbacks)
         self._epoch_start = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_index: int) -> Prediction | None:  # type: ignore[override]
         """Score one batch and keep what the metrics need; None if all of its files were skipped."""
         if not len(batch.image):
             return None
-        prediction = self.score(batch)
+        prediction = self.score(batch, self._with_maps)
         self.image_metrics.update(prediction.score, batch.label, batch.index)
-        if prediction.anomaly_map is not None:
+        if prediction.anomaly_map is not None and not self.pixels_unknown:
             self.pixel_metrics.update(prediction.anomaly_map, batch.mask, batch.index)
         return prediction
 
@@ -288,14 +309,15 @@ class AnomalyModule(L.LightningModule):
         self.timing["test"] = time.perf_counter() - self._epoch_start
         self.trainer.datamodule.gather()  # type: ignore[attr-defined]
         with self.timed("metrics"):
-            localizes = self.model.detector.localizes
-            for metric in (self.image_metrics, self.pixel_metrics) if localizes else (self.image_metrics,):
+            pixels_unknown = self.pixels_unknown
+            if not self.model.detector.localizes:
+                pixels_unknown = f"{type(self.model.detector).__name__} scores whole images only"
+            for metric in (self.image_metrics,) if pixels_unknown else (self.image_metrics, self.pixel_metrics):
                 self.results.update(metric.compute())
                 self.absent.update(metric.reasons)
                 metric.reset()
-            if not localizes:
-                method = type(self.model.detector).__name__
-                self.absent.update(dict.fromkeys(self.pixel_metrics.names, f"{method} scores whole images only"))
+            if pixels_unknown:
+                self.absent.update(dict.fromkeys(self.pixel_metrics.names, pixels_unknown))
             samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]
             scores, _, indices = self.image_metrics.rows
             self.scored = [

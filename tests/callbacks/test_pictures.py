@@ -59,7 +59,8 @@ class Data(L.LightningDataModule):
         super().__init__()
         self.levels, self.batch_size, self.masks = levels, batch_size, masks
         self.test_samples = [
-            Sample(f"/data/{name}/{i:03}.png", int(name != "good"), name, None) for i, name in enumerate(types)
+            Sample(f"/data/{name}/{i:03}.png", int(name != "good"), name, "mask" if masks and name != "good" else None)
+            for i, name in enumerate(types)
         ]
 
     def item(self, index):

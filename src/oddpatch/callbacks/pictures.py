@@ -52,6 +52,8 @@ class Pictures(L.Callback):
                 raise ConfigError(f"callbacks.pictures.{name}={value} must be 0 or more")
         self.folder = Path(folder) / "figures"
         self.worst, self.typical = worst, typical
+        #: Read by the module: whether the test must make anomaly maps for this.
+        self.needs_maps = worst + typical > 0
         #: What the last test drew, on rank zero.
         self.pictured: Pictured | None = None
         self._candidates = Candidates(worst, typical)

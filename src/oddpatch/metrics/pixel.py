@@ -28,6 +28,7 @@ from oddpatch.metrics.curves import Points, rate_curve, recall_precision_curve
 from oddpatch.metrics.ranking import Ranking, in_threads
 from oddpatch.metrics.regions import find_regions
 from oddpatch.types import IGNORE
+from oddpatch.wording import counted
 
 # Every part is searched for every defect score, so that many parts cost more than their threads gain.
 _MOST_PARTS = 4
@@ -162,8 +163,10 @@ def _read_masks(masks: NDArray[np.generic]) -> tuple[NDArray[np.bool_], NDArray[
         wrong = next(value for value in np.unique(masks) if value not in (0, 1, IGNORE))
         raise DataError(f"masks hold {wrong}: give 0 for normal, 1 for defect, {IGNORE} for not known")
     if not num_normal or not num_defect:
+        without = int(np.count_nonzero((masks == IGNORE).all(axis=(1, 2))))
         raise UndefinedMetricError(
-            f"needs both normal and defect pixels: got {num_normal} and {num_defect} ({num_ignored} of unknown truth)"
+            f"needs both normal and defect pixels: no {'normal' if num_defect else 'defect'} pixel in "
+            f"{counted(len(masks) - without, 'image')} with a mask and {without} without"
         )
     return normal, defect
 

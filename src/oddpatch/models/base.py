@@ -124,6 +124,10 @@ class Detector(nn.Module, ABC):
             NotFittedError: before `fit`.
         """
 
+    def image_score(self, features: list[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """The scores (B,) that `forward` gives, for whoever needs no maps; a method that saves work by it says how."""
+        return self(features, image_size).score
+
     def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
         """Score images that were fitted to, each as if it had been left out of the fit.
 

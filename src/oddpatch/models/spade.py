@@ -238,6 +238,11 @@ class SPADE(Detector):
             total = total + anomaly_map(scores, image_size, self.smoothing, self.interpolation)  # (B, 1, H, W)
         return Prediction(distances.mean(1), self.region.cut(total))
 
+    def image_score(self, features: list[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """Mean distance (B,) to the retrieved images; the maps are what takes long."""
+        self.require_fitted()
+        return nearest(self.pool(features), self.pooled, self.k)[0].mean(1)
+
     def _patch_scores(self, maps: list[Tensor], level: list[int], rows: list[int]) -> Tensor:
         """Distances (h, w) of one image's patches in `maps` [(1, C_l, h_l, w_l)] to those of the images `rows`."""
         joined = join(maps)  # (1, C, h, w); the one map itself where the pyramid is not joined

@@ -1,0 +1,21 @@
+"""Counts and lists in plain English."""
+
+from collections.abc import Sequence
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, "1 image" or "2 images"; `plural` where that is not the noun with an s.
+
+    >>> counted(1, "mask"), counted(0, "mask"), counted(2, "patch", "patches")
+    ('1 mask', '0 masks', '2 patches')
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as in a sentence.
+
+    >>> listed(["image AUROC"]), listed(["a", "b", "c"])
+    ('image AUROC', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
