@@ -1,8 +1,8 @@
 """The ROC curves of all categories in one figure: of images, and of pixels where their statistics were kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +48,22 @@ def draw_roc(columns: Sequence[Column], path: Path) -> None:
     sheet = Sheet(2 * SIDE + 2.0, SIDE + 1.5 + ROW * longest)
     if any(column.is_random for column in columns):
         sheet.write(0.62, 0.2, "with random weights: not a result", size=9, color=ALARM, weight="bold")
-    _panel(sheet, 0.62, "Images", of_images, len(columns) == 1, "")
+    styles = line_styles([name for _, name in named])
+    _panel(sheet, 0.62, "Images", of_images, styles, len(columns) == 1, "")
     without = f"no {FILE_NAME} in any run: test again by eval.py"
-    _panel(sheet, SIDE + 1.62, "Pixels", of_pixels, len(columns) == 1, "" if of_pixels else without)
+    _panel(sheet, SIDE + 1.62, "Pixels", of_pixels, styles, len(columns) == 1, "" if of_pixels else without)
     sheet.save(path)
+
+
+def line_styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Colour and dashes of each run, by name: the same in both panels, though one may lack some of the runs."""
+    return {
+        name: {
+            "color": _COLORS[position % len(_COLORS)],
+            "linestyle": _DASHES[position // len(_COLORS) % len(_DASHES)],
+        }
+        for position, name in enumerate(dict.fromkeys(names))
+    }
 
 
 def image_curve(run: FinishedRun, name: str) -> Curve | None:
@@ -83,7 +95,15 @@ def _name(run: FinishedRun, column: Column, several: bool) -> str:
     return f"{name}, {run.folder.name}" if again else name
 
 
-def _panel(sheet: Sheet, left: float, title: str, curves: Sequence[Curve], averages: bool, without: str) -> None:
+def _panel(
+    sheet: Sheet,
+    left: float,
+    title: str,
+    curves: Sequence[Curve],
+    styles: Mapping[str, Mapping[str, str]],
+    averages: bool,
+    without: str,
+) -> None:
     sheet.write(left, 0.45, title, size=11, weight="bold")
     axes = sheet.panel(left, 0.7, SIDE, SIDE)
     ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
@@ -97,20 +117,20 @@ def _panel(sheet: Sheet, left: float, title: str, curves: Sequence[Curve], avera
     if without:
         axes.text(0.5, 0.5, without, size=9, family=FONT, color=FAINT, ha="center", va="center")
     for position, curve in enumerate(curves):
-        _line(sheet, axes, left, position, curve)
+        # The first are the widest, so that each is seen where others run over it.
+        width = 1.4 + 2 * (len(curves) - 1 - position) / max(len(curves) - 1, 1)
+        _line(sheet, axes, left, position, curve, {**styles[curve.name], "linewidth": width})
     if averages and len(curves) > 1:  # over models it would mean nothing
         mean = float(np.mean([curve.auroc for curve in curves]))
         sheet.write(left + SIDE, 0.45, f"mean AUROC {mean:.4f}", size=9, ha="right")
 
 
-def _line(sheet: Sheet, axes: "Axes", left: float, position: int, curve: Curve) -> None:
+def _line(sheet: Sheet, axes: "Axes", left: float, position: int, curve: Curve, style: Mapping[str, Any]) -> None:
     """The curve, and below the plot what it is: a legend inside would hide the corner that matters."""
-    color = _COLORS[position % len(_COLORS)]
-    dashes = _DASHES[position // len(_COLORS) % len(_DASHES)]
-    axes.plot(curve.fpr, curve.tpr, color=color, linewidth=1.6, linestyle=dashes)
+    axes.plot(curve.fpr, curve.tpr, **style)
     top = 0.7 + SIDE + 0.65 + ROW * position
     key = sheet.panel(left, top - 0.05, 0.35, 0.1)
-    key.plot([0, 1], [0, 0], color=color, linewidth=1.6, linestyle=dashes)
+    key.plot([0, 1], [0, 0], **style)
     key.set_axis_off()
     sheet.write(left + 0.45, top, curve.name, size=8, room=SIDE - 1.1)
     sheet.write(left + SIDE, top, f"{curve.auroc:.4f}", size=8, ha="right")
