@@ -135,7 +135,7 @@ def test_explain_as_an_animation_shows_every_patch(run, tiles, monkeypatch, caps
     assert str(out) in told
     with Image.open(out) as animation:
         assert animation.n_frames == PATCHES
-        assert animation.size == (64, 48)
+        assert animation.size == (80, 48)  # image, patches of 16 pixels one over the other, training image
         animation.seek(PATCHES - 1)
         last = np.asarray(animation.convert("RGB")).astype(int)
     assert last[29, 28, 0] - last[29, 28, 1] > 100  # the corner of the last patch's red box

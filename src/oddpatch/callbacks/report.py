@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import lightning as L
@@ -11,9 +10,12 @@ from omegaconf import OmegaConf
 from oddpatch.callbacks.loggers import Pictured
 from oddpatch.callbacks.pictures import Pictures
 from oddpatch.files import replacing
+from oddpatch.report.canvas import ALARM
 from oddpatch.report.examples import Example
+from oddpatch.report.explanation import NORMAL, close_up
 from oddpatch.report.figures import KINDS
 from oddpatch.report.html import Shown, render_report
+from oddpatch.report.summary import by_type
 
 
 class HtmlReport(L.Callback):
@@ -54,25 +56,6 @@ class HtmlReport(L.Callback):
         }
 
 
-def by_type(module: Any) -> list[dict[str, Any]]:
-    """A row for each type of the test images, good first: count, AUROC, how many are called odd, median score."""
-    thresholds = module.model.calibration.thresholds()
-    threshold = next(iter(thresholds.values()), None)
-    rows = []
-    for name in sorted({image.defect_type for image in module.scored}, key=lambda name: (name != "good", name)):
-        scores = [image.score for image in module.scored if image.defect_type == name]
-        rows.append(
-            {
-                "name": name,
-                "count": len(scores),
-                "auroc": module.results.get("image_auroc_by_defect_type", {}).get(name),
-                "odd": None if threshold is None else sum(score > threshold for score in scores),
-                "median": median(scores),
-            }
-        )
-    return rows
-
-
 def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, str, float] | None:
     """The oddest patch of an image and the normal patch nearest to it, where the detector keeps normal patches."""
     from oddpatch.commands.explain import find_matches
@@ -91,13 +74,5 @@ def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, s
         return None
     normal = preprocess.to_image(preprocess.load(match.train_image))  # (3, H, W)
     picture = (normal * 255).round().byte().permute(1, 2, 0).numpy()
-    return _around(example.image, match.patch), _around(picture, match.normal), match.train_image, match.distance
-
-
-def _around(image: Any, box: Any) -> Any:
-    """A square of the image around a patch, thrice its size: alone, a patch is too small to be recognised."""
-    height, width = image.shape[:2]
-    side = round(min(3 * max(box.width, box.height), height, width))
-    top = round(min(max(box.top + box.height / 2 - side / 2, 0), height - side))
-    left = round(min(max(box.left + box.width / 2 - side / 2, 0), width - side))
-    return image[top : top + side, left : left + side]
+    patches = close_up(example.image, match.patch, ALARM), close_up(picture, match.normal, NORMAL)
+    return *patches, match.train_image, match.distance
