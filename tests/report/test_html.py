@@ -4,15 +4,19 @@ import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
+from io import StringIO
 
 import numpy as np
 import pytest
 from conftest import make_dataset
 from PIL import Image
+from rich.console import Console
 from test_pipeline import run, tiny, tiny_backbone  # noqa: F401
 
-from oddpatch.report.histogram import draw_scores
+from oddpatch.report.histogram import draw_scores, score_ticks
 from oddpatch.report.html import headlines
+from oddpatch.report.summary import not_measured, print_summary
 
 
 @pytest.fixture
@@ -68,16 +72,121 @@ def test_names_from_files_cannot_become_markup(tmp_path, tiny_backbone):  # noqa
     assert "&lt;img src=x&gt;" in page
 
 
-def test_absent_metrics_carry_their_reason():
-    rows = headlines({"image_auroc": 0.5, "absent": {"pixel_auroc": "no masks"}, "au_pro@0.05": 0.2})
-    assert [(row["name"], row["value"], row["reason"]) for row in rows] == [
-        ("image AUROC", 0.5, None),
-        ("pixel AUROC", None, "no masks"),
+def test_headlines_are_what_people_compare():
+    metrics = {"image_auroc": 0.5, "image_f1_max_threshold": 3.0, "au_pro@0.05": 0.2, "image_recall@conformal": 1.0}
+    rows = headlines({**metrics, "confidence": {"image_auroc": [0.4, 0.6]}})
+    assert [tuple(row.values()) for row in rows] == [
+        ("image AUROC", 0.5, [0.4, 0.6]),
         ("AU-PRO@0.05", 0.2, None),
     ]
+
+
+def test_each_reason_why_something_has_no_value_is_told_once():
+    absent = dict.fromkeys(
+        ("pixel_auroc", "pixel_f1_max_threshold", "au_pro", "au_pro@0.05"), "2 images without a mask"
+    )
+    assert not_measured({"image_auroc": "one class", **absent}) == [
+        "image AUROC: one class",
+        "pixel AUROC, AU-PRO and AU-PRO@0.05: 2 images without a mask",
+    ]
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_missing_masks_are_told_once_and_in_words(tmp_path, capsys):
+    make_dataset(tmp_path, masks=False)
+    run(tiny(tmp_path, tmp_path / "run"))
+    told = capsys.readouterr().out
+    assert told.count("without a mask") == 1
+    assert (
+        "not measured: pixel AUROC, pixel average precision, pixel F1-max (oracle), AU-PRO and AU-PRO@0.05: 8" in told
+    )
+    page = (tmp_path / "run/report.html").read_text()
+    assert page.count("8 defective images without a mask") == 1
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_page_without_maps_says_nothing_of_heat(tmp_path):
+    make_dataset(tmp_path)
+    run(tiny(tmp_path, tmp_path / "run", "model=gaussian", "calibration=none"))
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Anomalous images with the lowest scores" in page
+    for word in ("Heat from", "(bright)", "Outlines at"):
+        assert word not in page
+    assert page.count("GaussianAD scores whole images only") == 1
+
+
+class Table(HTMLParser):
+    """Cells of the tables of a page, row by row."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+def test_no_table_has_more_columns_than_fit_on_a_phone(report):
+    rows = Table((report / "report.html").read_text()).rows
+    assert ["threshold", "recall", "false alarms"] in rows
+    assert max(map(len, rows)) == 5
+    spot = next(row for row in rows if row[0] == "spot")
+    assert spot[1] == "4"
 
 
 @pytest.mark.parametrize("scores", [[1.0], [2.0, 2.0], [1, 2, 1e4], [-3, 0, 4]])
 def test_the_histogram_takes_any_scores(scores, tmp_path):
     draw_scores({"good": scores, "spot": [5.0]}, {"threshold": 3.0}).save(tmp_path / "scores.png")
-    assert Image.open(tmp_path / "scores.png").size[0] > 500
+    assert Image.open(tmp_path / "scores.png").size[0] == 480  # that of the curves
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "logarithmic", "ticks"),
+    [
+        (26, 210, True, [50, 100, 200]),
+        (5, 45, True, [5, 10, 20]),
+        (13, 39, True, [20, 30]),
+        (0.003, 90, True, [0.01, 0.1, 1, 10]),
+        (1e-4, 1e6, True, [1e-4, 1e-2, 1, 1e2, 1e4, 1e6]),
+        (18, 68, False, [20, 30, 40, 50, 60]),
+        (-3, 4, False, [-2, 0, 2, 4]),
+    ],
+)
+def test_ticks_are_round(low, high, logarithmic, ticks):
+    assert score_ticks(low, high, logarithmic) == ticks
+
+
+def test_ticks_of_scores_that_hardly_differ():
+    assert len(score_ticks(99.9999999, 100.0000001, False)) == 1
+
+
+def lines_told(job, **settings):
+    file = StringIO()
+    print_summary(job.module, job.folder, Console(file=file, no_color=True, **settings))
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in file.getvalue().splitlines()]
+
+
+def test_the_terminals_defect_types_stand_apart_from_the_threshold(tmp_path, tiny_backbone):  # noqa: F811
+    folder, name = make_dataset(tmp_path, good=45), "scratch_" * 12
+    for part in ("test", "ground_truth"):
+        (folder / part / "stain").rename(folder / part / name)
+    job = run(tiny(tmp_path, tmp_path / "run", "calibration=holdout"))
+    narrow, piped = lines_told(job, force_terminal=True, width=80), lines_told(job)
+    assert max(map(len, narrow[:-1])) <= 80
+    title = ["type", "images", "image", "AUROC", "called", "odd", "median", "score"]
+    for lines in (narrow, piped):
+        header = [line.split() for line in lines].index(title)
+        assert lines[header - 1] == ""
+        assert "threshold (conformal)" in "".join(lines[:header])
+        rows = [line.split() for line in lines[header + 1 :]]
+        assert [row[0] for row in rows if len(row) >= 4][:2] == ["good", rows[1][0]]
+        assert next(row for row in rows if row and row[0] == "spot")[1:3] == ["4", "1.0000"]
+    assert [line.split()[0] for line in piped if name in line] == [name]  # in a file no name is broken

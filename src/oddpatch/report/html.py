@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from oddpatch.report.examples import Example
 from oddpatch.report.figures import FOUND, TRUE, Look
-from oddpatch.report.summary import HEADLINES
+from oddpatch.report.summary import metric_name, not_measured
 from oddpatch.types import IGNORE
+from oddpatch.wording import counted
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 SIDE = 320  # pixels of the longer side of a gallery picture
@@ -54,34 +55,34 @@ def render_report(
         loader=PackageLoader("oddpatch.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals["counted"] = counted
     run = metrics.get("run") or {}
     return environment.get_template("report.html").render(
         title=" · ".join(str(run[key]) for key in ("category", "model", "backbone") if run.get(key)) or "oddpatch run",
         run=run,
         metrics=metrics,
         random_weights=metrics.get("weights") == "random",
-        headlines=list(headlines(metrics)),
+        headlines=headlines(metrics),
+        not_measured=not_measured(metrics["absent"]),
         operating=metrics.get("operating") or {},
         thresholds=metrics.get("thresholds"),
         types=types,
         figures=[(path.stem, _png(path)) for path in figures],
         gallery={title: [cell(shown, look) for shown in row] for title, row in gallery.items()} if look else {},
         look=look,
+        mapped=any(shown.example.anomaly_map is not None for row in gallery.values() for shown in row),
         config=config,
     )
 
 
 def headlines(metrics: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """Name, value, interval or reason of absence of what people compare."""
-    further = {key: key.replace("au_pro", "AU-PRO") for key in metrics if key.startswith("au_pro@")}
-    rows = []
-    for key, name in {**HEADLINES, **further}.items():
-        interval = (metrics.get("confidence") or {}).get(key)
-        if key in metrics or key in metrics.get("absent", {}):
-            rows.append(
-                {"name": name, "value": metrics.get(key), "interval": interval, "reason": metrics["absent"].get(key)}
-            )
-    return rows
+    """Name, value and interval of what people compare and was measured."""
+    intervals = metrics.get("confidence") or {}
+    return [
+        {"name": name, "value": value, "interval": intervals.get(key)}
+        for key, value in metrics.items()
+        if (name := metric_name(key))
+    ]
 
 
 def cell(shown: Shown, look: Look | None) -> dict[str, Any]:

@@ -27,6 +27,13 @@ td.beyond { outline: 2px solid #b3261e; outline-offset: -3px; }
 td.random, thead th.random { background-image: repeating-linear-gradient(45deg, #eee 0 4px, #fff 4px 8px); }
 .random small { color: #b3261e; font-weight: bold; }
 ul { padding-left: 1.2rem; font-size: .875rem; overflow-wrap: anywhere; }
+@media (max-width: 700px) {
+  .scroll { max-width: 100%; }
+  table { font-size: .78rem; }
+  th, td { padding: .3rem .35rem; }
+  thead small { min-width: 4rem; max-width: 5.5rem; overflow-wrap: anywhere; }
+  tbody th, thead th:first-child { min-width: 5.6rem; max-width: 6.5rem; white-space: normal; overflow-wrap: anywhere; }
+}
 .scale { display: inline-block; width: 6rem; height: .7rem; vertical-align: middle; border: 1px solid #9a9a9a; }
 """
 
