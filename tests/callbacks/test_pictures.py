@@ -58,7 +58,7 @@ class Data(L.LightningDataModule):
     def __init__(self, levels, types, masks=True, batch_size=4):
         super().__init__()
         self.levels, self.batch_size, self.masks = levels, batch_size, masks
-        self.test_samples = [
+        self.samples = self.test_samples = [
             Sample(f"/data/{name}/{i:03}.png", int(name != "good"), name, "mask" if masks and name != "good" else None)
             for i, name in enumerate(types)
         ]
@@ -66,10 +66,13 @@ class Data(L.LightningDataModule):
     def item(self, index):
         image, mask = torch.full((3, SIZE, SIZE), 0.1), torch.zeros(1, SIZE, SIZE, dtype=torch.uint8)
         image[0, 6:12, 6:12] = self.levels[index]
-        if self.test_samples[index].label:
+        if self.samples[index].label:
             mask[:, 6:12, 6:12] = 1
             mask = mask if self.masks else torch.full_like(mask, IGNORE)
         return (image - 0.5) / 0.25, mask
+
+    def test_image(self, index):
+        return self.item(index)[0]
 
     def gather(self):
         """Nothing to learn of other ranks."""
@@ -262,12 +265,12 @@ def test_rank_zero_brings_together_what_all_devices_kept(finished, tmp_path, mon
         pictures.on_test_batch_end(trainer, AnomalyModule(model), model(batch.image), batch, 0)
 
     def gather_object(obj, held):
-        held[:] = [(pictures._candidates, torch.cat(pictures._levels)) for pictures in ranks]
+        held[:] = [(it._candidates, it._calibration, torch.cat(it._levels)) for it in ranks]
 
     for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
         monkeypatch.setattr(dist, name, lambda value=value: value)
     monkeypatch.setattr(dist, "gather_object", gather_object)
-    levels = ranks[0]._gather()
+    levels = ranks[0]._gather(ranks[0]._levels)
     assert len(levels) == 30
     ranks[0]._write(finished[0], levels, "tile, RedChannel", data)
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(
@@ -283,7 +286,7 @@ def work(rank, folder):
     batch = data.batch(list(range(rank, 30, 2)))
     module = AnomalyModule(model)
     pictures.on_test_batch_end(SimpleNamespace(datamodule=data), module, model(batch.image), batch, 0)
-    levels = pictures._gather()
+    levels = pictures._gather(pictures._levels)
     kept = [it.index for it in pictures._candidates.misses.examples()]
     torch.save((sorted(map(tuple, levels.tolist())), kept), folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -298,6 +301,75 @@ def test_two_processes_find_what_one_finds(tmp_path):
     levels, kept = torch.load(tmp_path / "0.pt")
     assert levels == sorted(map(tuple, alone._levels[0].tolist()))
     assert kept == [it.index for it in alone._candidates.misses.examples()]
+
+
+# -- good images that the threshold was set on -------------------------------------------------------------------------
+
+
+def calibrated(levels, folder, worst=2, tested=False, set_by=None):
+    """What is drawn of good images of these brightnesses after a calibration on them; pictures and examples."""
+    data, model, pictures = Data(levels, ["good"] * len(levels)), Reader(), Pictures(str(folder), worst=worst)
+    data.train_samples, data.validation_parts = data.samples, ["validation", "calibration"]
+    data.train_image, data.preprocess = data.test_image, model.preprocess
+    data.test_samples = data.samples if tested else []
+    module = AnomalyModule(model)
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=True, loggers=[])
+    pictures.on_validation_start(trainer, module)
+    scores = []
+    for number, rows in enumerate(torch.arange(len(levels)).split(4)):
+        images, masks = zip(*map(data.item, rows.tolist()), strict=True)
+        paths = [data.train_samples[i].path for i in rows.tolist()]
+        batch = Batch(torch.stack(images), torch.stack(masks), torch.zeros(len(rows)).long(), rows, paths)
+        outputs = model(batch.image)
+        scores.append(outputs.score)
+        # Labelled images that F1-max is looked for on are not shown.
+        pictures.on_validation_batch_end(trainer, module, model(batch.image + 1), batch, number, 0)
+        if number % 2:  # features came from elsewhere: nothing was decoded
+            batch = batch._replace(image=torch.empty(len(rows), 3, 0, 0), features=[])
+        pictures.on_validation_batch_end(trainer, module, outputs, batch, number, 1)
+    model.calibration.calibrate(torch.cat(scores), torch.cat(scores), torch.arange(len(levels)))
+    if set_by is not None:
+        model.calibration.target_fpr = set_by / (len(levels) + 1)
+    pictures.teardown(trainer, module, "test")
+    return pictures.pictured
+
+
+def test_without_test_images_the_good_ones_of_the_threshold_are_drawn(tmp_path):
+    levels = np.random.default_rng(1).permutation(np.linspace(0.2, 0.5, 11)).tolist()
+    pictured = calibrated(levels, tmp_path)
+    highest = sorted(range(11), key=lambda i: -levels[i])
+    assert list(pictured.chosen) == ["calibration"]
+    shown = pictured.chosen["calibration"]
+    assert [example.index for example in shown] == highest[:4]  # twice `worst`
+    assert [example.note for example in shown] == ["sets the threshold", "", "", ""]
+    assert all(example.image.shape == (SIZE, SIZE, 3) for example in shown)
+    for example in shown:
+        assert example.image[8, 8, 0] == pytest.approx(255 * levels[example.index], abs=1)
+    assert {"overview", "scores", f"calibration_1_good_{highest[0]:03}"} <= set(names(tmp_path))
+    assert pictured.look.high > pictured.look.low > 0  # on the scale of these images
+
+
+def test_a_good_image_that_stands_out_is_asked_about(tmp_path):
+    levels = [*np.linspace(0.2, 0.25, 30), 0.9]
+    first = calibrated(levels, tmp_path).chosen["calibration"][0]
+    assert (first.index, first.note) == (30, "sets the threshold; looks unlike the rest: is it good?")
+
+
+def test_the_image_that_sets_the_threshold_is_shown_where_it_is_not_among_the_highest(tmp_path):
+    levels = np.linspace(0.2, 0.5, 40).tolist()
+    shown = calibrated(levels, tmp_path, set_by=10).chosen["calibration"]
+    assert [example.index for example in shown] == [39, 38, 37, 36, 30]
+    assert [example.note for example in shown] == ["", "", "", "", "sets the threshold"]
+    assert shown[-1].anomaly_map is None
+    assert shown[-1].image[8, 8, 0] == pytest.approx(255 * levels[30], abs=1)
+    assert (
+        calibrated(levels, tmp_path, worst=0) is None
+        or "calibration" not in calibrated(levels, tmp_path, worst=0).chosen
+    )
+
+
+def test_nothing_is_drawn_in_teardown_where_there_was_a_test(tmp_path):
+    assert calibrated([0.2, 0.3, 0.4], tmp_path, tested=True) is None
 
 
 # -- loggers ----------------------------------------------------------------------------------------------------------

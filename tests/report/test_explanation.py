@@ -19,7 +19,8 @@ def test_a_close_up_shows_the_patch_enlarged_in_its_surroundings():
     bright = shown.min(axis=2) > 200
     frame = (np.abs(shown - (255, 0, 0)).max(axis=2) < 5).nonzero()
     enlarged = SIDE / CONTEXT  # pixels of the patch
-    assert np.ptp(frame[0]) == pytest.approx(enlarged, abs=2) and np.ptp(frame[1]) == pytest.approx(enlarged, abs=2)
+    assert np.ptp(frame[0]) == pytest.approx(enlarged, abs=2)
+    assert np.ptp(frame[1]) == pytest.approx(enlarged, abs=2)
     assert frame[0].mean() == pytest.approx(SIDE / 2, abs=2)  # in the middle
     inside = bright[frame[0].min() : frame[0].max(), frame[1].min() : frame[1].max()]
     assert inside.mean() > 0.7
@@ -31,7 +32,8 @@ def test_a_close_up_at_the_border_stays_within_the_image(box):
     shown = close_up(spotted(), box, "#ff0000", side=120).astype(int)
     rows, columns = (np.abs(shown - (255, 0, 0)).max(axis=2) < 5).nonzero()
     edge = 0 if box.left == 0 else 119
-    assert abs(rows - edge).min() <= 1 and abs(columns - edge).min() <= 1
+    assert abs(rows - edge).min() <= 1
+    assert abs(columns - edge).min() <= 1
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (16, 400), (400, 16)])

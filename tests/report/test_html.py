@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from rich.console import Console
 from test_pipeline import run, tiny, tiny_backbone  # noqa: F401
 
 from oddpatch.report.histogram import draw_scores, score_ticks
-from oddpatch.report.html import headlines
-from oddpatch.report.summary import not_measured, print_summary
+from oddpatch.report.html import headlines, next_steps
+from oddpatch.report.summary import HEADLINES, not_measured, print_summary
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def test_with_good_images_only_the_page_gives_the_reasons(tmp_path):
     make_dataset(tmp_path, defects=0)
     run(tiny(tmp_path, tmp_path / "run"))
     page = (tmp_path / "run/report.html").read_text()
-    assert "needs good and anomalous" in page or "good and anomalous" in page
-    assert "fit with calibration=holdout" in page
+    assert "Not measured: image AUROC, image average precision and image F1-max (oracle) (needs both good and" in page
+    assert "no defective image among 5 test images" in page
 
 
 def test_names_from_files_cannot_become_markup(tmp_path, tiny_backbone):  # noqa: F811
@@ -86,9 +87,10 @@ def test_each_reason_why_something_has_no_value_is_told_once():
         ("pixel_auroc", "pixel_f1_max_threshold", "au_pro", "au_pro@0.05"), "2 images without a mask"
     )
     assert not_measured({"image_auroc": "one class", **absent}) == [
-        "image AUROC: one class",
-        "pixel AUROC, AU-PRO and AU-PRO@0.05: 2 images without a mask",
+        "image AUROC (one class)",
+        "pixel AUROC, AU-PRO and AU-PRO@0.05 (2 images without a mask)",
     ]
+    assert not_measured(dict.fromkeys(HEADLINES, "nothing was tested")) == ["all metrics (nothing was tested)"]
 
 
 @pytest.mark.usefixtures("tiny_backbone")
@@ -98,7 +100,7 @@ def test_missing_masks_are_told_once_and_in_words(tmp_path, capsys):
     told = capsys.readouterr().out
     assert told.count("without a mask") == 1
     assert (
-        "not measured: pixel AUROC, pixel average precision, pixel F1-max (oracle), AU-PRO and AU-PRO@0.05: 8" in told
+        "not measured: pixel AUROC, pixel average precision, pixel F1-max (oracle), AU-PRO and AU-PRO@0.05 (8" in told
     )
     page = (tmp_path / "run/report.html").read_text()
     assert page.count("8 defective images without a mask") == 1
@@ -166,6 +168,70 @@ def test_ticks_are_round(low, high, logarithmic, ticks):
 
 def test_ticks_of_scores_that_hardly_differ():
     assert len(score_ticks(99.9999999, 100.0000001, False)) == 1
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+@pytest.mark.parametrize("model", ["padim", "patchcore", "gaussian"])
+def test_a_run_on_good_images_alone_has_a_report(tmp_path, model, recwarn, capsys):
+    make_dataset(tmp_path, good=20, defects=0, test_good=0)
+    chosen = [] if model == "padim" else [f"model={model}"]
+    job = run(tiny(tmp_path, tmp_path / "run", *chosen, "callbacks.pictures.worst=3"))
+    assert not [warning for warning in recwarn if "across ranks is zero" in str(warning.message)]
+    assert capsys.readouterr().out.count("not measured") == 1
+    page, thresholds = (tmp_path / "run/report.html").read_text(), job.module.describe_thresholds()
+    text = " ".join(Text(page).parts)
+    assert "20 good images fitted to, 0 images tested" in text
+    assert "Not measured: all metrics (the dataset has no test images)." in text
+    assert f"The threshold is the score of {thresholds['set_by'][0]}" in text
+    shown = re.findall(r"good / (\d+) score (\S+) (sets the threshold|passed)", text)
+    scores = sorted((-it.score, it.path[-7:-4]) for it in job.module.good_scored)
+    assert [stem for stem, _, _ in shown] == [stem for _, stem in scores[:6]]
+    set_by = {Path(path).stem for path in thresholds["set_by"]}  # two, if each is the nearest to the other
+    assert [said == "sets the threshold" for _, _, said in shown] == [stem in set_by for stem, _, _ in shown]
+    run_folder = tmp_path / "run"
+    save = "" if model == "gaussian" else " --save overlay"
+    assert f"oddpatch predict {run_folder} FOLDER{save} " in text
+    assert f"python eval.py run={run_folder} " in text
+    assert "20 support a false-alarm rate of 4.76 %, the wanted 1 % takes 99." in text
+    assert ("Heat from" in text) == (model != "gaussian")
+    assert "Outlines at" not in text
+    assert "nearest normal" not in page  # of an image that was fitted to, it would be its own
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_report_without_a_threshold_says_why(tmp_path):
+    make_dataset(tmp_path, good=4, defects=0, test_good=0)
+    for out, setting, told in (
+        ("few", "calibration=leave_one_out", "There is no threshold: 4 good images are too few"),
+        ("none", "calibration=none", "There is no threshold: it was fitted with calibration=none"),
+    ):
+        run(tiny(tmp_path, tmp_path / out, setting))
+        text = " ".join(Text((tmp_path / out / "report.html").read_text()).parts)
+        assert told in text
+        assert "python eval.py" in text
+        assert "oddpatch predict" not in text
+
+
+def test_next_steps_end_where_defects_were_found():
+    assert next_steps({"image_auroc": 1.0}, Path("run")) == []
+    steps = next_steps({"thresholds": None}, Path("my run"))
+    assert [command for _, command in steps] == ["python eval.py run='my run'"]
+
+
+class Text(HTMLParser):
+    """Words of a page, without its style."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.parts, self.hidden = [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.hidden = tag == "style"
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.parts += data.split()
 
 
 def lines_told(job, **settings):

@@ -19,7 +19,7 @@ from oddpatch.report.summary import by_type
 
 
 class HtmlReport(L.Callback):
-    """Writes `report.html` from what `Results` and `Pictures` have written before it.
+    """Writes `report.html` from what `Results` and `Pictures` have written before it, where nothing was tested too.
 
     Args:
         folder: the run's folder.
@@ -41,17 +41,28 @@ class HtmlReport(L.Callback):
                 look=pictured.look if pictured else None,
                 figures=[path for path in pictured.figures if path.stem != "overview"] if pictured else [],
                 types=by_type(pl_module),
+                folder=self.folder,
+                no_threshold=pl_module.model.calibration.absent,
                 config=OmegaConf.to_yaml(OmegaConf.create(pl_module.config)),
             )
             with replacing(self.folder / "report.html") as file:
                 file.write(page)
+
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Without test images no test hook runs: the report is written here."""
+        if stage == "test" and not trainer.datamodule.test_samples:  # type: ignore[attr-defined]
+            self.on_test_end(trainer, pl_module)
 
     def _gallery(self, module: Any, data: Any, pictured: Pictured | None) -> dict[str, list[Shown]]:
         if pictured is None:
             return {}
         # A scale of its own for each kind of error would hide that a miss is worse than a near miss: worst first.
         return {
-            KINDS[kind][1]: [Shown(example, kind, nearest_patch(module, data, example)) for example in examples]
+            # A good image of the threshold was fitted to: its own patches are the nearest.
+            KINDS[kind][1]: [
+                Shown(example, kind, None if kind == "calibration" else nearest_patch(module, data, example))
+                for example in examples
+            ]
             for kind, examples in pictured.chosen.items()
         }
 

@@ -28,6 +28,7 @@ class Example:
     defect_type: str
     index: int
     path: str
+    note: str = ""  # what there is to say of it, in place of the verdict
 
     @property
     def stem(self) -> str:

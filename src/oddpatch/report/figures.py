@@ -24,6 +24,7 @@ FOUND, TRUE = "#00e5ff", "#ffd60a"  # outlines of the thresholded map and of the
 KINDS = {
     "miss": ("anomalous image with the lowest score", "Anomalous images with the lowest scores"),
     "false_alarm": ("good image with the highest score", "Good images with the highest scores"),
+    "calibration": ("good image of the threshold", "Good images that the threshold was set on, highest score first"),
     "typical": ("typical image", "Typical images: near the median score of their type"),
 }
 
@@ -51,7 +52,9 @@ class Look:
     warning: str = ""
 
     def verdict(self, example: Example) -> str:
-        """What the image threshold makes of an example."""
+        """What the image threshold makes of an example, unless something else is to be said of it."""
+        if example.note:
+            return example.note
         if self.image_threshold is None:
             return ""
         alarm = example.score >= self.image_threshold

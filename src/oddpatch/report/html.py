@@ -2,6 +2,8 @@
 
 import base64
 import io
+import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,13 @@ from oddpatch.report.examples import Example
 from oddpatch.report.figures import FOUND, TRUE, Look
 from oddpatch.report.summary import metric_name, not_measured
 from oddpatch.types import IGNORE
-from oddpatch.wording import counted
+from oddpatch.wording import counted, listed
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 SIDE = 320  # pixels of the longer side of a gallery picture
 JPEG_QUALITY = 82
+#: How verdicts are coloured that are not right.
+TONES = {"missed": "wrong", "false alarm": "wrong"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ def render_report(
     look: Look | None,
     figures: Sequence[Path],
     types: Sequence[Mapping[str, Any]],
+    folder: Path,
+    no_threshold: str,
     config: str,
 ) -> str:
     """The report as a self-contained page.
@@ -47,6 +53,8 @@ def render_report(
         look: colours and thresholds of the gallery; None without one.
         figures: PNG files of curves.
         types: a row for each defect type: `name`, `count`, `auroc`, `recall`, `median`.
+        folder: the run's, as commands are to name it.
+        no_threshold: why there is no threshold, where there is none.
         config: the settings, as YAML.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -55,8 +63,10 @@ def render_report(
         loader=PackageLoader("oddpatch.report"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals["counted"] = counted
+    environment.globals.update(counted=counted, listed=listed)
     run = metrics.get("run") or {}
+    cells = {title: [cell(shown, look) for shown in row] for title, row in gallery.items()} if look else {}
+    drawn = {name for row in cells.values() for one in row for name, _ in one["pictures"]}
     return environment.get_template("report.html").render(
         title=" · ".join(str(run[key]) for key in ("category", "model", "backbone") if run.get(key)) or "oddpatch run",
         run=run,
@@ -66,11 +76,14 @@ def render_report(
         not_measured=not_measured(metrics["absent"]),
         operating=metrics.get("operating") or {},
         thresholds=metrics.get("thresholds"),
+        no_threshold=no_threshold,
+        next_steps=next_steps(metrics, folder),
         types=types,
         figures=[(path.stem, _png(path)) for path in figures],
-        gallery={title: [cell(shown, look) for shown in row] for title, row in gallery.items()} if look else {},
+        gallery=cells,
+        heated="anomaly map" in drawn,
+        outlined="outline" in drawn,
         look=look,
-        mapped=any(shown.example.anomaly_map is not None for row in gallery.values() for shown in row),
         config=config,
     )
 
@@ -85,14 +98,43 @@ def headlines(metrics: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     ]
 
 
+def next_steps(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    """What to do with a run that was tested on no defective image: sentences, each with a command if there is one."""
+    if "image_auroc" in metrics:
+        return []
+    run, thresholds, steps = shlex.quote(str(folder)), metrics.get("thresholds"), []
+    if thresholds:
+        save = "" if thresholds["pixel"] is None else " --save overlay"
+        steps = [
+            (
+                "Look at the images that set the threshold: if one of them is not good, move it out of the training "
+                "images and train again.",
+                "",
+            ),
+            ("Inspect parts:", f"oddpatch predict {run} FOLDER{save}"),
+        ]
+        target, supported = thresholds["target_fpr"], thresholds["supported_fpr"]
+        if supported > target + 1e-12:
+            support = f"{thresholds['num_images']} support a false-alarm rate of {100 * supported:.3g} %"
+            wanted = f"the wanted {100 * target:.3g} % takes {math.ceil(1 / target - 1e-9) - 1}"
+            steps.append((f"Add good images: {support}, {wanted}.", ""))
+    measure = (
+        "To measure what is found, put images of defective parts into test/NAME_OF_THE_DEFECT of the category, and "
+        "good ones that were not trained on into test/good:"
+    )
+    return [*steps, (measure, f"python eval.py run={run}")]
+
+
 def cell(shown: Shown, look: Look | None) -> dict[str, Any]:
     """What the template needs of one image."""
     assert look is not None
     example = shown.example
     pictures = {"image": example.image}
     if example.anomaly_map is not None:
-        pictures |= {"mask": outlined_mask(example), "anomaly map": heated(example, look)}
-        if look.threshold is not None:
+        known_good = shown.kind == "calibration"  # which has no mask, and hardly a pixel above the threshold
+        pictures |= {} if known_good else {"mask": outlined_mask(example)}
+        pictures["anomaly map"] = heated(example, look)
+        if look.threshold is not None and not known_good:
             pictures["outline"] = outlined(example.image, example.anomaly_map > look.threshold, FOUND)
     if shown.neighbour:
         patch, normal, _, _ = shown.neighbour
@@ -102,7 +144,7 @@ def cell(shown: Shown, look: Look | None) -> dict[str, Any]:
         "path": example.path,
         "score": example.score,
         "verdict": look.verdict(example),
-        "wrong": look.verdict(example) in ("missed", "false alarm"),
+        "tone": "noted" if example.note else TONES.get(look.verdict(example), "right"),
         "pictures": [(name, _jpeg(picture)) for name, picture in pictures.items()],
         "neighbour": f"nearest normal patch: {Path(shown.neighbour[2]).name}, distance {shown.neighbour[3]:.4g}"
         if shown.neighbour

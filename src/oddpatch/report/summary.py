@@ -35,12 +35,15 @@ def metric_name(key: str) -> str | None:
 
 
 def not_measured(absent: Mapping[str, str]) -> list[str]:
-    """What has no value, a line for each reason: "pixel AUROC and AU-PRO: 63 defective images without a mask"."""
+    """What has no value, a line for each reason: "pixel AUROC and AU-PRO (63 defective images without a mask)"."""
     names: dict[str, list[str]] = {}
     for key, reason in absent.items():
         if name := metric_name(key):
             names.setdefault(reason, []).append(name)
-    return [f"{listed(found)}: {reason}" for reason, found in names.items()]
+    return [
+        f"{'all metrics' if {*found} >= {*HEADLINES.values()} else listed(found)} ({reason})"
+        for reason, found in names.items()
+    ]
 
 
 def by_type(module: "AnomalyModule") -> list[dict[str, Any]]:
