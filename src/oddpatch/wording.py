@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
+def counted(number: float, noun: str, plural: str = "") -> str:
     """A number with its noun, "1 image" or "2 images"; `plural` where that is not the noun with an s.
 
-    >>> counted(1, "mask"), counted(0, "mask"), counted(2, "patch", "patches")
-    ('1 mask', '0 masks', '2 patches')
+    >>> counted(1, "mask"), counted(0, "mask"), counted(2, "patch", "patches"), counted(0.5, "GPU")
+    ('1 mask', '0 masks', '2 patches', '0.5 GPUs')
     """
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+    told = number if isinstance(number, int) else format(number, "g")
+    return f"{told} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -150,7 +150,7 @@ def test_training_images_that_are_gone_are_grey_and_told(tmp_path, tiles, tiny_b
     for options in (["--out", run / "a.png"], ["--gif", "--out", run / "a.gif"]):
         code, _, told = oddpatch(monkeypatch, capsys, "explain", run, image, *options)
         assert code == 0
-        assert re.fullmatch(r"\d+ training images are not in .*/data, such as tile/train/.*: set --data-root\n", told)
+        assert re.fullmatch(r"\d+ training images? not in .*/data, such as tile/train/.*: set --data-root\n", told)
     code, _, told = oddpatch(
         monkeypatch, capsys, "explain", run, image, "--out", run / "b.png", "--data-root", tmp_path / "moved"
     )
@@ -292,7 +292,7 @@ def test_update_looks_into_every_folder_and_says_what_it_leaves_out(run, more, t
     (more / "x.xyz").touch()
     code, told, warned = oddpatch(monkeypatch, capsys, "update", run, more)
     assert code == 0
-    assert "3 images added, 1 files left out" in told
+    assert "3 images added, 1 file left out" in told
     assert warned == f"warning: 1 left out, unknown suffix: {more}/x.xyz\n"
     _, about = factory.restore(run.with_name("run-v2"))
     assert about["updates"][0]["left_out"] == [f"{more}/x.xyz: unknown suffix"]

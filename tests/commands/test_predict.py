@@ -162,7 +162,7 @@ def test_files_left_out_are_counted_and_named(finished, mixed, predict):
 def test_the_closing_line_counts_what_was_left_out(finished, mixed, predict, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     done = predict(finished / "run", mixed, "--threshold", "1e9")
-    assert done.stdout.splitlines()[-1] == "1 images: 1 good, 3 left out"
+    assert done.stdout.splitlines()[-1] == "1 image: 1 good, 3 left out"
 
 
 def test_all_files_are_tried_if_asked(finished, mixed, predict):

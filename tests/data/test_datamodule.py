@@ -106,7 +106,7 @@ def test_under_a_trainer_skipped_files_are_said(root, caplog):
         trainer.test(counting, data)
     assert len(counting.seen) == 4 + 5
     messages = [record.message for record in caplog.records if record.name == module.__name__]
-    assert messages[0] == "1 of 5 images were skipped:"
+    assert messages[0] == "skipped 1 of 5 images:"
     assert messages[1].startswith(str(root / "part/train/good/1.png"))
     assert messages[2].startswith("1 of 3 masks: empty mask")
     assert str(root / "part/ground_truth/hole/2_mask.png") in messages[2]

@@ -103,12 +103,12 @@ def test_some_masks_missing_is_a_warning(root):
     layout = scan(root, "part")
     assert [s.mask_path is None for s in layout.test] == [False, True, False, True]
     assert len(layout.warnings) == 1
-    assert "1 of 2 images have no mask (b.png)" in layout.warnings[0]
+    assert "no mask for 1 of 2 images (b.png)" in layout.warnings[0]
 
 
 def test_a_type_without_masks_is_a_warning(root):
     (root / "part/ground_truth/crack/a_mask.png").unlink()
-    assert ["1 of 1 images have no mask" in text for text in scan(root, "part").warnings] == [True]
+    assert ["no mask for 1 of 1 image (" in text for text in scan(root, "part").warnings] == [True]
 
 
 def test_masks_one_folder_deeper(tmp_path):
@@ -348,7 +348,7 @@ def test_missing_and_empty_train_good(tmp_path):
 
 def test_defects_among_the_training_images(root):
     make(root, "part/train/hole/a.png", "part/train/hole/deep/a.png")
-    fails(root, "train/hole holds 2 images that are not said to be good")
+    fails(root, "train/hole holds 2 images not said to be good")
 
 
 def test_mask_without_image(root):
@@ -384,7 +384,7 @@ def test_misnamed_test_folder_is_said(tmp_path):
 @pytest.mark.parametrize("folder", ["test", "ground_truth"])
 def test_files_outside_a_type(root, folder):
     make(root, f"part/{folder}/a.png")
-    fails(root, f"{folder} holds 1 images outside a folder of their type")
+    fails(root, f"{folder} holds 1 image outside a folder of a type")
 
 
 def test_type_found_twice(root):

@@ -103,7 +103,7 @@ def test_new_files_are_left_out_and_said(part, tmp_path):
     (part / "train/good/new.png").touch()
     found = followed(part, tmp_path / "s.json")
     assert len(found.train) + len(found.test) == 16  # without the two defective images of the training part
-    assert any("does not name 1 images (train/good/new.png)" in line for line in found.warnings)
+    assert any("left out 1 image that it does not name (train/good/new.png)" in line for line in found.warnings)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_on_ray_each_job_has_a_gpu_and_one_that_is_lost_is_reported(monkeypatch)
         need = cluster.need("auto", "auto")
         assert need == (1, 2)
         assert cluster.need(0.5, "auto") == (0.5, 1)
-        with pytest.raises(ConfigError, match="3 GPUs and 1 cores, which no machine of the Ray cluster has"):
+        with pytest.raises(ConfigError, match="3 GPUs and 1 core, which no machine of the Ray cluster has"):
             cluster.need(3, 1)
         jobs = [Fake("a"), Fake("dies"), Fake("b"), Fake("c"), Fake("d")]
         first, lost, *others = cluster.run(jobs, need, max_retries=0, patience=5)

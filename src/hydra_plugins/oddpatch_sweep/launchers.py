@@ -11,6 +11,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from oddpatch.wording import counted
+
 log = logging.getLogger(__name__)
 
 
@@ -97,7 +99,7 @@ class SubmititLauncher(_RemoteLauncher):
         executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster, **options)
         executor.update_parameters(**{key: value for key, value in self.parameters.items() if value is not None})
         submitted = executor.map_array(_run, self._jobs(job_overrides, initial_job_idx))
-        log.info("%d jobs are submitted to %s; their logs are in %s", len(submitted), self.cluster, self.folder)
+        log.info("%s submitted to %s; logs are in %s", counted(len(submitted), "job"), self.cluster, self.folder)
         try:
             return [_result(job) for job in submitted]
         except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import typer
 
 from oddpatch.commands.common import Trust
 from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,9 @@ def explain(
             typer.echo(f"{number}  distance {match.distance:.6g}  nearest normal patch in {match.train_image}")
     absent = sorted({match.train_image for match in shown if pictures(match.train_image) is None})
     if absent:
-        typer.echo(f"{len(absent)} training images are not in {root}, such as {absent[0]}: set --data-root", err=True)
+        typer.echo(
+            f"{counted(len(absent), 'training image')} not in {root}, such as {absent[0]}: set --data-root", err=True
+        )
     typer.echo(f"written: {path}")
 
 

@@ -13,6 +13,7 @@ import typer
 from oddpatch.commands.common import Trust
 from oddpatch.errors import ConfigError, DataError, ResourceError
 from oddpatch.files import shown
+from oddpatch.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +110,7 @@ def predict(
         typer.echo(f"warning: {little}", err=True)
     if terminal:
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        typer.echo(f"{len(paths)} images: {said}" + (f"; saved in {out}" if wanted else ""))
+        typer.echo(f"{counted(len(paths), 'image')}: {said}" + (f"; saved in {out}" if wanted else ""))
     failed = counts["failed"] or (strict and left_out)
     raise typer.Exit(ERROR if failed else SOME_ODD if counts["odd"] else ALL_GOOD)
 
@@ -261,7 +262,7 @@ def _tell(record: dict[str, Any], file: TextIO, terminal: bool) -> None:
         typer.secho(f"error  {shown(record['error'])}", fg="red")
     else:
         p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
-        regions = f"  {len(record['regions'])} regions" if record["regions"] else ""
+        regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
         color = "yellow" if record["odd"] else None
         line = (
             f"{'odd ' if record['odd'] else 'good'}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"

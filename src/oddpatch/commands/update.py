@@ -7,6 +7,7 @@ import typer
 
 from oddpatch.commands.common import Trust
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.wording import counted
 
 if TYPE_CHECKING:
     from oddpatch.calibration import Calibration
@@ -58,8 +59,8 @@ def update(
     write_checkpoint(content, target / CHECKPOINT)
     new = int((detector.source[:, 0] >= len(names)).sum())
     typer.echo(
-        f"{len(images)} images added, {len(left_out)} files left out; the memory bank held {before} patches and holds "
-        f"{len(detector.memory_bank)}, of which {new} are new"
+        f"{counted(len(images), 'image')} added, {counted(len(left_out), 'file')} left out; the memory bank held "
+        f"{before} patches and holds {len(detector.memory_bank)}, of which {new} are new"
     )
     typer.echo(f"written: {target}; test it with: python eval.py run={target}")
 

@@ -30,6 +30,7 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.limits import cores, free_shared_memory
 from oddpatch.parallel.ranks import Ranks
 from oddpatch.resources import format_bytes
+from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -334,7 +335,7 @@ class MVTecDataModule(LightningDataModule):
         dataset = {"fit": self._train, "validate": self._validation}.get(stage, self._test)
         skipped = dataset.skipped()
         if skipped:
-            log.warning("%d of %d images were skipped:", len(skipped), len(dataset))
+            log.warning("skipped %d of %s:", len(skipped), counted(len(dataset), "image"))
         for line in skipped + dataset.warnings():
             log.warning(line)
 

@@ -21,6 +21,7 @@ from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import BROKEN_LINK, HIDDEN, NO_SUFFIX, UNKNOWN_SUFFIX, LeftOut, Listing, listing, summary, walk
 from oddpatch.errors import DataError
 from oddpatch.files import shown
+from oddpatch.wording import counted
 
 GOOD = "good"
 MASK_SUFFIX = "_mask"
@@ -173,7 +174,7 @@ def _scan_train(base: Path, left_out: list[LeftOut]) -> list[Sample]:
     for name, folder in folders.items():
         if folder != good and (count := len(walk(folder).files)):
             raise DataError(
-                f"{folder} holds {count} images that are not said to be good, and training takes good "
+                f"{folder} holds {counted(count, 'image')} not said to be good, and training takes good "
                 f"parts only: move them to {base / 'test' / name}, or to {good} if they are good"
             )
     left_out += [LeftOut(base / "train" / name, OUTSIDE) for name in train.images] + train.left_out
@@ -205,8 +206,8 @@ def _scan_test(base: Path, warnings: list[str], left_out: list[LeftOut]) -> list
         missing = [image for image in images if image not in paired]
         if missing and masks.keys() - {GOOD}:
             warnings.append(
-                f"{folder}: {len(missing)} of {len(images)} images have no mask ({some(missing)}): "
-                "they are left out of the pixel metrics"
+                f"{folder}: no mask for {len(missing)} of {counted(len(images), 'image')} ({some(missing)}): "
+                "left out of the pixel metrics"
             )
         samples += [Sample(folder / image, 1, name, paired.get(image)) for image in images]
     return samples
@@ -286,7 +287,7 @@ def _type_folders(base: Path, warnings: list[str], left_out: list[LeftOut]) -> d
     left_out += top.left_out
     if top.images:
         raise DataError(
-            f"{base} holds {len(top.images)} images outside a folder of their type ({some(top.images)}): "
+            f"{base} holds {counted(len(top.images), 'image')} outside a folder of a type ({some(top.images)}): "
             f"move them to {base / GOOD}, or to a folder named after the defect"
         )
     for name in top.folders:

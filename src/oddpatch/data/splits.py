@@ -13,6 +13,7 @@ from oddpatch.data.layout import GOOD, Layout, Sample
 from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import from_cell, parse_json, shown
+from oddpatch.wording import counted
 
 _PARTS = ("train", "test", "unused")
 _FOLD = "fold"
@@ -66,7 +67,7 @@ def follow(found: Layout, category: Path, manifest: Path, fold: int | None = Non
     missing = sorted(parts.keys() - samples.keys())
     if missing:
         raise DataError(
-            f"{manifest}: names {len(missing)} images that {category} does not have ({_some(missing)}): "
+            f"{manifest}: names {counted(len(missing), 'image')} that {category} does not have ({_some(missing)}): "
             "is it this category's manifest? put them back, or make it anew by `oddpatch data split`"
         )
     train, test = [], []
@@ -103,7 +104,9 @@ def _normal(path: str) -> str:
 
 
 def _left_out(names: list[str], manifest: Path) -> list[str]:
-    return [f"{manifest}: does not name {len(names)} images ({_some(names)}): they are left out"] if names else []
+    if not names:
+        return []
+    return [f"{manifest}: left out {counted(len(names), 'image')} that it does not name ({_some(names)})"]
 
 
 def _some(names: list[Any], limit: int = 3) -> str:

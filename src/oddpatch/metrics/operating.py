@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.metrics.arrays import ArrayLike, UndefinedMetricError, to_scores_and_labels
+from oddpatch.wording import counted
 
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 #: Bins of the histogram of per-region overlaps.
@@ -141,7 +142,7 @@ def _as_json(point: RecallAtRate) -> Mapping[str, Any]:
     if not point.resolved:
         needed = math.ceil(1 / point.rate - 1e-9) if point.rate > 0 else None
         told["note"] = (
-            f"{point.num_good} good images cannot resolve this rate"
+            f"{counted(point.num_good, 'good image')} cannot resolve this rate"
             + (f", {needed} are needed" if needed else "")
             + ": recall without any false alarm"
         )

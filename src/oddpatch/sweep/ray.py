@@ -13,6 +13,7 @@ from oddpatch.errors import ConfigError
 from oddpatch.sweep.job import JobError
 from oddpatch.sweep.process import explain
 from oddpatch.sweep.remote import RemoteJob
+from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Need(NamedTuple):
     cpus: float
 
     def __str__(self) -> str:
-        return f"{self.gpus:g} GPUs and {self.cpus:g} cores"
+        return f"{counted(self.gpus, 'GPU')} and {counted(self.cpus, 'core')}"
 
     def fits(self, resources: Mapping[str, float]) -> bool:
         """Whether a machine has as much."""
@@ -66,7 +67,7 @@ class Cluster:
                 "`ray start --head`, or leave hydra.launcher.address null for one of this machine"
             ) from error
         machines = _machines()
-        log.info("Ray: %d machines with %g GPUs and %g cores", len(machines), *_sum(machines))
+        log.info("Ray: %s with %s", counted(len(machines), "machine"), Need(*_sum(machines)))
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -92,8 +93,8 @@ class Cluster:
         need = Need(wanted_gpus, wanted_cpus)
         if not any(need.fits(machine) for machine in machines):
             raise ConfigError(
-                f"a job needs {need}, which no machine of the Ray cluster has (all together: {total_gpus:g} GPUs, "
-                f"{total_cpus:g} cores): lower hydra.launcher.num_gpus or hydra.launcher.num_cpus"
+                f"a job needs {need}, which no machine of the Ray cluster has (all together: "
+                f"{Need(total_gpus, total_cpus)}): lower hydra.launcher.num_gpus or hydra.launcher.num_cpus"
             )
         log.info("each job has %s", need)
         return need

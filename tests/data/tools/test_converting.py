@@ -119,7 +119,7 @@ def test_mpdd(tmp_path):
         picture(base / "tubes" / name)
     found = convert("mpdd", base, tmp_path / "out")["tubes"]
     assert (len(found.train), tally(found.test)) == (1, {"good": 1, "hole": 1})
-    assert deviations(make_plans("mpdd", base, Options())[0]) == ["tubes train/*: 1 images, but the owner states 122"]
+    assert deviations(make_plans("mpdd", base, Options())[0]) == ["tubes train/*: 1 image, but the owner states 122"]
 
 
 def test_kolektor_of_both_kinds(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from oddpatch.commands.data.common import DRY, FORCE, WORKERS, progress_bar, say, show_table
+from oddpatch.wording import counted
 
 
 def align(
@@ -45,4 +46,4 @@ def align(
         with progress_bar("writing") as progress:
             write_aligned(kept, alignment, source, target, reference, force=force, progress=progress)
     lowest = min((p.registration.quality for p in kept), default=0.0)
-    say(dry_run, f"{target}: {len(kept)} of {len(placed)} images, lowest quality {lowest:.3f}")
+    say(dry_run, f"{target}: {len(kept)} of {counted(len(placed), 'image')}, lowest quality {lowest:.3f}")

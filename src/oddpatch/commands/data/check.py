@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from oddpatch.data.tools.checking import Finding
 
 from oddpatch.commands.data.common import DRY, WORKERS, progress_bar, show_table
+from oddpatch.wording import counted
 
 
 def check(
@@ -58,10 +59,11 @@ def check(
             check_share(reports[0])
         if not dry_run:
             mend(reports[0], fix, force=force)
-        text = f"{fix}: without {len(reports[0].dropped)} files, {len(reports[0].rewritten)} masks rewritten"
+        left = counted(len(reports[0].dropped), "file"), counted(len(reports[0].rewritten), "mask")
+        text = f"{fix}: without {left[0]}, {left[1]} rewritten"
         typer.echo(f"{'would write: ' if dry_run else ''}{text}", err=as_json)
     total = sum(len(report.findings) for report in reports)
-    typer.echo(f"{total} finding{'' if total == 1 else 's'}", err=as_json)
+    typer.echo(counted(total, "finding"), err=as_json)
     if total:
         raise typer.Exit(1)
 

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from oddpatch.commands.data.common import DRY, FORCE, progress_bar, say, split_names
+from oddpatch.wording import counted
 
 
 def masks(
@@ -40,11 +41,11 @@ def masks(
             pair = (old, new) if rename else None
             report = masks_by_label(source, target, split_names(labels), instances=instances, rename=pair, **common)
     for path, pixels in zip(report.masks, report.pixels, strict=True):
-        typer.echo(f"{path}\t{pixels} pixels")
+        typer.echo(f"{path}\t{counted(pixels, 'pixel')}")
     for problem in report.problems:
         typer.echo(f"warning: {problem}", err=True)
     empty = report.pixels.count(0)
-    say(dry_run, f"{len(report.masks)} masks, {empty} of them empty, {len(report.problems)} problems")
+    say(dry_run, f"{counted(len(report.masks), 'mask')}, {empty} empty, {counted(len(report.problems), 'problem')}")
 
 
 def _colour(text: str) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from oddpatch.commands.data.common import DRY, FORCE, SEED, say
+from oddpatch.wording import counted
 
 
 def split(
@@ -42,4 +43,4 @@ def split(
             splitting.apply_split(assigned, category, into, fold, force)
     for part, types in splitting.summary(assigned).items():
         typer.echo(f"{part}: " + ", ".join(f"{name} {count}" for name, count in types.items()))
-    say(dry_run, f"{len(assigned)} images; {manifest}")
+    say(dry_run, f"{counted(len(assigned), 'image')}; {manifest}")

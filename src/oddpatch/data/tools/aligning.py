@@ -14,6 +14,7 @@ from oddpatch.data.layout import MASK_SUFFIX, Sample, scan
 from oddpatch.data.tools.pool import run_many
 from oddpatch.data.tools.writing import MANIFEST, Output, Progress, check_targets, drafting, png, write_all, write_json
 from oddpatch.errors import DataError
+from oddpatch.wording import counted
 
 _WORTH_A_POOL = 40  # images; registering one costs some tenths of a second
 
@@ -72,8 +73,8 @@ def require_quality(placed: Sequence[Placed], min_quality: float) -> None:
     if bad:
         raise DataError(
             f"{bad[0].sample.path}: registers with quality {bad[0].registration.quality:.2f}, below {min_quality:g} "
-            f"({len(bad)} of {len(placed)} images are): leave them out with --skip, choose another --reference or "
-            "--method, or lower --min-quality"
+            f"({len(bad)} of {counted(len(placed), 'image')}): leave them out with --skip, choose another "
+            "--reference or --method, or lower --min-quality"
         )
 
 

@@ -17,6 +17,7 @@ from oddpatch.data.tools.writing import MANIFEST, Output, Progress, check_target
 from oddpatch.data.walk import LeftOut, listing, walk
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import inside, replacing
+from oddpatch.wording import counted
 
 T = TypeVar("T")
 #: Why an image of a source is in no plan.
@@ -97,7 +98,7 @@ def deviations(plan: Plan) -> list[str]:
     for key, stated in plan.published.items():
         count = sum(number for name, number in found.items() if fnmatch.fnmatch(name, key))
         if count != stated:
-            lines.append(f"{plan.category} {key}: {count} images, but the owner states {stated}")
+            lines.append(f"{plan.category} {key}: {counted(count, 'image')}, but the owner states {stated}")
     return lines
 
 

@@ -14,6 +14,7 @@ from oddpatch.data.tools.writing import Progress, place, sha256, unique_key, wri
 from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import parse_json, replacing, to_cell
+from oddpatch.wording import counted
 
 _COLUMNS = ("path", "source", "sha256", "bytes", "repeat_of")
 
@@ -119,7 +120,7 @@ def find(source: Path, target: Path, patterns: Sequence[str]) -> tuple[list[Path
     ]
     if not kept:
         but = f" ({'; '.join(summary(left_out))})" if left_out else ""
-        raise DataError(f"{source}: none of {len(files)} images matches {', '.join(patterns) or '*'}{but}")
+        raise DataError(f"{source}: none of {counted(len(files), 'image')} matches {', '.join(patterns) or '*'}{but}")
     for mask, image in iter_masks_beside(kept):
         raise DataError(
             f"{mask} looks like the mask of {image.name} beside it and would be taken for a good part: give "

@@ -14,6 +14,7 @@ from oddpatch.data.tools.writing import Output, Progress, check_targets, png, so
 from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import inside
+from oddpatch.wording import counted
 
 
 @dataclass
@@ -200,7 +201,7 @@ def _run(
             continue
         pixels = int(mask.sum())
         if job.expected is not None and job.expected != pixels:
-            report.problems.append(f"{job.path}: {pixels} pixels, but the renderer counted {job.expected}")
+            report.problems.append(f"{job.path}: {counted(pixels, 'pixel')}, but the renderer counted {job.expected}")
         report.masks.append(job.path)
         report.pixels.append(pixels)
         outputs.append(Output(job.path, content=partial(bytes, png(mask))))

@@ -11,6 +11,7 @@ from oddpatch.data.layout import GOOD, MASK_SUFFIX, Sample, scan
 from oddpatch.data.tools.writing import MANIFEST, Output, check_targets, drafting, place, write_json
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import replacing, to_cell
+from oddpatch.wording import counted
 
 
 class Assignment(NamedTuple):
@@ -52,7 +53,7 @@ def split_few_shot(category: Path, shots: int, seed: int = 0) -> list[Assignment
     found = scan(category.parent, category.name)
     if not 1 <= shots <= len(found.train):
         raise ConfigError(
-            f"shots={shots}: {category} has {len(found.train)} training images: choose 1..{len(found.train)}"
+            f"shots={shots}: {category} has {counted(len(found.train), 'training image')}: choose 1..{len(found.train)}"
         )
     drawn = set(np.random.default_rng(seed).permutation(len(found.train))[:shots].tolist())
     assigned = [_assign("train" if k in drawn else "unused", s, category) for k, s in enumerate(found.train)]

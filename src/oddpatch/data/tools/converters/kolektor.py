@@ -10,6 +10,7 @@ from oddpatch.data.decoding import read_mask
 from oddpatch.data.layout import GOOD
 from oddpatch.data.tools.converting import Item, Options, Plan, by_stem, good_items, images
 from oddpatch.errors import DataError
+from oddpatch.wording import counted
 
 DEFECT_TYPE = "defect"
 
@@ -47,7 +48,9 @@ def _second(source: Path, options: Options) -> Plan:
                 continue
             kind = DEFECT_TYPE if defective else GOOD
             items.append(Item(path, split, kind, path.name, mask if defective else None))
-    note = f"By the owner's split; {left_out} defective images of train are left out, as training takes good ones."
+    note = (
+        f"By the owner's split; left out of train: {counted(left_out, 'defective image')}, as training takes good ones."
+    )
     published = {"train/*": 2085, f"test/{GOOD}": 894, f"test/{DEFECT_TYPE}": 110}
     return Plan(options.category or "kolektorsdd2", items, [note], published)
 
