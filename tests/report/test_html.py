@@ -39,6 +39,7 @@ def test_the_page_tells_what_was_measured_and_loads_nothing(report):
         assert part in page
     assert not re.search(r"""(src|href)=["'](?!data:)|<script|@import|url\(""", page)
     assert page.count("<figure>") >= 4 * 5
+    assert "100.0% of the area of the images is inspected, at 32x32 pixels" in page
 
 
 def test_a_browser_opens_it_without_a_complaint(report, tmp_path):

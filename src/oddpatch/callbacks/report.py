@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from oddpatch.callbacks.loggers import Pictured
 from oddpatch.callbacks.pictures import Pictures
+from oddpatch.data.inspected import describe_share
 from oddpatch.files import replacing
 from oddpatch.report.canvas import ALARM
 from oddpatch.report.examples import Example
@@ -34,14 +35,16 @@ class HtmlReport(L.Callback):
             return
         metrics = json.loads((self.folder / "metrics.json").read_text())
         pictured = next((c.pictured for c in trainer.callbacks if isinstance(c, Pictures)), None)  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         with pl_module.timed("report"):
             page = render_report(
                 metrics,
-                gallery=self._gallery(pl_module, trainer.datamodule, pictured),  # type: ignore[attr-defined]
+                gallery=self._gallery(pl_module, data, pictured),
                 look=pictured.look if pictured else None,
                 figures=[path for path in pictured.figures if path.stem != "overview"] if pictured else [],
                 types=by_type(pl_module),
                 folder=self.folder,
+                inspected=describe_share(data.preprocess, data.inspected) if data.inspected else "",
                 no_threshold=pl_module.model.calibration.absent,
                 config=OmegaConf.to_yaml(OmegaConf.create(pl_module.config)),
             )

@@ -42,6 +42,7 @@ def render_report(
     figures: Sequence[Path],
     types: Sequence[Mapping[str, Any]],
     folder: Path,
+    inspected: str,
     no_threshold: str,
     config: str,
 ) -> str:
@@ -54,6 +55,7 @@ def render_report(
         figures: PNG files of curves.
         types: a row for each defect type: `name`, `count`, `auroc`, `recall`, `median`.
         folder: the run's, as commands are to name it.
+        inspected: how much of the images is inspected; empty where that is not known.
         no_threshold: why there is no threshold, where there is none.
         config: the settings, as YAML.
     """
@@ -76,6 +78,7 @@ def render_report(
         not_measured=not_measured(metrics["absent"]),
         operating=metrics.get("operating") or {},
         thresholds=metrics.get("thresholds"),
+        inspected=inspected,
         no_threshold=no_threshold,
         next_steps=next_steps(metrics, folder),
         types=types,
