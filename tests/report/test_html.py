@@ -161,6 +161,7 @@ def test_the_histogram_takes_any_scores(scores, tmp_path):
         (1e-4, 1e6, True, [1e-4, 1e-2, 1, 1e2, 1e4, 1e6]),
         (18, 68, False, [20, 30, 40, 50, 60]),
         (-3, 4, False, [-2, 0, 2, 4]),
+        (21.3, 36.1, False, [25, 30, 35]),
     ],
 )
 def test_ticks_are_round(low, high, logarithmic, ticks):

@@ -77,7 +77,7 @@ def score_ticks(low: float, high: float, logarithmic: bool) -> list[float]:
     from matplotlib.ticker import MaxNLocator
 
     if not logarithmic:
-        ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        ticks = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
         return list(dict.fromkeys(float(f"{tick:.6g}") for tick in ticks if low <= tick <= high))
     decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
     found: list[float] = []
