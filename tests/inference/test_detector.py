@@ -9,7 +9,7 @@ from conftest import make_dataset, use_tiny_backbone
 from PIL import Image
 from test_pipeline import run, tiny
 
-from oddpatch import AnomalyDetector
+from oddpatch import AnomalyDetector, factory
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.detector import to_tensor
 
