@@ -1,6 +1,8 @@
 """A tiny dataset and a tiny backbone, so that most tests need neither real images nor weights."""
 
 import os
+import shutil
+import subprocess
 import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down parallel tests
@@ -123,3 +125,24 @@ def real_bottle() -> Path:
     if not (root / "bottle").is_dir():
         pytest.skip(f"needs the MVTec AD category bottle in {root}")
     return root
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        not shutil.which("mount")
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "none", folder], capture_output=True, check=False
+        ).returncode
+    ):
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def make_read_only(disk: Path) -> None:
+    """Have a `small_disk` be read only from now on."""
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)

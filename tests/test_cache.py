@@ -197,8 +197,8 @@ def test_jobs_fill_it_together_within_its_size(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_leftovers_of_killed_jobs_go_when_they_are_old(tmp_path):
-    old, new = tmp_path / "f/.a.1.partial", tmp_path / "f/.b.2.partial"
+def test_leftovers_of_killed_jobs_go(tmp_path):
+    old, new = tmp_path / "f/.a.0000abcd-1.partial", tmp_path / "f/.b.0000abcd-2.partial"  # of another machine
     for path in (old, new):
         path.parent.mkdir(exist_ok=True)
         path.touch()

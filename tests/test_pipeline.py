@@ -265,7 +265,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tiles, tmp_path, tiny_backbone, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(ResourceError, match=r"fitted.ckpt could not be written .*No space left"):
+    with pytest.raises(ResourceError, match=r"fitted.ckpt cannot be written .*No space left"):
         job.save()
     assert list((tmp_path / "checkpoints").iterdir()) == []
 

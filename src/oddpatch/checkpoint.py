@@ -13,6 +13,7 @@ from oddpatch.environment import git_commit
 from oddpatch.errors import CheckpointError, ResourceError
 from oddpatch.files import replacing
 from oddpatch.known import check_plain
+from oddpatch.temporary import unwritable
 
 if TYPE_CHECKING:
     from oddpatch.module import AnomalyModule
@@ -47,10 +48,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     try:
         with replacing(path, "wb") as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        raise ResourceError(
-            f"{path} could not be written ({error}): free disk space, or choose another folder by paths.output_dir"
-        ) from error
+    except ResourceError:
+        raise
+    except RuntimeError as error:  # of torch's zip writer, while the system's own is handled
+        raise unwritable(path, OSError(*getattr(error.__context__, "args", ()))) from error
 
 
 def describe(module: "AnomalyModule") -> dict[str, Any]:

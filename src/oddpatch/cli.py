@@ -1,6 +1,8 @@
 """`oddpatch` on the command line. Commands live in `oddpatch.commands`; each imports what it needs when it runs."""
 
 import sys
+import traceback
+from contextlib import suppress
 
 import typer
 from rich.console import Console
@@ -12,8 +14,9 @@ from oddpatch.commands.explain import explain
 from oddpatch.commands.predict import predict
 from oddpatch.commands.report import report
 from oddpatch.commands.update import update
+from oddpatch.ending import conclude, drop_unwritten, ending_when_told
 from oddpatch.environment import read_env
-from oddpatch.errors import OddpatchError
+from oddpatch.errors import in_one_line
 from oddpatch.files import escape_on_terminal, shown
 
 app = typer.Typer(
@@ -47,14 +50,29 @@ app.command()(report)
 
 
 def main() -> None:
-    """Run the command line; an error the user can mend is one line, and the exit code is 2."""
+    """Run the command line; an error the user can mend is one line. The exit code of every error is 2."""
     escape_on_terminal()
-    try:
-        read_env()
-        app()
-    except OddpatchError as error:
-        Console(stderr=True).print(f"error: {shown(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+    terminal = Console(stderr=True)
+
+    def tell(word: str) -> None:
+        terminal.print(word, style="red")
+
+    with ending_when_told(tell):
+        try:
+            try:
+                read_env()
+                app()
+            finally:
+                sys.stdout.flush()  # now, so that what cannot be written is an error like others
+        except Exception as error:
+            conclude(error, tell)
+            drop_unwritten()
+            with suppress(OSError):
+                if (told := in_one_line(error)) is None:
+                    traceback.print_exc()
+                else:
+                    terminal.print(f"error: {shown(told)}", style="red", markup=False, highlight=False, soft_wrap=True)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,29 @@
 """Errors a user can mend. Each message is one line: the file or value, what is wrong with it, and the remedy."""
 
+import errno
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from typing import ParamSpec, TypeVar
 
 #: Exit code that a shell reports of a program that Ctrl-C has ended.
 INTERRUPTED = 130
+
+#: What can be done where the system refuses to write.
+REMEDIES = {
+    errno.ENOSPC: "free disk space, or choose another folder",
+    errno.EDQUOT: "free disk space, or choose another folder",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "give access to it, or choose another folder",
+    errno.EPERM: "give access to it, or choose another folder",
+    errno.ENOTDIR: "choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the number of files that may be open (ulimit -n), or lower data.num_workers",
+    errno.EIO: "see to the disk",
+}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +57,10 @@ class ResourceError(OddpatchError, RuntimeError):
     """The machine lacks memory or disk for what the settings ask."""
 
 
+class NameTooLongError(ResourceError):
+    """A file's name is longer than the file system takes."""
+
+
 def in_one_line(error: BaseException) -> str | None:
     """What to tell of an error that the user can mend, whoever raised it; None of any other."""
     if isinstance(error, OddpatchError):
@@ -52,22 +72,40 @@ def in_one_line(error: BaseException) -> str | None:
         return f"{key}: {first}{hint}" if key else first
     if type(error).__name__ == "MisconfigurationException":  # Lightning's
         return f"trainer: {' '.join(str(error).split())}"
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    if (isinstance(error, RuntimeError) and first.startswith("DataLoader worker")) or isinstance(error, BrokenExecutor):
+        return (
+            f"a process that prepares images was killed ({first.rstrip('. ')}): lower data.num_workers or "
+            "data.batch_size, or give more memory (to a container also shared memory, by --shm-size=1g)"
+        )
     return None
+
+
+def _of_the_system(error: OSError) -> str | None:
+    """The file, the system's reason and a remedy, where the disk or its owner is in the way."""
+    if error.errno not in REMEDIES:
+        return None
+    name = "the output" if error.filename is None else os.fsdecode(error.filename)
+    return f"{name}: {os.strerror(error.errno)}: {REMEDIES[error.errno]}"
 
 
 def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
     """Have a Hydra task end with one line, not a traceback, when the user can mend what went wrong.
 
-    In a sweep the error travels on, so that the launcher counts the job as failed and goes on with the next. Ctrl-C
-    ends a run with exit code 130, without a traceback.
+    In a sweep the error travels on, so that the launcher counts the job as failed and goes on with the next. Lightning
+    exits as if a run had failed once it has put its files away after Ctrl-C: see `oddpatch.ending`.
     """
 
     @functools.wraps(task)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        from oddpatch.ending import conclude
+
         try:
             return task(*args, **kwargs)
-        except Exception as error:
-            if (told := in_one_line(error)) is None:
+        except (Exception, SystemExit) as error:
+            conclude(error, logging.getLogger("oddpatch").warning)
+            if isinstance(error, SystemExit) or (told := in_one_line(error)) is None:
                 raise
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -78,11 +116,5 @@ def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             sys.exit(1)
-        except SystemExit as error:
-            # Lightning puts its files away after Ctrl-C, and then exits as if a run had failed.
-            if isinstance(error.__context__, KeyboardInterrupt):
-                logging.getLogger("oddpatch").warning("interrupted")
-                sys.exit(INTERRUPTED)
-            raise
 
     return wrapped

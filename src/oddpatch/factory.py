@@ -13,6 +13,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
 from oddpatch.known import Kind, Spec, read_spec
 from oddpatch.models.base import AnomalyModel
+from oddpatch.settings import check_types
 
 CHECKPOINT = Path("checkpoints/fitted.ckpt")
 
@@ -44,6 +45,7 @@ def make(part: Any, **kwargs: Any) -> Any:
             raise ConfigError(f"{name or 'config'}: {reason}: is its name spelt right?") from None
         raise
     _require_settings(build.func, settings, name)
+    check_types(build.func, settings, name)
     return build(**texts, **kwargs)
 
 

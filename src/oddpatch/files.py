@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from oddpatch.errors import DataError
+from oddpatch.temporary import placing
 
 #: What makes a spreadsheet compute a cell, and the sign that keeps it a text.
 _FORMULA, _TEXT = ("=", "+", "-", "@", "\t", "\r"), "'"
@@ -26,18 +27,16 @@ def escape_on_terminal() -> None:
 
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` for writing, and move it to `path` if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Open a temporary file beside `path` for writing, and move it to `path` if the block ends without an error.
+
+    Raises:
+        ResourceError: it cannot be written; nothing is left of it.
+    """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
-    try:
-        with partial.open(mode, **text) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with placing(path) as partial, partial.open(mode, **text) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def inside(base: Path, name: str | Path, source: object) -> Path:

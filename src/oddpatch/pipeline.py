@@ -21,7 +21,9 @@ from oddpatch.module import AnomalyModule
 from oddpatch.parallel import ranks
 from oddpatch.quiet import hush_lightning
 from oddpatch.report.summary import print_summary
+from oddpatch.settings import check_area, check_seed
 from oddpatch.sweep.identity import names
+from oddpatch.sweep.locking import hold
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +79,18 @@ def build(cfg: DictConfig) -> Run:
     Raises:
         ConfigError, DataError, WeightsError: before anything expensive has begun.
     """
+    seed = check_seed(cfg.seed)
     ranks.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    L.seed_everything(seed, workers=True, verbose=False)
     backbone = factory.make(cfg.backbone)
     multiple = math.lcm(*(math.ceil(stride) for stride in backbone.strides))
     data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
+    calibration = factory.make(cfg.calibration)
     with ranks.first_of_machine_first():
         data.prepare_data()
     data.setup("fit")
-    calibration = factory.make(cfg.calibration)
+    check_area(calibration.min_area, data.preprocess.image_size, "calibration.min_area")
     folds = calibration.folds(len(data.train_samples))
     data.hold_out(folds, fit_too=calibration.fits_all)
     detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
@@ -122,9 +126,10 @@ def rebuild(cfg: DictConfig) -> Run:
     """
     if OmegaConf.is_missing(cfg, "run"):
         raise ConfigError("which run? give its folder: python eval.py run=outputs/FOLDER")
+    seed = check_seed(cfg.seed)
     ranks.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    L.seed_everything(seed, workers=True, verbose=False)
     trust = cfg.trust if isinstance(cfg.trust, str) else list(cfg.trust or ())
     model, about = factory.restore(Path(cfg.run), trust)
     changes: Any = OmegaConf.to_container(cfg.data, resolve=True)
@@ -170,7 +175,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     loggers = [factory.make(part) for part in (cfg.get("logger") or {}).values() if part]
     shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
     try:
-        return factory.make(
+        trainer = factory.make(
             cfg.trainer,
             callbacks=callbacks,
             logger=loggers,
@@ -179,11 +184,16 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
         )
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    # Lightning's handlers only note SIGTERM and have the run end as if it had succeeded; with several devices they wait
+    # for each other inside the handler; and under SLURM they save a model that is half fitted. See `oddpatch.ending`.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        hold(folder)
         probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()

@@ -121,3 +121,12 @@ def test_a_mismatch_lists_the_first_few_keys():
     assert "1 unexpected (extra)" in told
     assert "shape (4,) instead of (3,)" in told
     assert mismatch(expected, expected, "net") is None
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, bad):
+    torch.save({"a": torch.ones(2), "b": torch.tensor([0.0, bad])}, tmp_path / "w.pt")
+    with pytest.raises(
+        WeightsError, match=r"w.pt: b holds values that are no finite numbers: fetch or export it again"
+    ):
+        read_state_dict(tmp_path / "w.pt")

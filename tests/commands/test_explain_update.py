@@ -283,6 +283,38 @@ def test_each_image_is_left_out_of_the_bank_to_set_thresholds_again(more, tmp_pa
         torch.testing.assert_close(model.calibration.image_scores, torch.tensor(scores).double().sort().values)
 
 
+def test_an_update_that_was_killed_leaves_nothing_that_stops_the_next(run, more, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "new"
+    with monkeypatch.context() as killed:
+        killed.setattr("os.getpid", lambda: 2**22 + 1)  # no process has that number
+        killed.setattr("torch.save", lambda *_: (_ for _ in ()).throw(SystemExit))
+        killed.setattr("tempfile.TemporaryDirectory._rmtree", lambda *_, **__: None)  # nobody cleans up
+        killed.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        oddpatch(monkeypatch, capsys, "update", run, more, "--out", out)
+    assert not out.exists()
+    (draft,) = tmp_path.glob(".new.*.draft")
+    assert list(draft.rglob(".fitted.ckpt.*.partial"))
+    code, _, told = oddpatch(monkeypatch, capsys, "update", run, more, "--out", out)
+    assert (code, told) == (0, "")
+    assert not draft.exists()
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["fitted.ckpt"]
+
+
+def test_two_updates_at_once_make_two_versions(run, more, monkeypatch, capsys):
+    original = factory.restore
+
+    def restore(*args, **kwargs):
+        (run.parent / "run-v2").mkdir(exist_ok=True)  # another process is faster
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(factory, "restore", restore)
+    code, told, _ = oddpatch(monkeypatch, capsys, "update", run, more)
+    assert code == 0
+    assert f"written: {run.parent / 'run-v3'}" in told
+    assert (run.parent / "run-v3" / factory.CHECKPOINT).is_file()
+    assert not list((run.parent / "run-v2").iterdir())
+
+
 def test_update_looks_into_every_folder_and_says_what_it_leaves_out(run, more, tmp_path, monkeypatch, capsys):
     (more / "monday/early").mkdir(parents=True)
     (more / "new1.png").rename(more / "monday/new1.png")

@@ -1,6 +1,8 @@
 """`oddpatch predict`: clean JSON, files, exit codes, and files that cannot be read."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from typing import NamedTuple
@@ -8,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tifffile
-from conftest import ROOT, make_dataset
+from conftest import ROOT, make_dataset, make_read_only
 from PIL import Image
 from test_pipeline import run, tiny
 
@@ -210,3 +212,76 @@ def test_large_images_are_refused_by_a_limit_that_can_be_set(finished, predict):
     assert refused.returncode == 2
     assert "set max_pixels=2304" in json.loads(refused.stdout)["error"]
     assert predict(finished / "run", square, "--max-pixels", "2304").returncode in (0, 1)
+
+
+def test_a_name_too_long_for_what_is_saved_is_that_file_s_error(finished, tmp_path, predict):
+    images = tmp_path / "images"
+    images.mkdir()
+    long = "x" * 248  # with .png as long as a name may be, with _overlay.png longer
+    for name in ("a", long, "z"):
+        (images / f"{name}.png").write_bytes((finished / "tile/test/good/000.png").read_bytes())
+    done = predict(finished / "run", images, "--save", "overlay", "--out", tmp_path / "out", "--threshold", "1e9")
+    assert done.returncode == 2
+    records = {record["path"]: record for record in map(json.loads, done.stdout.splitlines())}
+    told = f"{tmp_path}/out/{long}_overlay.png cannot be written (File name too long): choose a shorter name"
+    assert records.pop(str(images / f"{long}.png")) == {"path": str(images / f"{long}.png"), "error": told}
+    assert [record["odd"] for record in records.values()] == [False, False]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_overlay.png", "z_overlay.png"]
+
+
+@pytest.mark.parametrize("kind", ["heatmap", "overlay", "mask", "map"])
+def test_a_disk_that_cannot_be_written_is_told(finished, tmp_path, predict, small_disk, kind):
+    make_read_only(small_disk)
+    done = predict(finished / "run", finished / "tile/test/good/000.png", "--save", kind, "--out", small_disk)
+    assert done.returncode == 2
+    name = f"000_{kind}.{'tiff' if kind == 'map' else 'png'}"
+    assert (
+        done.stderr == f"error: {small_disk}/{name} cannot be written (Read-only file system): choose another folder\n"
+    )
+
+
+def test_a_pipe_among_the_sources_is_told_and_not_waited_for(finished, tmp_path, predict):
+    os.mkfifo(tmp_path / "x.png")
+    good = finished / "tile/test/good/000.png"
+    for source in (tmp_path / "x.png", tmp_path):
+        done = predict(finished / "run", source, good, "--threshold", "1e9")
+        assert done.returncode == 2
+        errors = [record["error"] for record in map(json.loads, done.stdout.splitlines()) if "error" in record]
+        assert len(errors) == 1
+        assert f"neither a file nor a folder: {tmp_path}/x.png" in errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_prediction_that_is_ended_leaves_whole_lines_and_files(finished, tmp_path, how, code):
+    content = (finished / "tile/test/good/000.png").read_bytes()
+    (tmp_path / "images").mkdir()
+    for number in range(3000):
+        (tmp_path / f"images/{number}.png").write_bytes(content)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oddpatch.cli", "predict", finished / "run", tmp_path / "images", "--batch-size", "1",
+         "--save", "overlay", "--out", tmp_path / "out"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    first = process.stdout.readline()
+    process.send_signal(how)
+    rest, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert told == {143: "terminated\n", 130: "interrupted\n"}[code]
+    records = [json.loads(line) for line in (first + rest).splitlines()]
+    assert 1 <= len(records) < 3000
+    for path in (tmp_path / "out").iterdir():
+        assert path.suffix == ".png"
+        Image.open(path).load()
+
+
+@pytest.mark.slow
+def test_a_prediction_that_nobody_reads_ends_quietly(finished, tmp_path):
+    command = f"{sys.executable} -m oddpatch.cli predict {finished}/run {finished}/tile/test | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    line, code = done.stdout.splitlines()
+    assert json.loads(line)["path"]
+    assert code in ("141", "0", "1")  # 0 and 1 if all was written before `head` had ended
+    assert done.stderr == ""

@@ -161,3 +161,10 @@ def test_two_detectors_of_one_model_do_not_disturb_each_other(finished):
 def test_what_is_no_image_is_refused(bad, told):
     with pytest.raises(DataError, match=told):
         to_tensor(bad)
+
+
+def test_a_region_that_must_be_larger_than_the_image_is_told(finished):
+    path = finished / "tile/test/spot/000.png"
+    assert AnomalyDetector.load(finished / "run", min_area=48 * 48)(path).regions == []
+    with pytest.raises(DataError, match=r"min_area=2305, but the image has 48 x 48 pixels, .*: choose up to 2304"):
+        AnomalyDetector.load(finished / "run", min_area=48 * 48 + 1)(path)

@@ -13,6 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from sweeping import Stand, basic_launcher, dataset, statuses, sweep, table
 
+from oddpatch import temporary
 from oddpatch.sweep import identity, job, locking
 from oddpatch.sweep.locking import Holder, JobBusyError, JobLock
 from oddpatch.sweep.process import Ending
@@ -87,7 +88,7 @@ def test_what_has_changed_runs_again(monkeypatch, tmp_path, stand, root):
         else:
             record.status = what
             record.write(folder)
-            (folder / ".predictions.csv.7.partial").touch()
+            (folder / f".predictions.csv.{temporary._host()}-{2**22 + 1}.partial").touch()  # no process has that number
 
     assert sweep(monkeypatch, tmp_path / "s", *root) == 0
     folder = next((tmp_path / "s").glob("padim*"))

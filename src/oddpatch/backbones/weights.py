@@ -220,6 +220,9 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    for key, value in tensors.items():
+        if not value.isfinite().all():
+            raise WeightsError(f"{path}: {key} holds values that are no finite numbers: fetch or export it again")
     return tensors
 
 

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from oddpatch.cache.fingerprint import hash_tensors
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, ResourceError
 from oddpatch.files import replacing
+from oddpatch.temporary import remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ SUFFIX = ".safetensors"
 #: Eviction begins and ends at these shares of the size, and each job looks after having written the third, one job at
 #: a time: jobs do not see each other's writes in between, and up to eight of them together stay within the size.
 BEGIN, END, LOOK = 7 / 8, 3 / 4, 1 / 64
-#: Seconds after which a file that was never completed counts as left behind by a job that was killed.
-ABANDONED = 86400.0
 
 
 class Entry(NamedTuple):
@@ -128,8 +126,8 @@ class FeatureCache:
                 self._make_room(len(content))
                 with replacing(self._path(entry.key), "wb") as file:
                     file.write(content)
-            except OSError as error:
-                log.warning("%s cannot be written (%s): no more features are cached", self.folder, error.strerror)
+            except (OSError, ResourceError) as error:
+                log.warning("%s: no more features are cached", error)
                 self._works = False
                 return
 
@@ -170,7 +168,8 @@ class FeatureCache:
         self._unseen = size
 
     def _evict(self) -> None:
-        entries, now = [], time.time()
+        remove_leftovers(self.folder)
+        entries = []
         for path in self.folder.rglob("*"):
             try:
                 status = path.stat()
@@ -178,8 +177,6 @@ class FeatureCache:
                 continue
             if path.suffix == SUFFIX:
                 entries.append((status.st_mtime_ns, status.st_size, path))
-            elif path.suffix == ".partial" and now - status.st_mtime > ABANDONED:
-                path.unlink(missing_ok=True)
         total = sum(size for _, size, _ in entries)
         if total < self.max_bytes * BEGIN:
             return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from oddpatch.commands.common import Trust
-from oddpatch.errors import ConfigError, DataError, ResourceError
+from oddpatch.errors import ConfigError, DataError, NameTooLongError
 from oddpatch.files import shown
 from oddpatch.wording import counted
 
@@ -101,7 +101,10 @@ def predict(
             record = describe(path, result, latency)
             if not isinstance(result, str):
                 shares.append((result.inspected, path))
-                _save(out / names[path], image, result, wanted)
+                try:
+                    _save(out / names[path], image, result, wanted)
+                except NameTooLongError as error:  # of this file alone
+                    result, record = str(error), describe(path, str(error), latency)
             counts["failed" if isinstance(result, str) else "odd" if result.odd else "good"] += 1
             bar.console.file.flush()
             _tell(record, sys.stdout, terminal)
@@ -223,7 +226,11 @@ def _number(text: str) -> float | str:
 
 
 def _save(base: Path, image: "Tensor | None", detection: "Detection", wanted: set[Save]) -> None:
-    """Write what is wanted of one image, each file whole or not at all."""
+    """Write what is wanted of one image, each file whole or not at all.
+
+    Raises:
+        ResourceError: a file cannot be written; a `NameTooLongError` if others of shorter names can.
+    """
     from oddpatch.data.decoding import to_uint8
     from oddpatch.files import replacing
     from oddpatch.report.overlay import heatmap, overlay
@@ -231,27 +238,23 @@ def _save(base: Path, image: "Tensor | None", detection: "Detection", wanted: se
     assert image is not None
     if detection.anomaly_map is None or not wanted:
         return
-    try:
-        base.parent.mkdir(parents=True, exist_ok=True)
-        if Save.map in wanted:
-            import tifffile
+    if Save.map in wanted:
+        import tifffile
 
-            with replacing(base.with_name(f"{base.name}_map.tiff"), "wb") as file:
-                tifffile.imwrite(file, detection.anomaly_map, compression=None)
-        pictures: dict[str, Any] = {}
-        if Save.heatmap in wanted and detection.normalized_map is not None:
-            pictures["heatmap"] = heatmap(detection.normalized_map)
-        if Save.overlay in wanted:
-            pictures["overlay"] = overlay(to_uint8(image), detection)
-        if Save.mask in wanted:
-            pictures["mask"] = detection.mask
-        for name, picture in pictures.items():
-            from PIL import Image
+        with replacing(base.with_name(f"{base.name}_map.tiff"), "wb") as file:
+            tifffile.imwrite(file, detection.anomaly_map, compression=None)
+    pictures: dict[str, Any] = {}
+    if Save.heatmap in wanted and detection.normalized_map is not None:
+        pictures["heatmap"] = heatmap(detection.normalized_map)
+    if Save.overlay in wanted:
+        pictures["overlay"] = overlay(to_uint8(image), detection)
+    if Save.mask in wanted:
+        pictures["mask"] = detection.mask
+    for name, picture in pictures.items():
+        from PIL import Image
 
-            with replacing(base.with_name(f"{base.name}_{name}.png"), "wb") as file:
-                Image.fromarray(picture).save(file, "PNG")
-    except OSError as error:
-        raise ResourceError(f"{base.parent} cannot be written ({error.strerror}): choose another --out") from error
+        with replacing(base.with_name(f"{base.name}_{name}.png"), "wb") as file:
+            Image.fromarray(picture).save(file, "PNG")
 
 
 def _tell(record: dict[str, Any], file: TextIO, terminal: bool) -> None:

@@ -30,6 +30,7 @@ def update(
     from oddpatch.commands.explain import memory_bank_of, train_images_of
     from oddpatch.data.walk import summary
     from oddpatch.factory import CHECKPOINT, restore
+    from oddpatch.temporary import drafting
 
     for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):
         if value is not None and value < 1:
@@ -38,25 +39,29 @@ def update(
     images, left_out = good_images(folder)
     for line in summary(left_out):
         typer.echo(f"warning: {line}", err=True)
-    model, about = restore(run, trust or ())
-    detector = memory_bank_of(model, run, "update")
-    names = train_images_of(about, run)
-    before = len(detector.memory_bank)
-    take_in(model, images, len(names), batch_size)
-    detector.extend(coreset_size)
-    typer.echo(recalibrate(model, about, images, batch_size))
+    with drafting(target) as scratch:  # which is there when it is complete
+        model, about = restore(run, trust or ())
+        detector = memory_bank_of(model, run, "update")
+        names = train_images_of(about, run)
+        before = len(detector.memory_bank)
+        take_in(model, images, len(names), batch_size)
+        detector.extend(coreset_size)
+        typer.echo(recalibrate(model, about, images, batch_size))
 
-    content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
-    content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
-    content["oddpatch"] = describe_update(
-        about,
-        model.calibration,
-        run,
-        folder,
-        [str(path.resolve()) for path in images],
-        [f"{path}: {why}" for path, why in left_out],
-    )
-    write_checkpoint(content, target / CHECKPOINT)
+        content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
+        content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
+        content["oddpatch"] = describe_update(
+            about,
+            model.calibration,
+            run,
+            folder,
+            [str(path.resolve()) for path in images],
+            [f"{path}: {why}" for path, why in left_out],
+        )
+        write_checkpoint(content, scratch / "new" / CHECKPOINT)
+        while target.exists():  # another process was faster
+            target = new_version(run, out)
+        (scratch / "new").rename(target)
     new = int((detector.source[:, 0] >= len(names)).sum())
     typer.echo(
         f"{counted(len(images), 'image')} added, {counted(len(left_out), 'file')} left out; the memory bank held "

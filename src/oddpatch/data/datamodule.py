@@ -3,7 +3,6 @@
 import copy
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.limits import cores, free_shared_memory
 from oddpatch.parallel.ranks import Ranks
 from oddpatch.resources import format_bytes
+from oddpatch.temporary import drafting
 from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
@@ -357,10 +357,9 @@ def render(folder: Path, scene: str, seed: int) -> None:
 
     from oddpatch.data.rendering import render_dataset
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch, Progress() as bar:
+    with drafting(folder) as scratch, Progress() as bar:
         task = bar.add_task(f"rendering {scene}", total=None)
-        rendered = Path(scratch) / folder.name
+        rendered = scratch / folder.name
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)

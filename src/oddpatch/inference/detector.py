@@ -186,6 +186,12 @@ class AnomalyDetector:
         normalized = mask = None
         regions: list[Region] = []
         if anomaly_map is not None and self.pixel_threshold is not None:
+            if self.min_area > anomaly_map.size:
+                height, width = anomaly_map.shape
+                raise DataError(
+                    f"min_area={self.min_area}, but the image has {height} x {width} pixels, so that no region would "
+                    f"be told: choose up to {anomaly_map.size}"
+                )
             regions, mask = find_odd_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
             if len(calibration.pixel_scores):
                 typical = float(calibration.pixel_scores.median())

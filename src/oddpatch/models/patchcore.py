@@ -274,6 +274,14 @@ class PatchCore(Detector):
         assert self.coreset_ratio is not None
         return max(1, int(self.coreset_ratio * total))
 
+    def _require_neighbours(self, bank: int) -> None:
+        for name, number in (("k", self.k), ("num_neighbors", self.num_neighbors)):
+            if number > bank:
+                raise ConfigError(
+                    f"{name}={number} nearest patches, but the memory bank will hold {bank}: choose model.{name} up to "
+                    f"{bank}, or a larger coreset"
+                )
+
     def _select(
         self, embeddings: Tensor, count: int, selector: str, progress: ProgressFn, others: OtherGroups | None
     ) -> Tensor:
@@ -392,9 +400,11 @@ class PatchCore(Detector):
         _, height, width = shapes[self.layers[0]]
         rows = num_images * len(self.region.positions((-(-height // self.stride), -(-width // self.stride))))
         held = rows * (4 * self.dim + 16)
+        bank = self._count(rows, None)
         if self.max_bank_memory is not None:
             held = min(held, self.max_bank_memory)
             rows = held // (4 * self.dim + 16)
+        self._require_neighbours(min(bank, rows))
         # torch.cat holds the patches twice for a moment; selection adds a sketch of at most half their dimensions.
         if self.max_bank_memory is not None:
             remedy = "lower model.max_bank_memory"

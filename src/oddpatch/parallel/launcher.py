@@ -25,13 +25,14 @@ from omegaconf import DictConfig
 from oddpatch import errors
 from oddpatch.errors import ConfigError, OddpatchError, ResourceError
 from oddpatch.limits import cores, free_memory
+from oddpatch.sweep.locking import hold
 
 Task = Callable[[DictConfig], float | None]
 
 #: Seconds that other ranks get to say why they failed, once one has; then all are killed.
 GRACE = 2.0
-#: Seconds that ranks get to end by themselves after Ctrl-C.
-INTERRUPT_GRACE = 5.0
+#: Seconds that ranks get to end by themselves after Ctrl-C or SIGTERM.
+INTERRUPT_GRACE = 3.0
 POLL = 0.05
 #: Bytes that a rank holds once it has imported torch and Lightning, and before it has looked at an image.
 RANK_MEMORY = 512 * 2**20
@@ -111,6 +112,8 @@ def launch(task: Task, cfg: DictConfig, size: int) -> float | None:
             f"trainer.devices={size} processes need {size * RANK_MEMORY / 2**30:.0f} GiB of memory before the first "
             f"image, but {free / 2**30:.1f} GiB is available: lower trainer.devices"
         )
+    if cfg.get("paths"):
+        hold(Path(str(cfg.paths.output_dir)))
     job = pickle.dumps(
         {
             "script": os.path.abspath(task.__code__.co_filename),  # noqa: PTH100

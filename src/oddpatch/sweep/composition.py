@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 
+from oddpatch.ending import ending_when_told
 from oddpatch.environment import read_env
-from oddpatch.errors import INTERRUPTED, ConfigError, in_one_line
+from oddpatch.errors import ConfigError, in_one_line
 from oddpatch.files import escape_on_terminal, shown
 from oddpatch.sweep.overrides import as_typed, literal
 
@@ -37,20 +38,18 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
         escape_on_terminal()
         sys.argv[1:] = as_typed(sys.argv[1:], _top_level(configs / f"{name}.yaml"))
-        try:
-            read_env()
-            return main(*cfg)
-        except (ConfigCompositionException, OverrideParseException) as error:
-            message = explain(error, get_args_parser().parse_args(sys.argv[1:]).overrides, configs, name)
-        except KeyboardInterrupt:
-            terminal.print("interrupted", style="red")
-            sys.exit(INTERRUPTED)
-        except Exception as error:
-            if (told := in_one_line(error)) is None:
-                raise
-            message = told
-        terminal.print(f"error: {shown(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        with ending_when_told(lambda word: terminal.print(word, style="red")):
+            try:
+                read_env()
+                return main(*cfg)
+            except (ConfigCompositionException, OverrideParseException) as error:
+                message = explain(error, get_args_parser().parse_args(sys.argv[1:]).overrides, configs, name)
+            except Exception as error:
+                if (told := in_one_line(error)) is None:
+                    raise
+                message = told
+            terminal.print(f"error: {shown(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
+            sys.exit(1)
 
     return wrapped
 

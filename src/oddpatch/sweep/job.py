@@ -21,6 +21,7 @@ from oddpatch.sweep.locking import JobBusyError, JobLock
 from oddpatch.sweep.overrides import quoted
 from oddpatch.sweep.process import run_script
 from oddpatch.sweep.record import Record
+from oddpatch.temporary import remove_leftovers
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -144,8 +145,7 @@ def _here(name: str) -> dict[str, str]:
 def _clear(folder: Path) -> None:
     """Take away an earlier result, which would pass for this run's if it fails, and what a killed run was writing."""
     (folder / METRICS).unlink(missing_ok=True)
-    for path in folder.rglob(".*.partial"):
-        path.unlink(missing_ok=True)
+    remove_leftovers(folder)
 
 
 def objective(folder: Path, name: str) -> float | None:

@@ -3,15 +3,24 @@
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oddpatch.errors import ConfigError
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
 
-NAME = ".lock"
+from oddpatch.errors import ConfigError
+from oddpatch.temporary import unwritable
+
+#: Names of the files that are locked, by a job of a sweep and by a run.
+NAME, RUN = ".lock", ".run.lock"
+log = logging.getLogger(__name__)
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -45,6 +54,10 @@ class JobBusyError(Exception):
         self.holder = holder
 
 
+class NoLocksError(ConfigError):
+    """The file system has no locks."""
+
+
 class JobLock:
     """Holds a job's folder for this process and for the process it hands the lock to.
 
@@ -56,14 +69,15 @@ class JobLock:
         folder: of the job.
         patience: seconds to wait while the lock is held for an owner that is dead: its job is about to end.
             For others it waits a second, as a look at the lock takes it for a moment.
+        name: of the file that is locked.
 
     Raises:
         JobBusyError: on entering, another process holds it.
-        ConfigError: the file system has no locks.
+        NoLocksError: the file system has no locks.
     """
 
-    def __init__(self, folder: Path, patience: float = 30.0) -> None:
-        self.path = folder / NAME
+    def __init__(self, folder: Path, patience: float = 30.0, name: str = NAME) -> None:
+        self.path = folder / name
         self.patience = patience
         self._file = -1
 
@@ -91,7 +105,7 @@ class JobLock:
                 holder = self._holder()
             except OSError as error:
                 if error.errno in _UNSUPPORTED:
-                    raise ConfigError(
+                    raise NoLocksError(
                         f"{self.path.parent} is on a file system without locks ({error.strerror}): mount it with "
                         "locks, or set hydra.sweep.dir to another folder"
                     ) from error
@@ -132,3 +146,49 @@ def held_by(folder: Path) -> Holder | None:
             return None
     except JobBusyError as error:
         return error.holder
+
+
+_held: dict[Path, JobLock] = {}
+
+
+def hold(folder: Path) -> None:
+    """Keep a run's folder for this process until it ends, so that no two runs write into it at once.
+
+    The lock is another than that of a sweep's job, which is the sweep's. Ranks are covered by rank zero, or by the
+    process that has started them.
+
+    Raises:
+        ConfigError: another process writes there.
+    """
+    folder = folder.resolve()
+    if folder in _held or os.environ.get("RANK", "0") != "0" or "ODDPATCH_RESULT" in os.environ:
+        return
+    lock = JobLock(folder, name=RUN)
+    try:
+        _held[folder] = lock.__enter__()
+    except JobBusyError as busy:
+        raise ConfigError(
+            f"{folder}: {busy.holder} writes there: wait until it has ended, or set hydra.run.dir to another folder"
+        ) from None
+    except NoLocksError as error:
+        log.warning("%s: two runs would not notice each other there", error)
+
+
+class HoldFolder(Callback):
+    """A Hydra callback: a run's folder is held before Hydra writes the config and a log into it."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Of a single run, which a job of a sweep is, too."""
+        folder = Path(str(config.hydra.run.dir))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            hold(folder)
+        except OSError as error:
+            message = str(unwritable(folder, error))
+        except ConfigError as error:
+            message = str(error)
+        else:
+            return
+        # Hydra turns what a callback raises into a warning.
+        Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from oddpatch import ending
+from oddpatch.ending import TERMINATED, Terminated
 from oddpatch.errors import INTERRUPTED, OddpatchError
 
 #: What most jobs import; a job that needs more imports it itself.
@@ -66,8 +68,8 @@ def run_script(
         # The job's last words come before its end; without any, the pipe closes as it dies.
         reason = _hear(told)
         process.join()
-    except BaseException:
-        _stop(process)
+    except BaseException as error:
+        _stop(process, error)
         raise
     return Ending(process.exitcode, reason or _describe(process.exitcode))
 
@@ -86,13 +88,18 @@ def _describe(code: int) -> str:
     return f"it was killed by {name}" + (": is there enough memory?" if name == "SIGKILL" else "")
 
 
-def _stop(process: Any) -> None:
-    """Wait for a job that Ctrl-C has reached too; tell it, and in the end kill it, if it does not come to its end."""
-    process.join(GRACE / 4)
-    for signum in (signal.SIGINT, signal.SIGKILL):
+def _stop(process: Any, reason: BaseException) -> None:
+    """Wait for a job that Ctrl-C has reached too; tell it, and in the end kill it, if it does not come to its end.
+
+    SIGTERM reaches this process alone, which has a few seconds: it is passed on at once.
+    """
+    steps: list[tuple[int, float]] = [(0, GRACE / 4), (signal.SIGINT, GRACE), (signal.SIGKILL, GRACE)]
+    if isinstance(reason, Terminated):
+        steps = [(signal.SIGTERM, ending.GRACE - 1), (signal.SIGKILL, ending.GRACE)]
+    for signum, seconds in steps:
         if process.is_alive():
             os.kill(process.pid, signum)
-            process.join(GRACE)
+            process.join(seconds)
 
 
 def _main(
@@ -135,6 +142,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         # Whoever reports an error and exits does so while it is being handled.
         while isinstance(error, SystemExit) and error.__context__ is not None:
             error = error.__context__
+    if isinstance(error, Terminated):
+        return TERMINATED, "it was terminated"
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "it was interrupted"
     if isinstance(error, SystemExit):

@@ -4,7 +4,6 @@ import importlib
 import multiprocessing
 import pkgutil
 import signal
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,8 +19,10 @@ from numpy.typing import NDArray
 from oddpatch.data.rendering import unity_solo
 from oddpatch.data.rendering.optics import Camera, Light
 from oddpatch.data.rendering.scene import Scene, Specimen
+from oddpatch.ending import follow_parent
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.limits import cores
+from oddpatch.temporary import drafting
 
 _PREFIX = "scene_"
 #: Names of the scenes there are.
@@ -123,9 +124,8 @@ def render_dataset(
     design = _design(scene, size, seed)
     jobs = [Job("train", "good", i) for i in range(train)] + [Job("test", "good", i) for i in range(test_good)]
     jobs += [Job("test", defect_type, i) for defect_type, count in defects.items() for i in range(count)]
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
-        draft = Path(scratch) / root.name
+    with drafting(root) as scratch:
+        draft = scratch / root.name
         draft.mkdir()
         for done, _ in enumerate(_run(jobs, (scene, size, seed), draft, workers), start=1):
             if progress is not None:
@@ -204,6 +204,7 @@ def _run(jobs: list[Job], design: tuple[str, int, int], draft: Path, workers: in
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    follow_parent()
     cv2.setNumThreads(1)
 
 

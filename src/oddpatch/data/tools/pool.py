@@ -10,6 +10,7 @@ import cv2
 import torch
 
 from oddpatch.data.tools.writing import Progress
+from oddpatch.ending import follow_parent
 from oddpatch.limits import cores
 
 T = TypeVar("T")
@@ -55,5 +56,6 @@ def run_many(
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    follow_parent()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

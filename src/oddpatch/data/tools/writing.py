@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from oddpatch import temporary
 from oddpatch.errors import DataError
 from oddpatch.files import replacing
+from oddpatch.temporary import placing
 
 MANIFEST = "oddpatch_manifest.json"
 Progress = Callable[[int, int], None]  # told (done, in all)
@@ -70,16 +71,11 @@ def write_all(outputs: Sequence[Output], link: bool = False, progress: Progress 
 
 def place(source: Path, target: Path, link: bool = False) -> None:
     """Copy or link one file; it is at `target` whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with placing(target) as partial:
         if link:
             partial.symlink_to(source.absolute())
         else:
             shutil.copy2(source, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_folder(root: Path, force: bool) -> None:
@@ -102,15 +98,15 @@ def drafting(root: Path, force: bool) -> Iterator[Path]:
 
     Raises:
         DataError: as `check_folder`.
+        ResourceError: it cannot be written.
     """
     check_folder(root, force)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
-        draft = Path(scratch) / "new"
+    with temporary.drafting(root) as scratch:
+        draft = scratch / "new"
         draft.mkdir()
         yield draft
         if root.exists():
-            root.rename(Path(scratch) / "old")
+            root.rename(scratch / "old")
         draft.rename(root)  # same file system: at once or not at all
 
 

@@ -1,0 +1,162 @@
+"""How a program ends that is told to end: by Ctrl-C, by SIGTERM, or because nobody reads what it prints any more."""
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from oddpatch.errors import INTERRUPTED
+
+#: Exit codes that a shell reports of programs that SIGTERM and SIGPIPE have ended.
+TERMINATED, UNREAD = 143, 141
+#: Seconds after SIGTERM in which a program puts its files away; then it ends wherever it is.
+GRACE = 4.0
+
+_asked, _told = threading.Event(), threading.Event()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come. All that puts its files away after Ctrl-C does so, too."""
+
+
+@contextmanager
+def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl-C does, and the program with the exit code that says why it ended.
+
+    Code that is called back from C can swallow the exception, and may keep the interpreter from raising it for long.
+    So a second thread learns of the signal by itself, and ends the process if it still runs `GRACE` seconds later.
+
+    Args:
+        tell: told "terminated" or "interrupted", once.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    _asked.clear()
+    _told.clear()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.signal(signal.SIGTERM, _raise)
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    _forget_in_children()
+    try:
+        yield
+        conclude(None, tell)
+    except BaseException as error:
+        conclude(error, tell)
+        raise
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, before)
+        if not _asked.is_set():  # else the watch goes on until the interpreter has ended
+            os.close(writing)
+
+
+def conclude(error: BaseException | None, tell: Callable[[str], None]) -> None:
+    """Exit if the program was told to end; return if `error`, or None, is how it ended by itself."""
+    chain = list(_chain(error))
+    if _asked.is_set():
+        code, word = TERMINATED, "terminated"
+    elif any(isinstance(link, KeyboardInterrupt) for link in chain):
+        code, word = INTERRUPTED, "interrupted"
+    elif any(isinstance(link, BrokenPipeError) for link in chain) and _unread():
+        drop_unwritten()
+        code, word = UNREAD, ""
+    else:
+        return
+    if word and not _told.is_set():
+        _told.set()
+        with suppress(OSError):
+            tell(word)
+    sys.exit(code)
+
+
+def drop_unwritten() -> None:
+    """Give up what the standard output cannot take; the interpreter would complain of it at its end."""
+    for stream in filter(None, (sys.stdout, sys.__stdout__)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def follow_parent() -> None:
+    """Have this process, a worker that was spawned, end with the one that started it, however that ends."""
+    from multiprocessing import connection, parent_process
+
+    if (parent := parent_process()) is None:
+        return
+
+    def follow() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception; of SystemExit, also those during which it was raised: who puts files away exits afterwards."""
+    if error is not None:
+        yield error
+    if isinstance(error, SystemExit):
+        while (error := error.__context__) is not None:
+            yield error
+
+
+def _raise(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second would end the putting away
+    _asked.set()
+    raise Terminated
+
+
+def _watch(pipe: int) -> None:
+    while received := os.read(pipe, 64):
+        if signal.SIGTERM in received:
+            time.sleep(GRACE)
+            _end_now()
+    os.close(pipe)
+
+
+def _end_now() -> None:
+    """End this process and all that it has started."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    if not _told.is_set():
+        with suppress(OSError):
+            os.write(2, b"terminated\n")
+    os._exit(TERMINATED)
+
+
+def _unread() -> bool:
+    """Whether what reads this program's output is gone."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
+
+
+_forgetting = False
+
+
+def _forget_in_children() -> None:
+    """SIGTERM ends a process that is forked, such as a data loader, at once, and is no news to its parent."""
+    global _forgetting
+    if not _forgetting:
+        os.register_at_fork(after_in_child=_forget)
+        _forgetting = True
+
+
+def _forget() -> None:
+    signal.set_wakeup_fd(-1)
+    if signal.getsignal(signal.SIGTERM) is _raise:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,239 @@
+"""Programs that are told to end: their exit codes, their last words, and what they leave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+SCRIPT = """
+import os, sys, time, tempfile
+from oddpatch import ending
+ending.GRACE = 0.3
+with ending.ending_when_told(lambda word: print(word, file=sys.stderr)), tempfile.TemporaryDirectory(dir=sys.argv[1]):
+    if sys.argv[2] == "child":
+        child = os.fork()
+    print("ready", os.getpid(), flush=True)
+    if sys.argv[2] == "swallow":
+        class Swallow:
+            def __del__(self):
+                time.sleep(600)
+        Swallow()
+        time.sleep(600)
+    if sys.argv[2] == "exit":
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+    if sys.argv[2] == "error":
+        try:
+            time.sleep(600)
+        except KeyboardInterrupt:
+            raise RuntimeError("while it is put away")
+    time.sleep(600)
+"""
+
+
+def start(command, **settings):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT,
+        **settings,
+    )  # fmt: skip
+
+
+def until(process, text):
+    """Read what a process prints until a line has `text` in it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError("".join(lines))
+
+
+def end(process, how):
+    """Send a signal; exit code and the rest of what is printed."""
+    process.send_signal(how)
+    told, _ = process.communicate(timeout=60)
+    return process.returncode, told
+
+
+@pytest.mark.parametrize("doing", ["wait", "exit", "error"])
+@pytest.mark.parametrize(
+    ("how", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_exit_code_says_what_ended_a_program(tmp_path, doing, how, code, word):
+    process = start([sys.executable, "-c", SCRIPT, tmp_path, doing])
+    until(process, "ready")
+    returned, told = end(process, how)
+    if (doing, how) == ("error", signal.SIGINT):
+        assert returned == 1  # an error of its own is told as such
+        return
+    assert (returned, told) == (code, f"{word}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_that_is_swallowed_ends_the_program_all_the_same(tmp_path):
+    process = start([sys.executable, "-c", SCRIPT, tmp_path, "swallow"])
+    until(process, "ready")
+    returned, told = end(process, signal.SIGTERM)
+    assert returned == 143
+    assert told.splitlines()[-1] == "terminated"
+
+
+def test_a_signal_to_a_forked_child_is_no_news_to_its_parent(tmp_path):
+    process = start([sys.executable, "-c", SCRIPT, tmp_path, "child"])
+    until(process, "ready")
+    until(process, "ready")
+    (child,) = psutil.Process(process.pid).children()
+    child.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    assert end(process, signal.SIGTERM)[0] == 143
+
+
+TINY = (
+    "data=mvtec", "data.category=tile", "data.resize=32", "data.crop=32", "data.batch_size=5", "model=padim",
+    "model.num_features=10", "backbone=resnet18", "backbone.weights=random", "trainer.accelerator=cpu",
+    "callbacks.progress=null", "callbacks.pictures=null",
+)  # fmt: skip
+
+
+def train(tiles, out, *overrides):
+    flags = [text for text in overrides if text.startswith("-")]
+    settings = [*TINY, f"data.root={tiles}", *(text for text in overrides if text not in flags)]
+    return start([sys.executable, "train.py", *flags, *settings], start_new_session=True)
+
+
+def waiting(where, swallow=False, seconds=600):
+    settings = f"where: {where}, swallow: {str(swallow).lower()}, seconds: {seconds}"
+    return f"+callbacks.wait={{_target_: waiting.Wait, {settings}}}"
+
+
+def left_running(process):
+    """Processes of the session that a test has started."""
+    return [p for p in psutil.process_iter() if os.getsid(p.pid) == process.pid and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def nothing_half_written(folder: Path):
+    assert not [path for path in folder.rglob(".*") if path.name != ".hydra" and path.suffix in (".partial", ".draft")]
+    assert not list(folder.rglob("metrics.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "overrides", "swallow"),
+    [
+        ("fit", ["data.num_workers=2"], False),
+        ("test", ["data.num_workers=0"], False),
+        ("fit", ["data.num_workers=0"], True),
+    ],
+)
+def test_termination_of_a_run(tiles, tmp_path, where, overrides, swallow):
+    process = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", waiting(where, swallow), *overrides)
+    until(process, f"waiting in {where}")
+    returned, told = end(process, signal.SIGTERM)
+    assert returned == 143
+    assert told.count("terminated") == 1
+    assert "Traceback" not in told
+    nothing_half_written(tmp_path)
+    assert not left_running(process)
+
+
+@pytest.mark.slow
+def test_termination_of_a_sweep_ends_its_job(tiles, tmp_path):
+    process = train(tiles, tmp_path, "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep", waiting("fit"),
+                    "data.num_workers=2")  # fmt: skip
+    until(process, "waiting in fit")
+    returned, told = end(process, signal.SIGTERM)
+    assert returned == 143
+    assert "Traceback" not in told
+    assert told.splitlines()[-1] == "terminated"
+    nothing_half_written(tmp_path)
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.rglob("job.json"))
+    assert record["status"] == "interrupted"
+    assert not left_running(process)
+
+
+@pytest.mark.slow
+def test_termination_of_a_run_ends_its_ranks(tiles, tmp_path):
+    process = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", waiting("fit"), "data.num_workers=1",
+                    "trainer=ddp", "trainer.devices=2")  # fmt: skip
+    until(process, "waiting in fit")
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    returned, told = end(process, signal.SIGTERM)
+    assert returned == 143
+    assert "Traceback" not in told
+    assert told.count("terminated") == 1
+    nothing_half_written(tmp_path)
+    gone, alive = psutil.wait_procs(ranks, timeout=30)
+    assert gone
+    assert not alive
+
+
+@pytest.mark.slow
+def test_a_data_loader_that_is_killed_ends_the_run_in_one_line(tiles, tmp_path):
+    process = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", waiting("fit", seconds=3), "data.num_workers=2",
+                    "data.batch_size=1")  # fmt: skip
+    until(process, "waiting in fit")
+    loader = psutil.Process(process.pid).children()[0]
+    loader.kill()
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode == 1
+    (line,) = [line for line in told.splitlines() if "was killed" in line]
+    assert "a process that prepares images was killed (DataLoader worker" in line
+    assert "lower data.num_workers or data.batch_size" in line
+    assert "Traceback" not in told
+    nothing_half_written(tmp_path)
+    assert not left_running(process)
+
+
+@pytest.mark.slow
+def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tiles, tmp_path):
+    first = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", waiting("fit"), "data.num_workers=0")
+    until(first, "waiting in fit")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    second = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", "seed=1")
+    told, _ = second.communicate(timeout=100)
+    assert second.returncode == 1
+    assert told.count("\n") == 1
+    assert f"{tmp_path}/run: process {first.pid} on " in told
+    assert "writes there: wait until it has ended, or set hydra.run.dir to another folder" in told
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    first.kill()
+    first.communicate()
+    third = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", "data.num_workers=0")  # a killed run holds nothing
+    told, _ = third.communicate(timeout=100)
+    assert third.returncode == 0, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_rendering_that_is_ended_leaves_no_process_and_the_next_one_no_draft(tmp_path, how):
+    def render(*arguments):
+        return start([sys.executable, "-m", "oddpatch.cli", "data", "render", "pcb", tmp_path / "board", *arguments],
+                     start_new_session=True)  # fmt: skip
+
+    process = render("--train", "2000", "--size", "320", "--workers", "2")
+    while not list(tmp_path.rglob("*.png")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    returned, told = end(process, how)
+    assert returned == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
+    assert "Traceback" not in told
+    assert bool(list(tmp_path.iterdir())) == (how == signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while left_running(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    again = render("--train", "1", "--test-good", "1", "--test-per-defect", "0", "--size", "96")
+    told, _ = again.communicate(timeout=100)
+    assert again.returncode == 0, told
+    assert [path.name for path in tmp_path.iterdir()] == ["board"]
