@@ -37,7 +37,8 @@ def sound(data: Path) -> dict[str, Any]:
     model = AnomalyModel(preprocess, backbone, detector, Calibration("holdout"))
     model.update(torch.randn(3, 3, 32, 32), torch.arange(3))
     detector.fit()
-    model.calibration.calibrate(torch.arange(20.0), torch.arange(20.0))
+    model.calibration.calibrate(torch.arange(9.0), torch.arange(9.0), torch.arange(3, 12))
+    names = [f"tile/train/good/{number:03}.png" for number in range(12)]
     settings = {"root": str(data), "category": "tile", "resize": 32, "crop": 32, "num_workers": 0, "batch_size": 4}
     return {
         "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
@@ -55,8 +56,9 @@ def sound(data: Path) -> dict[str, Any]:
             },
             "preprocess": preprocess.settings(),
             "weights": "random",
-            "train_images": ["tile/train/good/000.png", "tile/train/good/001.png", "tile/train/good/002.png"],
-            "held_out": [],
+            "train_images": names,
+            "held_out": names[3:],
+            "no_threshold": None,
         },
     }
 
@@ -280,7 +282,8 @@ def payloads(canary: Path) -> dict[str, Change]:
         "oddpatch", "state_dict", "oddpatch.format", "oddpatch.version", "oddpatch.versions", "oddpatch.config",
         "oddpatch.config.model", "oddpatch.config.backbone", "oddpatch.config.data", "oddpatch.config.calibration",
         "oddpatch.config.run", "oddpatch.config.model._target_", "oddpatch.preprocess", "oddpatch.preprocess.mean",
-        "oddpatch.weights", "oddpatch.train_images", "oddpatch.held_out", "oddpatch.git_commit",
+        "oddpatch.weights", "oddpatch.no_threshold",
+        "oddpatch.train_images", "oddpatch.held_out", "oddpatch.git_commit",
     ):  # fmt: skip
         found[f"without {path}"] = drop(path)
     for path, values in {
@@ -296,7 +299,8 @@ def payloads(canary: Path) -> dict[str, Change]:
         "preprocess.align": [{"reference": "/etc/passwd", "size": [1, 1]}, {"reference": 1}, [1], {"a": 1}],
         "weights": [None, 1],
         "train_images": [None, "abc", [1], [None], ["x", b"y"], {"a": "b"}, (1,)],
-        "held_out": [None, [0], "x"],
+        "held_out": [None, [0], "x", ["none.png"], []],
+        "no_threshold": [1, ["x"], b"x"],
         "updates": [None, 1, [1], {"a": 1}],
         "config.model.coreset_size": ["many", -1],
         "config.model.k": [0, "x", [1]],
@@ -339,7 +343,10 @@ def payloads(canary: Path) -> dict[str, Change]:
     found["weights of another shape"] = tensor("backbone.network.conv1.0.weight", lambda t: t[:1])
     found["weights are missing"] = drop_tensor("backbone.network.conv1.0.weight")
     found["scores are nan"] = tensor("calibration.image_scores", lambda t: t * float("nan"))
-    found["scores have two dimensions"] = tensor("calibration.image_scores", lambda t: t.reshape(2, -1))
+    found["scores have two dimensions"] = tensor("calibration.image_scores", lambda t: t.reshape(3, -1))
+    found["scores are of no image"] = tensor("calibration.image_index", lambda t: t + 100)
+    found["scores are of fewer images"] = tensor("calibration.image_index", lambda t: t[1:])
+    found["scores are of fractions of images"] = tensor("calibration.image_index", lambda t: t.double())
     found["state is a list"] = lambda content: content.update(state_dict=[1])
     found["state is a number"] = lambda content: content.update(state_dict=1)
     found["state has a number as name"] = lambda content: content["state_dict"].update({1: torch.zeros(1)})

@@ -32,6 +32,7 @@ FIELDS: dict[str, Any] = {
     "train_images": [str],
     "num_fitted": int,
     "held_out": [str],
+    "no_threshold": (str, type(None)),
 }
 LISTS = ("train_images", "held_out", "updates")
 #: The one number of a model that is not there until it is measured.
@@ -120,6 +121,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has format {about['format']}, written by oddpatch {about['version']}; this is {__version__}, "
             f"which reads format {FORMAT}: {'update oddpatch' if about['format'] > FORMAT else 'train again'}"
         )
+    unknown = set(about["held_out"]) - set(about["train_images"])
+    if unknown:
+        raise CheckpointError(f"{path}: {min(unknown)!r} was held out, but is no training image: train again")
     _check_tensors(content["state_dict"], path)
     return content
 

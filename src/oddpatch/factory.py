@@ -92,7 +92,7 @@ def restore(folder: Path, trust: Sequence[str] = (), **runtime: Any) -> tuple[An
     try:
         model = _build(specs, about, runtime)
         model.load_state_dict(state)
-        _try(model.eval())
+        _try(model.eval(), about)
     except OddpatchError as error:
         raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:  # whatever does not go together fails somewhere in a class or a network
@@ -117,11 +117,16 @@ def _reason(error: Exception) -> str:
 
 
 @torch.inference_mode()
-def _try(model: AnomalyModel) -> None:
+def _try(model: AnomalyModel, about: dict[str, Any]) -> None:
     """Score one grey image, so that fitted state that does not go together fails here and not later."""
-    scores = (model.calibration.image_scores, model.calibration.pixel_scores)
-    if any(one.ndim != 1 for one in scores) or model.calibration.f1_threshold.ndim:
+    calibration = model.calibration
+    scores, index = calibration.image_scores, calibration.image_index
+    if scores.ndim != 1 or calibration.pixel_scores.ndim != 1 or calibration.f1_threshold.ndim:
         raise ValueError("its calibration holds no list of scores")
+    if index.shape != scores.shape or index.dtype != torch.int64 or (len(scores) and not about["held_out"]):
+        raise ValueError("its calibration does not say which images it is of")
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(about["train_images"]):
+        raise ValueError("its calibration is of images that it does not name")
     height, width = model.preprocess.image_size
     image = torch.zeros(1, 3, height, width)
     # Not through the engine: it would prepare itself for a batch that never comes again.
