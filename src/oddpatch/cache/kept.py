@@ -41,8 +41,7 @@ class KeptFeatures:
             return None
         if self._mapped is None:
             self._mapped = [spool.rows() for spool in self._spools]
-        # The size of the file, which a mask would need, is not known: good images have none.
-        return Cached([rows[self._rows[index]] for rows in self._mapped], self._channels_last, (0.0, 0.0))
+        return Cached([rows[self._rows[index]] for rows in self._mapped], self._channels_last, ())
 
     def close(self) -> None:
         """Give the disk space back."""

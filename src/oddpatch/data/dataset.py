@@ -96,8 +96,7 @@ class MVTecDataset(Dataset[Item | None]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item | None]:
         """The items of a batch: with their features if the cache has those of all, else with their images."""
         if self.kept is not None:
-            kept = ((index, self.kept.load(index)) for index in indices)
-            return [None if features is None else self._item(index, features) for index, features in kept]
+            return [self._kept_item(index, self.kept.load(index)) for index in indices]
         cached: list[Cached | None] = []
         for index in indices if self.cache is not None else ():
             cached.append(self._find(index))
@@ -148,6 +147,13 @@ class MVTecDataset(Dataset[Item | None]):
         if registered:
             registration = Registration(np.array(registered[:9]).reshape(3, 3), registered[9])
         mask = self._mask(index, (int(height), int(width)), registration)  # (1, h, w)
+        return Item(torch.empty(3, 0, 0), mask, sample.label, index, str(sample.path), cached=cached)
+
+    def _kept_item(self, index: int, cached: Cached | None) -> Item | None:
+        """A good image that was seen before; nothing is measured on its mask, which is empty."""
+        if cached is None:
+            return None
+        sample, mask = self.samples[index], torch.zeros(1, *self.preprocess.image_size, dtype=torch.uint8)
         return Item(torch.empty(3, 0, 0), mask, sample.label, index, str(sample.path), cached=cached)
 
     def _key(self, path: Path) -> str | None:

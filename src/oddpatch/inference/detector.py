@@ -203,10 +203,9 @@ class AnomalyDetector:
 def _on_device(model: AnomalyModel, device: str | torch.device, own: bool = False) -> tuple[torch.device, AnomalyModel]:
     """The device, and the model on it, ready to score: a copy if it would have to be changed and is not our own."""
     try:
-        wanted = torch.device(device)
-        if own or (model.detector.fitted.device.type == wanted.type and not model.training):
-            return wanted, model.to(wanted).eval()
-        return wanted, deepcopy(model).to(wanted).eval()
+        wanted, now = torch.device(device), model.detector.fitted.device
+        there = now.type == wanted.type and wanted.index in (None, now.index)
+        return wanted, (model if own or (there and not model.training) else deepcopy(model)).to(wanted).eval()
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu") from error
 
