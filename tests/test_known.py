@@ -1,10 +1,10 @@
 """What comes out of a file is built from a table, and nothing else is reached."""
 
-import re
 import importlib
 import inspect
 import logging
 import pkgutil
+import re
 import subprocess
 import sys
 import types
