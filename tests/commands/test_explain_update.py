@@ -28,15 +28,17 @@ def fit(cfg):
     return job.folder
 
 
-def patchcore(tiles, out, *overrides):
-    return fit(
-        config(
-            "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
-            "data.batch_size=5", "data.num_workers=0", "callbacks.progress=null", "callbacks.pictures=null",
-            "backbone.weights=random", "trainer.accelerator=cpu", "model=patchcore", "model.coreset_ratio=0.5",
-            "model.finest_stride=4", *overrides, out=out,
-        )
+def patchcore_config(tiles, out, *overrides):
+    return config(
+        "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
+        "data.batch_size=5", "data.num_workers=0", "callbacks.progress=null", "callbacks.pictures=null",
+        "backbone.weights=random", "trainer.accelerator=cpu", "model=patchcore", "model.coreset_ratio=0.5",
+        "model.finest_stride=4", *overrides, out=out,
     )  # fmt: skip
+
+
+def patchcore(tiles, out, *overrides):
+    return fit(patchcore_config(tiles, out, *overrides))
 
 
 @pytest.fixture
@@ -281,6 +283,20 @@ def test_each_image_is_left_out_of_the_bank_to_set_thresholds_again(more, tmp_pa
             bank = model.detector.memory_bank[model.detector.source[:, 0] != i]
             scores.append(float(torch.cdist(queries.double(), bank.double()).min(1).values.max()))
         torch.testing.assert_close(model.calibration.image_scores, torch.tensor(scores).double().sort().values)
+
+
+def test_images_that_the_fit_skipped_do_not_stop_an_update(more, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
+    make_dataset(tmp_path / "data")
+    (tmp_path / "data/tile/train/good/003.png").write_bytes(b"")
+    job = pipeline.build(patchcore_config(tmp_path / "data", tmp_path / "run", "data.on_error=skip"))
+    job.fit()
+    job.calibrate()
+    job.save()
+    code, told, error = oddpatch(monkeypatch, capsys, "update", job.folder, more)
+    assert code == 0, error
+    assert "on 14 good images" in told  # 11 of the 12, and 3 more
+    again = oddpatch(monkeypatch, capsys, "update", tmp_path / "run-v2", more)
+    assert "on 17 good images" in again[1]
 
 
 def test_an_update_that_was_killed_leaves_nothing_that_stops_the_next(run, more, tmp_path, monkeypatch, capsys):

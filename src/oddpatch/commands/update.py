@@ -141,8 +141,8 @@ def recalibrate(model: "AnomalyModel", about: dict[str, Any], new: list[Path], b
     if not calibration.calibrated:
         calibration.refuse("validation images that set it were scored by the memory bank before the update")
         return f"threshold removed: {calibration.absent}"
-    index = [names.index(name) for name in about["held_out"]]
-    paths = [root / name for name in about["held_out"]]
+    index = sorted(calibration.image_index.tolist())  # not those that could not be read
+    paths = [root / names[number] for number in index]
     if calibration.method == "leave_one_out":
         index, paths = [*index, *range(len(names), len(names) + len(new))], [*paths, *new]
     absent = [path for path in paths if not path.is_file()]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
@@ -179,6 +180,7 @@ class HoldFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Of a single run, which a job of a sweep is, too."""
+        HydraConfig.instance().set_config(config)  # the folder's name refers to it; Hydra sets it a moment later
         folder = Path(str(config.hydra.run.dir))
         try:
             folder.mkdir(parents=True, exist_ok=True)
