@@ -189,7 +189,7 @@ class MVTecDataset(Dataset[Item | None]):
 
     def is_skipped(self) -> Tensor:
         """(N,) bool: the items left out so far, in this process or its workers."""
-        return self.outcome == _SKIPPED
+        return self.outcome & _SKIPPED != 0
 
     def skipped(self) -> list[str]:
         """One line for each item left out so far, in this process or its workers: the file and why."""
