@@ -235,9 +235,8 @@ def test_a_disk_that_cannot_be_written_is_told(finished, tmp_path, predict, smal
     done = predict(finished / "run", finished / "tile/test/good/000.png", "--save", kind, "--out", small_disk)
     assert done.returncode == 2
     name = f"000_{kind}.{'tiff' if kind == 'map' else 'png'}"
-    assert (
-        done.stderr == f"error: {small_disk}/{name} cannot be written (Read-only file system): choose another folder\n"
-    )
+    told = f"{small_disk}/{name} cannot be written (Read-only file system): choose another folder"
+    assert done.stderr == f"error: {told}\n"
 
 
 def test_a_pipe_among_the_sources_is_told_and_not_waited_for(finished, tmp_path, predict):

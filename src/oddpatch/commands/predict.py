@@ -121,7 +121,6 @@ def predict(
 def partly_inspected(detector: "AnomalyDetector", shares: list[tuple[float, Path]]) -> str | None:
     """One line if a crop, or where an image lies, left out much of some images; a region of interest is meant to."""
     from oddpatch.data.inspected import ENOUGH
-    from oddpatch.data.walk import printable
 
     preprocess = detector.model.preprocess
     few = [] if preprocess.roi else sorted(pair for pair in shares if pair[0] < ENOUGH)
@@ -129,7 +128,7 @@ def partly_inspected(detector: "AnomalyDetector", shares: list[tuple[float, Path
         return None
     remedy = "fit again with data.crop=null" if preprocess.frame.fit == "crop" else "they lie in part off the reference"
     return (
-        f"{len(few)} of {len(shares)} images were inspected in part, {printable(few[0][1])} to {few[0][0]:.1%} of its "
+        f"{len(few)} of {len(shares)} images were inspected in part, {shown(few[0][1])} to {few[0][0]:.1%} of its "
         f"area: {remedy}"
     )
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from oddpatch.data.decoding import is_image_name, missing_plugin
+from oddpatch.files import shown
 
 NO_SUFFIX = "no suffix"
 UNKNOWN_SUFFIX = "unknown suffix"
@@ -117,15 +118,10 @@ def summary(left_out: Iterable[LeftOut], limit: int = 3) -> list[str]:
     for path, reason in left_out:
         by_reason[reason].append(path)
     return [
-        f"{len(paths)} left out, {reason}: {', '.join(map(printable, sorted(paths)[:limit]))}"
+        f"{len(paths)} left out, {reason}: {', '.join(map(shown, sorted(paths)[:limit]))}"
         + (", ..." if len(paths) > limit else "")
         for reason, paths in sorted(by_reason.items())
     ]
-
-
-def printable(name: str | PurePath) -> str:
-    """A name in one line that any terminal or log takes: control characters and foreign bytes as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
 
 
 def _kind(entry: "os.DirEntry[str]") -> str:
