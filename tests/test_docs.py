@@ -103,6 +103,8 @@ def parse(arguments):
 
 def check_settings(page, overrides):
     """Settings in running text are of the page's method, or of the method or kind of sweep that has them."""
+    if overrides[0].startswith("+"):  # what a run that is tested again has otherwise
+        return composed("eval", ["run=FOLDER", *overrides])
     method = page.rpartition("/")[2].removesuffix(".md")
     others = [f"model={name}" for name in MODELS if method not in MODELS or name.startswith(method)]
     errors = []
