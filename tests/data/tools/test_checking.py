@@ -412,8 +412,9 @@ def test_one_line_for_each_kind(category):
     for k in range(5):
         (category / f"train/good/bad{k}.png").write_bytes(b"")
     (category / "test/spot/0.png").write_bytes(b"")
-    head, line, total = run(app, ["check", str(category)]).output.splitlines()
+    head, seen, line, total = run(app, ["check", str(category)]).output.splitlines()
     assert head.startswith(f"{category}: ")
+    assert seen.startswith(f"{category}: data=custom inspects all of each image, data=mvtec 76.6% of the area")
     kind, count, first = line.split("\t")
     assert (kind, count, total) == ("unreadable", "6", "6 findings")
     assert [part.split(": ")[0] for part in first.split("; ")] == [

@@ -42,7 +42,12 @@ def check(
             reports.append(check(folder, workers, progress))
     if as_json:
         found = [
-            {"category": str(r.category), "counts": r.counts, "findings": [f._asdict() for f in r.findings]}
+            {
+                "category": str(r.category),
+                "counts": r.counts,
+                "inspected": r.inspected,
+                "findings": [f._asdict() for f in r.findings],
+            }
             for r in reports
         ]
         typer.echo(json.dumps(found, indent=2))
@@ -50,6 +55,7 @@ def check(
         for report in reports:
             counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
             typer.echo(f"{report.category}: {counts}")
+            typer.echo(f"{report.category}: {report.inspected}")
             if verbose:
                 show_table(("kind", "file", "what"), report.findings)
             else:

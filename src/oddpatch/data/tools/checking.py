@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.decoding import find_full_scale, is_image_name, marks_background, read_mask
+from oddpatch.data.geometry import Size
+from oddpatch.data.inspected import inspected_share
 from oddpatch.data.layout import GOOD, MASK_SUFFIX, categories, describe_left_out, is_good, scan
 from oddpatch.data.tools.fingerprints import Fingerprint, fingerprints, near_pairs, oddness, robust_z, spacing
 from oddpatch.data.tools.shifts import Shift, shifts
 from oddpatch.data.tools.writing import MANIFEST, Output, Progress, drafting, png, write_all, write_json
+from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.errors import DataError
 
@@ -46,6 +49,17 @@ class CheckReport:
     findings: list[Finding] = field(default_factory=list)
     dropped: set[Path] = field(default_factory=set)  # files that a mended copy leaves out
     rewritten: set[Path] = field(default_factory=set)  # masks that a mended copy writes anew
+    inspected: str = ""  # how much of the images is seen by the ways they are usually prepared
+
+
+def _inspected(sizes: list[Size]) -> str:
+    """How much of images of these sizes is inspected: whole, as is the default, and with the crop of the papers."""
+    crop = Preprocess(256, 224, mean=[0.0] * 3, std=[1.0] * 3)
+    share = inspected_share(crop, sizes)
+    if share is None:
+        return ""
+    least = f", of one image {share.min:.1%}" if share.mean - share.min >= 5e-4 else ""
+    return f"data=custom inspects all of each image, data=mvtec {share.mean:.1%} of the area (crop 224 of 256){least}"
 
 
 def find_categories(root: Path, category: str | None) -> list[Path]:
@@ -100,6 +114,7 @@ def check(category: Path, workers: int | None = None, progress: Progress | None 
     _check_masks(report, prints, masks)
     _check_duplicates(report, prints)
     readable = {path: item for path, item in prints.items() if not item.error}
+    report.inspected = _inspected([item.size for item in readable.values()])
     _check_train(report, {path: item for path, item in readable.items() if _is_good_of("train", report, path)})
     _check_shifts(report, readable)
     return report
