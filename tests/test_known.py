@@ -242,3 +242,13 @@ def test_trust_reaches_what_the_package_defines_and_no_further(own, name, told):
 def test_trust_names_packages(trust):
     with pytest.raises(ConfigError, match="trust"):
         read_spec(PATCHCORE, "model", "file", trust)
+
+
+def test_a_folder_may_be_called_like_a_reference(tmp_path):
+    named = {
+        "_target_": "oddpatch.data.datamodule.MVTecDataModule",
+        "root": str(tmp_path),
+        "category": "${oc.env:HOME}",
+    }
+    data = read_spec(named, "data", "file").make(mean=[0.5] * 3, std=[0.5] * 3)
+    assert data.category == "${oc.env:HOME}"

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -65,6 +66,8 @@ PARTS: dict[str, dict[str, Part]] = {
 
 #: Deeper or larger than any config: containers that hold themselves, or each other many times, would never end.
 MAX_DEPTH, MAX_VALUES = 16, 20_000
+#: Names and paths that a user gave: a folder may be called `${x}`. They stay texts, as nothing here interpolates.
+_NAMED = re.compile(r"(^|\.)(data\.(root|category|split|roi|align|validation)|run\.category)$")
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -161,7 +164,7 @@ def check_plain(value: Any, place: str, source: object) -> None:
                 f"{source}: {_short(place)} is of type {type(value).__name__}: a file may hold numbers, texts, lists "
                 "and mappings only"
             )
-        elif type(value) is str and "${" in value:
+        elif type(value) is str and "${" in value and not _NAMED.search(place):
             raise CheckpointError(f"{source}: {_short(place)} is {_short(repr(value))}: a file may not interpolate")
         elif type(value) is float and not math.isfinite(value):
             raise CheckpointError(f"{source}: {_short(place)} is {value}, which is not finite: train again")
