@@ -18,6 +18,7 @@ from torch import nn
 
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.calibration import Calibration
+from oddpatch.checkpoint import FORMAT
 from oddpatch.data.transforms import Preprocess
 from oddpatch.models.base import AnomalyModel
 from oddpatch.models.patchcore import PatchCore
@@ -43,7 +44,7 @@ def sound(data: Path) -> dict[str, Any]:
     return {
         "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
         "oddpatch": {
-            "format": 1,
+            "format": FORMAT,
             "version": "0.1.0",
             "versions": {"torch": str(torch.__version__)},
             "git_commit": None,
@@ -58,6 +59,7 @@ def sound(data: Path) -> dict[str, Any]:
             "weights": "random",
             "train_images": names,
             "held_out": names[3:],
+            "num_fitted": 12,
             "no_threshold": None,
         },
     }

@@ -28,11 +28,13 @@ with ending.ending_when_told(lambda word: print(word, file=sys.stderr)), tempfil
         time.sleep(600)
     if sys.argv[2] == "exit":
         try:
+            print("inside", flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             sys.exit(1)  # as Lightning does
     if sys.argv[2] == "error":
         try:
+            print("inside", flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             raise RuntimeError("while it is put away")
@@ -71,7 +73,7 @@ def end(process, how):
 )
 def test_exit_code_says_what_ended_a_program(tmp_path, doing, how, code, word):
     process = start([sys.executable, "-c", SCRIPT, tmp_path, doing])
-    until(process, "ready")
+    until(process, "ready" if doing == "wait" else "inside")
     returned, told = end(process, how)
     if (doing, how) == ("error", signal.SIGINT):
         assert returned == 1  # an error of its own is told as such
