@@ -209,6 +209,9 @@ def test_files_that_are_not_used_are_named_in_the_results(tmp_path, tiny_backbon
     assert json.loads((tmp_path / "out/metrics.json").read_text())["left_out"] == [
         f"{folder}/train/good/000: no suffix", f"{folder}/test/spot/x.xyz: unknown suffix",
     ]  # fmt: skip
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("2 files left out") == 2  # in the head, and above their names
+    assert f"{folder}/test/spot/x.xyz: unknown suffix" in page
 
 
 def test_a_broken_test_file_is_named_and_can_be_skipped(tmp_path, tiny_backbone):
