@@ -19,7 +19,7 @@ ending.GRACE = 0.3
 with ending.ending_when_told(lambda word: print(word, file=sys.stderr)), tempfile.TemporaryDirectory(dir=sys.argv[1]):
     if sys.argv[2] == "child":
         child = os.fork()
-    print("ready", os.getpid(), flush=True)
+    os.write(1, f"ready {os.getpid()}\\n".encode())  # in one piece, also where output is not buffered
     if sys.argv[2] == "swallow":
         class Swallow:
             def __del__(self):
