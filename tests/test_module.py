@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import lightning as L
 import numpy as np
 import pytest
+import torch
 from conftest import make_dataset, use_tiny_backbone
 from test_pipeline import run, tiny
 
 from oddpatch import pipeline
+from oddpatch.metrics.pixel_statistics import PixelStatistics
 
 MIN_AREA, TARGET_FPR = 7, 0.3
 SETTINGS = (
@@ -90,3 +92,45 @@ def test_rows_after_a_skipped_file_are_those_of_their_images(finished, tmp_path,
     require_same(predictions(tmp_path / "run"), expected, roots)
     require_same(job.module.good_scored, [it for it in whole.module.good_scored if it.path != str(gone[1])], roots)
     assert len(job.module.good_scored) == 7
+
+
+def test_min_area_decides_the_pixel_threshold(finished):
+    _, job, folder = finished
+    images = torch.stack([job.data.train_image(i) for i in job.data.held_out])
+    with torch.no_grad():
+        maps = job.module.model(images).anomaly_map.flatten(1).double().numpy()  # (8, 32 * 32)
+    reached = np.sort(np.sort(maps)[:, -1 - MIN_AREA])
+    wanted = reached[6]  # of 8: with the new image they are 9, of which 30 % are 2 whole ones
+    thresholds = metrics_of(folder)["thresholds"]
+    assert thresholds["min_area"] == MIN_AREA
+    assert thresholds["pixel"] == pytest.approx(wanted, rel=1e-5)
+    assert wanted < 0.999 * np.sort(maps.max(axis=1))[6], "it would be the same without"
+    assert sum((maps > thresholds["pixel"] * (1 + 1e-5)).sum(axis=1) > MIN_AREA) == 1
+
+
+def test_operating_figures_are_those_at_the_calibrated_thresholds(finished):
+    _, _, folder = finished
+    metrics = metrics_of(folder)
+    thresholds, operating = metrics["thresholds"], metrics["operating"]
+    assert len({thresholds["image"], thresholds["pixel"], thresholds["validation"]}) == 3
+    rows = predictions(folder)
+    good, odd = ([score for _, label, _, score in rows if label == wanted] for wanted in (0, 1))
+    found = operating["at_threshold"]
+    assert found["threshold"] == thresholds["image"]
+    assert found["false_rejects"]["number"] == sum(score > thresholds["image"] for score in good)
+    assert found["escapes"]["number"] == sum(score <= thresholds["image"] for score in odd)
+    assert (found["false_rejects"]["total"], found["escapes"]["total"]) == (len(good), len(odd))
+    regions = operating["region_overlap"]
+    assert (regions["method"], regions["threshold"]) == ("calibrated", thresholds["pixel"])
+    statistics = PixelStatistics.load(folder / "pixel_statistics.npz")
+    above = np.split(statistics.defect_scores > np.float64(thresholds["pixel"]), np.cumsum(statistics.region_size)[:-1])
+    assert regions["num_regions"] == len(above) == len(odd)
+    assert regions["mean"] == pytest.approx(np.mean([region.mean() for region in above]), abs=1e-12)
+
+
+def test_latency_is_that_of_the_test(finished):
+    _, job, folder = finished
+    count = len(job.data.test_samples)
+    metrics = metrics_of(folder)
+    assert metrics["operating"]["average_latency_ms"] == pytest.approx(1000 * TEST * -(-count // 5) / count)
+    assert (metrics["timing"]["embed"], metrics["timing"]["test"]) == (TRAIN * 3, TEST * -(-count // 5))
