@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from pydoc import locate
@@ -191,6 +192,29 @@ def test_an_average_that_was_not_printed_is_the_mean_of_its_categories(tmp_path)
     assert ("mvtec_ad", "textures", "pixel_auroc") not in match.published.values
     found = published_value(match, "mvtec_ad", "textures", sorted(TEXTURES), "pixel_auroc")
     assert found == pytest.approx(sum(values) / 5)
+
+
+def test_no_mean_is_published_where_a_category_is_missing(tmp_path, monkeypatch):
+    for category in sorted(TEXTURES):
+        write_run(tmp_path / category, category, model={**PADIM, "num_features": 100}, pixel_auroc=0.95,
+                  backbone={**WIDE_RESNET, "name": "resnet18.tv_in1k"})  # fmt: skip
+    runs = find_runs([tmp_path])
+    match = next(m for m in matches(runs[0])[0] if m.published.sources[0].source_id == "xiahaifeng_padim")
+
+    def textures(values):
+        given = replace(match, published=replace(match.published, values=values))
+        monkeypatch.setattr("oddpatch.report.table.matches", lambda _: ([given], ""))
+        (grid,) = build_report(runs, ["pixel_auroc"], with_published=True).grids
+        (row,) = [row for row in grid.rows if row.name == "textures"]
+        return row.cells
+
+    whole = match.published.values
+    assert textures(whole)[1].value is not None
+    without = {key: value for key, value in whole.items() if key[1] != "wood"}
+    assert len(without) < len(whole)
+    ours, theirs = textures(without)
+    assert ours.text == "0.9500"
+    assert (theirs.text, theirs.value, theirs.within, theirs.note) == ("-", None, None, "not published")
 
 
 def targets():

@@ -143,6 +143,26 @@ def test_several_seeds_are_averaged_and_counted(tmp_path):
     assert single.value("mvtec_ad", "bottle", "image_auroc") == Value(0.99, interval=(0.8, 1.0))
 
 
+def test_runs_of_two_datasets_with_one_category_name_are_not_averaged(tmp_path):
+    """A folder of one's own may be called `bottle` too: its number of test images is another."""
+    write_run(tmp_path / "public", "bottle", image_auroc=0.9)
+    write_run(tmp_path / "own", "bottle", image_auroc=0.5, num_test_images=40)
+    write_run(tmp_path / "other", "cable", image_auroc=0.7, num_test_images=40)
+    runs = find_runs([tmp_path])
+    (column,) = columns_of(runs)
+    assert column.value("mvtec_ad", "bottle", "image_auroc") == Value(0.9)
+    assert column.value("own", "bottle", "image_auroc") == Value(0.5)
+    rows = build_report(runs, ["image_auroc"]).grids[0].rows
+    assert [(row.dataset, row.label, row.cells[0].text) for row in rows] == [
+        ("mvtec_ad", "bottle", "0.9000"),
+        ("mvtec_ad", "objects, 10", "1 of 10"),
+        ("mvtec_ad", "all, 15", "1 of 15"),
+        ("own", "bottle", "0.5000"),
+        ("own", "cable", "0.7000"),
+        ("own", "all, 2", "0.6000"),
+    ]
+
+
 @pytest.fixture
 def report(tmp_path):
     """Two models on two datasets with published numbers, one of the models with random weights."""
