@@ -79,9 +79,14 @@ def _skip(size):
     """A stand-in for preprocessing that only gives a tensor of the right shape: the floor decodes and no more."""
     import torch
 
+    from oddpatch.data.decoding import read_image
+
     class Skip:
         image_size = size
         roi_mask = None
+
+        def read(self, path):
+            return read_image(path, keep_uint8=True)
 
         def register(self, image):
             return None
@@ -91,6 +96,9 @@ def _skip(size):
 
         def mask(self, mask, registration):
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about
+
+        def uniform_mask(self, value, original_size):
+            return torch.full((1, *size), value, dtype=torch.uint8)
 
     return Skip()
 

@@ -361,7 +361,7 @@ def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
     method,
 ):
     decoded, ran = [], []
-    read, forward = oddpatch.data.dataset.read_image, TinyBackbone.forward
+    read, forward = oddpatch.data.transforms.read_image, TinyBackbone.forward
     for module in ("dataset", "transforms"):  # where items are decoded, and where single images are
         monkeypatch.setattr(
             f"oddpatch.data.{module}.read_image", lambda path: (decoded.append(str(path)), read(path))[1]
