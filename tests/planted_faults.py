@@ -161,6 +161,32 @@ FAULTS = [
         "longest = -(-len(self.sampler.positions) // Ranks().size)", "longest = len(self.sampler)",
         "data/test_datamodule.py -k two_ranks",
     ),
+    # Whole runs
+    Fault(
+        "rows numbered by their place", "module.py",
+        "for i, score in zip(indices.tolist(), scores.tolist(), strict=True)",
+        "for i, score in enumerate(scores.tolist())",
+        "test_module.py -k rows_after_a_skipped_file",
+    ),
+    Fault(
+        "good images numbered by their place", "module.py",
+        "for i, score in zip(index.tolist(), scores.tolist(), strict=True)",
+        "for i, score in enumerate(scores.tolist())",
+        "test_module.py -k rows_after_a_skipped_file",
+    ),
+    Fault(
+        "images judged at the threshold of validation", "callbacks/results.py",
+        'thresholds["image"] if thresholds', 'thresholds["validation"] if thresholds',
+        "test_module.py -k operating_figures",
+    ),
+    Fault(
+        "regions judged at the threshold of images", "callbacks/results.py",
+        'thresholds["pixel"] if thresholds', 'thresholds["image"] if thresholds', "test_module.py -k operating_figures",
+    ),
+    Fault(
+        "latency of another stage", "callbacks/results.py",
+        'module.timing.get("test")', 'module.timing.get("embed")', "test_module.py -k latency",
+    ),
     # Several devices
     Fault(
         "size of a bounded coreset from what is held", "parallel/coreset.py",
@@ -207,6 +233,29 @@ FAULTS = [
     Fault(
         "recall with one false alarm too many", "metrics/operating.py",
         "math.floor(rate * good.size + 1e-9)", "math.ceil(rate * good.size - 1e-9)", "metrics/test_operating.py",
+    ),
+    Fault(
+        "min_area ignored", "module.py",
+        "self.model.calibration.min_area)", "0)", "test_module.py -k min_area",
+    ),
+    Fault(
+        "min_area ignored by an update", "commands/update.py",
+        "numpy(), calibration.min_area)", "numpy(), 0)", "commands/test_explain_update.py -k held_out_images",
+    ),
+    # Reports
+    Fault(
+        "two data sets with one category name averaged", "report/columns.py",
+        "runs = [run for run in self.runs if (run_dataset(run), run.category) == (dataset, category)]",
+        "runs = [run for run in self.runs if run.category == category]", "report/test_table.py -k two_datasets",
+    ),
+    Fault(
+        "average though a category is missing", "report/columns.py",
+        "if len(there) == len(values) else", "if there else", "report/test_table.py -k averages",
+    ),
+    Fault(
+        "published mean though a category is missing", "report/table.py",
+        "fmean(there) if there and len(there) == len(found) else None", "fmean(there) if there else None",
+        "report/test_published.py -k category_is_missing",
     ),
     # Cache and sweeps
     Fault(

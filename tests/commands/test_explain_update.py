@@ -238,7 +238,7 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
 
 def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
     make_dataset(tmp_path / "data", good=42)
-    overrides = ["model=patchcore", "callbacks.pictures=null", "calibration=holdout"]
+    overrides = ["model=patchcore", "callbacks.pictures=null", "calibration=holdout", "calibration.min_area=7"]
     cfg = tiny(tmp_path / "data", tmp_path / "calibrated", *overrides)
     job = pipeline.build(cfg)
     job.fit()
@@ -251,8 +251,10 @@ def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_bac
     held = [tmp_path / "data" / name for name in about["held_out"]]
     assert len(held) == 20
     with torch.no_grad():
-        scores = model(torch.stack([model.preprocess(read_image(path)) for path in held])).score
+        scores, maps = model(torch.stack([model.preprocess(read_image(path)) for path in held]))
     torch.testing.assert_close(model.calibration.image_scores, scores.double().sort().values)
+    eighth = maps.flatten(1).sort(descending=True).values[:, 7]
+    torch.testing.assert_close(model.calibration.pixel_scores, eighth.double().sort().values)
     assert not torch.equal(model.calibration.image_scores, job.module.model.calibration.image_scores)
 
     held[0].unlink()
