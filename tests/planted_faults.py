@@ -54,7 +54,7 @@ FAULTS = [
     ),
     Fault(
         "nearest neighbour in place of the mean of k", "models/patchcore.py",
-        "scores = distances.mean(dim=1)", "scores = distances[:, 0]", "models/test_patchcore.py",
+        "self._predict(distances.mean(dim=1)", "self._predict(distances[:, 0]", "models/test_patchcore.py",
     ),
     Fault(
         "raw score of PaDiM outside the region", "models/padim.py",
