@@ -15,7 +15,7 @@ from conftest import TinyBackbone, make_dataset
 from safetensors import safe_open
 from test_pipeline import config, predictions, run, tiny_backbone  # noqa: F401 - a fixture
 
-import oddpatch.data.dataset
+import oddpatch.data.transforms
 from oddpatch.backbones.engine import Runtime
 from oddpatch.cache import fingerprint as fingerprints
 from oddpatch.cache.features import END, Entry, FeatureCache, stack
@@ -362,27 +362,28 @@ def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
 ):
     decoded, ran = [], []
     read, forward = oddpatch.data.transforms.read_image, TinyBackbone.forward
-    for module in ("dataset", "transforms"):  # where items are decoded, and where single images are
-        monkeypatch.setattr(
-            f"oddpatch.data.{module}.read_image", lambda path: (decoded.append(str(path)), read(path))[1]
-        )
+    monkeypatch.setattr(
+        oddpatch.data.transforms,
+        "read_image",
+        lambda path, *rest, **kept: (decoded.append(str(path)), read(path, *rest, **kept))[1],
+    )
     monkeypatch.setattr(TinyBackbone, "forward", lambda self, x: (ran.append(bool(x.any())), forward(self, x))[1])
     overrides = [*method, "calibration=cross", "calibration.folds=3", "callbacks.pictures.worst=1"]
     cached = [*overrides, "cache=features", f"cache.folder={tmp_path}/cache"]
     run(job(tiles, tmp_path / "without", *overrides))
     filling = run(job(tiles, tmp_path / "filling", *cached))
-    assert (filling.data.cache.found, filling.data.cache.computed) == (12, 25)  # good images are scored after the fit
+    assert (filling.data.cache.found, filling.data.cache.computed) == (0, 25)  # kept for the scores after the fit
     decoded.clear()
     ran.clear()
     again = run(job(tiles, tmp_path / "again", *cached))
-    assert (again.data.cache.found, again.data.cache.computed) == (37, 0)
+    assert (again.data.cache.found, again.data.cache.computed) == (25, 0)
     assert not any(ran), "the one call left finds out the shapes, on zeros"
-    assert all("/test/" in path for path in decoded), "the few that are shown"
     assert results(tmp_path / "filling") == results(tmp_path / "without")
     assert results(tmp_path / "again") == results(tmp_path / "without")
     pictures = [{p.name: p.read_bytes() for p in (tmp_path / f / "figures").iterdir()} for f in ("without", "again")]
     assert pictures[0] == pictures[1]
-    assert len(decoded) == sum(name.startswith(("miss", "false_alarm", "typical")) for name in pictures[1])
+    shown = re.compile(r"[a-z_]+_\d+_(good|spot|stain)_.*\.png")
+    assert len(decoded) == sum(bool(shown.fullmatch(name)) for name in pictures[1]), "the few that are shown"
 
 
 def test_another_setting_finds_nothing(tiles, tmp_path, tiny_backbone):  # noqa: F811
