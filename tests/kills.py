@@ -151,7 +151,7 @@ COMMANDS = [
 
 
 def start(command: Command, place: Place) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, as a terminal does with what is typed."""
+    """Start a command; signals go to the process alone, as those of `kill` do."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", MARK: str(place.own)}
     with printed(place).open("wb") as out, (place.own / "stderr").open("wb") as err:
         return subprocess.Popen(
