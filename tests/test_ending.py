@@ -119,9 +119,20 @@ def waiting(where, swallow=False, seconds=600):
     return f"+callbacks.wait={{_target_: waiting.Wait, {settings}}}"
 
 
-def left_running(process):
-    """Processes of the session that a test has started."""
-    return [p for p in psutil.process_iter() if os.getsid(p.pid) == process.pid and p.status() != psutil.STATUS_ZOMBIE]
+def left_running(process, patience=5):
+    """Processes of the session that a test has started, but for those that end within `patience` seconds.
+
+    A helper of multiprocessing ends when it notices that its parent has: a moment after it.
+    """
+
+    def runs(p):
+        try:
+            return os.getsid(p.pid) == process.pid and p.status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
+    _, alive = psutil.wait_procs([p for p in psutil.process_iter() if runs(p)], timeout=patience)
+    return [p for p in alive if runs(p)]
 
 
 def nothing_half_written(folder: Path):
