@@ -7,9 +7,9 @@ python eval.py run=FOLDER +data.root=/data/mvtec    # images that have moved sin
 import hydra
 from omegaconf import DictConfig
 
-from oddpatch.errors import one_line_errors
-from oddpatch.parallel.launcher import on_every_device
-from oddpatch.sweep.composition import explain_overrides
+from oddpatch.hydra_entry.composition import explain_overrides
+from oddpatch.hydra_entry.endings import one_line_errors
+from oddpatch.learning.launcher import on_every_device
 
 
 @explain_overrides

@@ -9,9 +9,9 @@ python train.py -m model=padim,patchcore data=mvtec data.category=all    # a swe
 import hydra
 from omegaconf import DictConfig
 
-from oddpatch.errors import one_line_errors
-from oddpatch.parallel.launcher import on_every_device
-from oddpatch.sweep.composition import explain_overrides, print_config
+from oddpatch.hydra_entry.composition import explain_overrides, print_config
+from oddpatch.hydra_entry.endings import one_line_errors
+from oddpatch.learning.launcher import on_every_device
 from oddpatch.sweep.job import sweep_job
 
 

@@ -23,12 +23,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import torch.distributed as dist
 
+from oddpatch.learning import distributed
 from oddpatch.models.base import Detector, no_progress
 from oddpatch.models.gaussian import GaussianAD
 from oddpatch.models.padim import PaDiM
 from oddpatch.models.patchcore import PatchCore
 from oddpatch.models.spade import SPADE
-from oddpatch.parallel import ranks
+from oddpatch.ops.ranks import Ranks
 
 BATCH = 50
 MIB = 2**20
@@ -171,18 +172,18 @@ def work(rank: int, world: int, count: int, folder: Path) -> None:
         detector = make(SIZES.get(name, SMALL)[1])
         for features, index in batches(name, count, rank, world):
             detector.update(features, index)
-        ranks.Ranks().exchange(None)
+        Ranks().exchange(None)
         start = time.perf_counter()
-        detector.merge(ranks.Ranks())
+        detector.merge(Ranks())
         merged = time.perf_counter()
         if rank == 0:
             detector.fit(no_progress)
-        ranks.Ranks().exchange(None)
+        Ranks().exchange(None)
         fitted = time.perf_counter()
-        detector.share(ranks.Ranks())
+        detector.share(Ranks())
         found[name] = {**sent, "merge": merged - start, "share": time.perf_counter() - fitted}
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    ranks.leave()
+    distributed.leave()
 
 
 def spread(world: int, count: int) -> None:

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from oddpatch.backbones.timm import TimmBackbone
-from oddpatch.calibration import Calibration
 from oddpatch.checkpoint import FORMAT
 from oddpatch.data.transforms import Preprocess
 from oddpatch.models.base import AnomalyModel
+from oddpatch.models.calibration import Calibration
 from oddpatch.models.patchcore import PatchCore
 
 BACKBONE = {"_target_": "oddpatch.backbones.timm.TimmBackbone", "name": "test_resnet.r160_in1k", "layers": [1, 2]}
@@ -51,7 +51,7 @@ def sound(data: Path) -> dict[str, Any]:
             "config": {
                 "model": {**PATCHCORE, "coreset_ratio": None},
                 "backbone": {**BACKBONE, "weights": "random", "options": None},
-                "calibration": {"_target_": "oddpatch.calibration.Calibration", "method": "holdout"},
+                "calibration": {"_target_": "oddpatch.models.calibration.Calibration", "method": "holdout"},
                 "data": {"_target_": "oddpatch.data.datamodule.MVTecDataModule", **settings},
                 "run": {**NAMES, "image_size": [32, 32]},
             },
@@ -211,7 +211,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "tuple key": {("_target_",): "os.system"},
         "args": {"_args_": [touch]},
         "partial": {"_partial_": True},
-        "known class": {"_target_": "oddpatch.calibration.Calibration"},
+        "known class": {"_target_": "oddpatch.models.calibration.Calibration"},
         "partial known class": {**PATCHCORE, "_partial_": True},
         "environment": "${oc.env:HOME}",
         "environment in a list": ["${oc.env:HOME}"],

@@ -34,7 +34,7 @@ from PIL import Image
 
 from oddpatch.cache.features import SUFFIX, FeatureCache
 from oddpatch.checkpoint import read_checkpoint
-from oddpatch.data.tools.writing import MANIFEST
+from oddpatch.datatools.writing import MANIFEST
 from oddpatch.factory import CHECKPOINT
 from oddpatch.sweep.record import Record
 from oddpatch.temporary import DRAFT, PARTIAL
@@ -77,7 +77,7 @@ def train(place: Place, out: str, *settings: str) -> list[str]:
 
 def cli(*arguments: str | Path) -> list[str]:
     """Arguments of a command of `oddpatch`."""
-    return ["-m", "oddpatch.cli", *map(str, arguments)]
+    return ["-m", "oddpatch.cli.main", *map(str, arguments)]
 
 
 def scores(folder: Path) -> list[tuple[str, str]]:

@@ -146,9 +146,9 @@ FAULTS = [
         "data/test_splits.py -k validation_share",
     ),
     Fault(
-        "share of a split rounded down", "data/tools/splitting.py",
+        "share of a split rounded down", "datatools/splitting.py",
         "count = round(train_share * len(samples))", "count = int(train_share * len(samples))",
-        "data/tools/test_splitting.py",
+        "datatools/test_splitting.py",
     ),
     Fault(
         "the last image of a shard left out", "data/sharding.py",
@@ -163,42 +163,43 @@ FAULTS = [
     ),
     # Whole runs
     Fault(
-        "rows numbered by their place", "module.py",
+        "rows numbered by their place", "learning/module.py",
         "for i, score in zip(indices.tolist(), scores.tolist(), strict=True)",
         "for i, score in enumerate(scores.tolist())",
-        "test_module.py -k rows_after_a_skipped_file",
+        "learning/test_module.py -k rows_after_a_skipped_file",
     ),
     Fault(
-        "good images numbered by their place", "module.py",
+        "good images numbered by their place", "learning/module.py",
         "for i, score in zip(index.tolist(), scores.tolist(), strict=True)",
         "for i, score in enumerate(scores.tolist())",
-        "test_module.py -k rows_after_a_skipped_file",
+        "learning/test_module.py -k rows_after_a_skipped_file",
     ),
     Fault(
         "images judged at the threshold of validation", "callbacks/results.py",
         'thresholds["image"] if thresholds', 'thresholds["validation"] if thresholds',
-        "test_module.py -k operating_figures",
+        "learning/test_module.py -k operating_figures",
     ),
     Fault(
         "regions judged at the threshold of images", "callbacks/results.py",
-        'thresholds["pixel"] if thresholds', 'thresholds["image"] if thresholds', "test_module.py -k operating_figures",
+        'thresholds["pixel"] if thresholds', 'thresholds["image"] if thresholds',
+        "learning/test_module.py -k operating_figures",
     ),
     Fault(
         "latency of another stage", "callbacks/results.py",
-        'module.timing.get("test")', 'module.timing.get("embed")', "test_module.py -k latency",
+        'module.timing.get("test")', 'module.timing.get("embed")', "learning/test_module.py -k latency",
     ),
     # Several devices
     Fault(
-        "size of a bounded coreset from what is held", "parallel/coreset.py",
-        "merged.num_seen = sum(seen)", "merged.num_seen = sum(held)", "distributed/test_detectors.py -k share_of_all",
+        "size of a bounded coreset from what is held", "ops/merging.py",
+        "merged.num_seen = sum(seen)", "merged.num_seen = sum(held)", "learning/test_detectors.py -k share_of_all",
     ),
     Fault(
-        "the smallest of all ranks", "parallel/ranks.py",
-        "dist.ReduceOp.MAX", "dist.ReduceOp.MIN", "distributed/test_ranks.py",
+        "the smallest of all ranks", "ops/ranks.py",
+        "dist.ReduceOp.MAX", "dist.ReduceOp.MIN", "ops/test_ranks.py",
     ),
     Fault(
-        "ranks collected from last to first", "parallel/ranks.py",
-        "for source in range(1, self.size)", "for source in range(self.size - 1, 0, -1)", "distributed/test_ranks.py",
+        "ranks collected from last to first", "ops/ranks.py",
+        "for source in range(1, self.size)", "for source in range(self.size - 1, 0, -1)", "ops/test_ranks.py",
     ),
     # Thresholds
     Fault(
@@ -213,7 +214,7 @@ FAULTS = [
     ),
     Fault(
         "at the threshold is an alarm, in predictions.csv", "callbacks/results.py",
-        "int(score > threshold)", "int(score >= threshold)", "test_calibration.py -k set_the_threshold",
+        "int(score > threshold)", "int(score >= threshold)", "models/test_calibration.py -k set_the_threshold",
     ),
     Fault(
         "at the threshold is an alarm, in the detector", "inference/detector.py",
@@ -228,19 +229,19 @@ FAULTS = [
     Fault(
         "region overlaps without the pixel at F1-max", "metrics/pixel_statistics.py",
         "self.defect_scores > np.float64(threshold)", "self.defect_scores > threshold",
-        "test_calibration.py -k f1_max",
+        "models/test_calibration.py -k f1_max",
     ),
     Fault(
         "recall with one false alarm too many", "metrics/operating.py",
         "math.floor(rate * good.size + 1e-9)", "math.ceil(rate * good.size - 1e-9)", "metrics/test_operating.py",
     ),
     Fault(
-        "min_area ignored", "module.py",
-        "self.model.calibration.min_area)", "0)", "test_module.py -k min_area",
+        "min_area ignored", "learning/module.py",
+        "self.model.calibration.min_area)", "0)", "learning/test_module.py -k min_area",
     ),
     Fault(
-        "min_area ignored by an update", "commands/update.py",
-        "numpy(), calibration.min_area)", "numpy(), 0)", "commands/test_explain_update.py -k held_out_images",
+        "min_area ignored by an update", "cli/update.py",
+        "numpy(), calibration.min_area)", "numpy(), 0)", "cli/test_explain_update.py -k held_out_images",
     ),
     # Reports
     Fault(
@@ -261,12 +262,12 @@ FAULTS = [
     Fault(
         "a changed cache entry is used", "cache/features.py",
         "if digest.tolist() != list(hash_tensors(tensors, key)):", "if not digest.numel():",
-        "test_cache.py -k 'flipped_bit or another_name'",
+        "cache/test_cache.py -k 'flipped_bit or another_name'",
     ),
     Fault(
         "what was used last goes first", "cache/features.py",
         "for _, size, path in sorted(entries):", "for _, size, path in sorted(entries, reverse=True):",
-        "test_cache.py -k longest_ago",
+        "cache/test_cache.py -k longest_ago",
     ),
     Fault(
         "a trial is worth its best category", "sweep/search.py",

@@ -12,7 +12,7 @@ from test_pipeline import config, run, tiny_backbone
 from test_pipeline import tiny as with_pictures
 
 from oddpatch import pipeline
-from oddpatch.data.tools.splitting import split_folds, write_split
+from oddpatch.datatools.splitting import split_folds, write_split
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.detector import AnomalyDetector
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from oddpatch import temporary
 from oddpatch.checkpoint import write_checkpoint
-from oddpatch.data.tools.writing import place
+from oddpatch.datatools.writing import place
 from oddpatch.errors import NameTooLongError, ResourceError, in_one_line
 from oddpatch.files import replacing
 from oddpatch.temporary import drafting, placing, remove_leftovers

@@ -18,9 +18,9 @@ from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from oddpatch.cli import app
-from oddpatch.sweep.composition import _top_level
-from oddpatch.sweep.overrides import as_typed
+from oddpatch.cli.main import app
+from oddpatch.hydra_entry.composition import _top_level
+from oddpatch.hydra_entry.overrides import as_typed
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))

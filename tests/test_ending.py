@@ -231,8 +231,8 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tiles, tmp_path
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_rendering_that_is_ended_leaves_no_process_and_the_next_one_no_draft(tmp_path, how):
     def render(*arguments):
-        return start([sys.executable, "-m", "oddpatch.cli", "data", "render", "pcb", tmp_path / "board", *arguments],
-                     start_new_session=True)  # fmt: skip
+        return start([sys.executable, "-m", "oddpatch.cli.main", "data", "render", "pcb", tmp_path / "board",
+                      *arguments], start_new_session=True)  # fmt: skip
 
     process = render("--train", "2000", "--size", "320", "--workers", "2")
     while not list(tmp_path.rglob("*.png")):

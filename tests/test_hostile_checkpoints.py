@@ -12,7 +12,8 @@ from conftest import CONFIGS, ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from oddpatch import AnomalyDetector, cli, factory
+from oddpatch import AnomalyDetector, factory
+from oddpatch.cli import main as cli
 from oddpatch.errors import OddpatchError
 
 WAYS = ("load", "predict", "explain", "update", "eval")

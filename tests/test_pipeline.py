@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from oddpatch import factory, pipeline
-from oddpatch.commands.data import app
+from oddpatch.cli.data import app
 from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
 from oddpatch.models.spade import SPADE
 

@@ -1,13 +1,8 @@
 """Errors a user can mend. Each message is one line: the file or value, what is wrong with it, and the remedy."""
 
 import errno
-import functools
-import logging
 import os
-import sys
-from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
-from typing import ParamSpec, TypeVar
 
 #: Exit code that a shell reports of a program that Ctrl-C has ended.
 INTERRUPTED = 130
@@ -24,9 +19,6 @@ REMEDIES = {
     errno.EMFILE: "raise the number of files that may be open (ulimit -n), or lower data.num_workers",
     errno.EIO: "see to the disk",
 }
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class OddpatchError(Exception):
@@ -88,33 +80,3 @@ def _of_the_system(error: OSError) -> str | None:
         return None
     name = "the output" if error.filename is None else os.fsdecode(error.filename)
     return f"{name}: {os.strerror(error.errno)}: {REMEDIES[error.errno]}"
-
-
-def one_line_errors(task: Callable[P, R]) -> Callable[P, R]:
-    """Have a Hydra task end with one line, not a traceback, when the user can mend what went wrong.
-
-    In a sweep the error travels on, so that the launcher counts the job as failed and goes on with the next. Lightning
-    exits as if a run had failed once it has put its files away after Ctrl-C: see `oddpatch.ending`.
-    """
-
-    @functools.wraps(task)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        from oddpatch.ending import conclude
-
-        try:
-            return task(*args, **kwargs)
-        except (Exception, SystemExit) as error:
-            conclude(error, logging.getLogger("oddpatch").warning)
-            if isinstance(error, SystemExit) or (told := in_one_line(error)) is None:
-                raise
-            from hydra.core.hydra_config import HydraConfig
-            from hydra.types import RunMode
-
-            from oddpatch.files import shown
-
-            logging.getLogger("oddpatch").error("%s", shown(told))
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise
-            sys.exit(1)
-
-    return wrapped

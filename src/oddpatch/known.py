@@ -36,14 +36,14 @@ KNOWN: dict[Kind, tuple[str, ...]] = {
         "oddpatch.models.patchcore.PatchCore",
         "oddpatch.models.spade.SPADE",
     ),
-    "calibration": ("oddpatch.calibration.Calibration",),
+    "calibration": ("oddpatch.models.calibration.Calibration",),
     "data": ("oddpatch.data.datamodule.MVTecDataModule", "oddpatch.data.few.FewImages"),
 }
 #: What each kind must be an instance of.
 BASES: dict[Kind, str] = {
     "backbone": "oddpatch.backbones.base.Backbone",
     "model": "oddpatch.models.base.Detector",
-    "calibration": "oddpatch.calibration.Calibration",
+    "calibration": "oddpatch.models.calibration.Calibration",
     "data": "oddpatch.data.datamodule.MVTecDataModule",
 }
 #: What people call it.

@@ -15,14 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
 from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KNOWN, read_spec
+from oddpatch.learning import distributed
+from oddpatch.learning.module import AnomalyModule
 from oddpatch.models.base import AnomalyModel
-from oddpatch.module import AnomalyModule
-from oddpatch.parallel import ranks
 from oddpatch.quiet import hush_lightning
-from oddpatch.report.summary import print_summary
+from oddpatch.results.summary import print_summary
 from oddpatch.settings import check_area, check_seed
-from oddpatch.sweep.identity import names
 from oddpatch.sweep.locking import hold
 
 log = logging.getLogger(__name__)
@@ -80,14 +80,14 @@ def build(cfg: DictConfig) -> Run:
         ConfigError, DataError, WeightsError: before anything expensive has begun.
     """
     seed = check_seed(cfg.seed)
-    ranks.join(cfg.trainer, cfg.paths.output_dir)
+    distributed.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(seed, workers=True, verbose=False)
     backbone = factory.make(cfg.backbone)
     multiple = math.lcm(*(math.ceil(stride) for stride in backbone.strides))
     data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
     calibration = factory.make(cfg.calibration)
-    with ranks.first_of_machine_first():
+    with distributed.first_of_machine_first():
         data.prepare_data()
     data.setup("fit")
     check_area(calibration.min_area, data.preprocess.image_size, "calibration.min_area")
@@ -127,7 +127,7 @@ def rebuild(cfg: DictConfig) -> Run:
     if OmegaConf.is_missing(cfg, "run"):
         raise ConfigError("which run? give its folder: python eval.py run=outputs/FOLDER")
     seed = check_seed(cfg.seed)
-    ranks.join(cfg.trainer, cfg.paths.output_dir)
+    distributed.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(seed, workers=True, verbose=False)
     trust = cfg.trust if isinstance(cfg.trust, str) else list(cfg.trust or ())
@@ -179,7 +179,7 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
             cfg.trainer,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[AtomicCheckpointIO(), *ranks.environment()],
+            plugins=[AtomicCheckpointIO(), *distributed.environment()],
             enable_progress_bar=shows_progress,  # Lightning would add its own
         )
     except (MisconfigurationException, ValueError, TypeError) as error:

@@ -8,7 +8,7 @@ from oddpatch.backbones import inspection
 from oddpatch.backbones.inspection import describe, images_per_second, on_meta, settings_of
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.backbones.weights import WeightsSource, find_weights
-from oddpatch.cli import app
+from oddpatch.cli.main import app
 from oddpatch.errors import ConfigError
 
 

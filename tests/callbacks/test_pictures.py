@@ -13,13 +13,13 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 
-from oddpatch.calibration import Calibration
 from oddpatch.callbacks.loggers import LogConfig, Pictured, log_pictures
 from oddpatch.callbacks.pictures import Pictures, choose_look
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
-from oddpatch.module import AnomalyModule, ScoredImage
+from oddpatch.learning.module import AnomalyModule, ScoredImage
+from oddpatch.models.calibration import Calibration
 from oddpatch.types import IGNORE, Batch, Prediction
 
 SIZE = 24

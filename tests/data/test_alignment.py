@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from oddpatch.data.alignment import Alignment, Registration, decode, encode, load_alignment
-from oddpatch.data.rendering import load_scene
-from oddpatch.data.rendering.dataset import Job, render_one
-from oddpatch.data.rendering.optics import Camera, Light
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.scenes import load_scene
+from oddpatch.scenes.dataset import Job, render_one
+from oddpatch.scenes.optics import Camera, Light
 
 SIZE = 256
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -181,7 +181,7 @@ def test_thirteen_images_in_batches_on_two_ranks(monkeypatch):
 
 @pytest.fixture
 def renderer(monkeypatch):
-    """Stands in for `oddpatch.data.rendering`, which has its own tests."""
+    """Stands in for `oddpatch.scenes`, which has its own tests."""
     calls = []
 
     def render_dataset(root, scene, *, seed=0, progress=None):
@@ -190,9 +190,9 @@ def renderer(monkeypatch):
         progress(1, 1)
         return write_category(root, seed=seed)
 
-    fake = types.ModuleType("oddpatch.data.rendering")
+    fake = types.ModuleType("oddpatch.scenes")
     fake.render_dataset = render_dataset
-    monkeypatch.setitem(sys.modules, "oddpatch.data.rendering", fake)
+    monkeypatch.setitem(sys.modules, "oddpatch.scenes", fake)
     return calls
 
 
@@ -236,7 +236,7 @@ def test_interrupted_rendering_leaves_nothing(tmp_path, renderer, monkeypatch):
         write_category(root)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["oddpatch.data.rendering"], "render_dataset", interrupted)
+    monkeypatch.setattr(sys.modules["oddpatch.scenes"], "render_dataset", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, render=True).prepare_data()
     assert list(tmp_path.iterdir()) == []
@@ -247,7 +247,7 @@ def test_the_first_of_two_jobs_wins(tmp_path, renderer, monkeypatch):
         write_category(tmp_path / "part", train=9)  # another job finishes meanwhile
         return write_category(root)
 
-    monkeypatch.setattr(sys.modules["oddpatch.data.rendering"], "render_dataset", slow)
+    monkeypatch.setattr(sys.modules["oddpatch.scenes"], "render_dataset", slow)
     data = make(tmp_path, render=True)
     data.prepare_data()
     data.setup()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from oddpatch.data.layout import GOOD, Layout, Sample, scan
 from oddpatch.data.splits import follow, read_parts, take_share
-from oddpatch.data.tools.splitting import Assignment, split_by_share, split_few_shot, split_folds, write_split
+from oddpatch.datatools.splitting import Assignment, split_by_share, split_few_shot, split_folds, write_split
 from oddpatch.errors import ConfigError, DataError
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8)

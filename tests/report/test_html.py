@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 from test_pipeline import run, tiny, tiny_backbone  # noqa: F401
 
-from oddpatch.report.histogram import draw_scores, score_ticks
+from oddpatch.figures.histogram import draw_scores, score_ticks
 from oddpatch.report.html import headlines, next_steps
-from oddpatch.report.summary import HEADLINES, not_measured, print_summary
+from oddpatch.results.summary import HEADLINES, not_measured, print_summary
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from finished_runs import write_run
 
-from oddpatch import cli
+from oddpatch.cli import main as cli
 from oddpatch.files import to_cell
 from oddpatch.report.formats import to_csv, to_latex, to_markdown
 from oddpatch.report.runs import read_predictions, read_run

@@ -233,7 +233,9 @@ def test_defaults_read_from_the_source_are_those_of_the_class():
         module, _, name = target.rpartition(".")
         assert published_module._written_defaults(Path(find_spec(module).origin), name) == expected
         assert published_module._defaults(target) == expected
-    assert published_module._defaults("oddpatch.calibration.Calibration")["fraction"] == 0.2  # not in a constructor
+    assert (
+        published_module._defaults("oddpatch.models.calibration.Calibration")["fraction"] == 0.2
+    )  # not in a constructor
     assert published_module._defaults("oddpatch.models.gone.Gone") == {}
 
 

@@ -27,7 +27,7 @@ class _RemoteLauncher(Launcher):
         Raises:
             ConfigError: the package that the jobs are launched with is not installed.
         """
-        from oddpatch.sweep.composition import need_extra
+        from oddpatch.hydra_entry.composition import need_extra
 
         need_extra(self.needs)
         self.hydra_context, self.config, self.task_function = hydra_context, config, task_function

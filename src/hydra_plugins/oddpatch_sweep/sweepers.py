@@ -15,7 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from oddpatch.sweep.overrides import as_typed, folder_name
+from oddpatch.hydra_entry.overrides import as_typed, folder_name
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class SearchSweeper(_OddpatchSweeper):
             ConfigError: Optuna is not installed, or a number cannot work.
         """
         from oddpatch.errors import ConfigError
-        from oddpatch.sweep.composition import need_extra
+        from oddpatch.hydra_entry.composition import need_extra
 
         need_extra("optuna")
         if self.n_trials < 1 or self.n_jobs < 1 or self.direction not in ("maximize", "minimize"):

@@ -8,8 +8,8 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from oddpatch.report.examples import Example
-from oddpatch.report.figures import Look, caption
+from oddpatch.figures.drawing import Look, caption
+from oddpatch.figures.examples import Example
 
 #: What the values of a mask mean; W&B shows the names.
 CLASS_LABELS = {0: "normal", 1: "defect", 255: "not known"}

@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 from oddpatch.callbacks.loggers import Pictured
 from oddpatch.callbacks.pictures import Pictures
 from oddpatch.data.inspected import describe_share
+from oddpatch.figures.canvas import ALARM
+from oddpatch.figures.drawing import KINDS
+from oddpatch.figures.examples import Example
+from oddpatch.figures.explanation import NORMAL, close_up
 from oddpatch.files import replacing
-from oddpatch.report.canvas import ALARM
-from oddpatch.report.examples import Example
-from oddpatch.report.explanation import NORMAL, close_up
-from oddpatch.report.figures import KINDS
 from oddpatch.report.html import Shown, render_report
-from oddpatch.report.summary import by_type
+from oddpatch.results.summary import by_type
 
 
 class HtmlReport(L.Callback):
@@ -72,7 +72,7 @@ class HtmlReport(L.Callback):
 
 def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, str, float] | None:
     """The oddest patch of an image and the normal patch nearest to it, where the detector keeps normal patches."""
-    from oddpatch.commands.explain import find_matches
+    from oddpatch.cli.explain import find_matches
     from oddpatch.models.patchcore import PatchCore
 
     detector = module.model.detector

@@ -27,7 +27,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.limits import cores, free_shared_memory
-from oddpatch.parallel.ranks import Ranks
+from oddpatch.ops.ranks import Ranks
 from oddpatch.resources import format_bytes
 from oddpatch.temporary import drafting
 from oddpatch.wording import counted
@@ -355,7 +355,7 @@ def render(folder: Path, scene: str, seed: int) -> None:
     """
     from rich.progress import Progress
 
-    from oddpatch.data.rendering import render_dataset
+    from oddpatch.scenes import render_dataset
 
     with drafting(folder) as scratch, Progress() as bar:
         task = bar.add_task(f"rendering {scene}", total=None)

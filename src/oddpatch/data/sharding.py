@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from torch import distributed
 from torch.utils.data import Sampler
 
-from oddpatch.parallel.ranks import Ranks
+from oddpatch.ops.ranks import Ranks
 
 
 class ShardedSampler(Sampler[int]):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from oddpatch.calibration import Calibration
 from oddpatch.errors import ConfigError, NotFittedError
+from oddpatch.models.calibration import Calibration
 from oddpatch.models.region import Region
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
     from oddpatch.backbones.base import Backbone
     from oddpatch.data.transforms import Preprocess
-    from oddpatch.parallel.ranks import Ranks
+    from oddpatch.ops.ranks import Ranks
 
 #: Told how far a long `fit` has come: (steps done, steps in all, what is being done).
 ProgressFn = Callable[[int, int, str], None]

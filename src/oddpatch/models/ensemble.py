@@ -13,7 +13,7 @@ from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
-    from oddpatch.parallel.ranks import Ranks
+    from oddpatch.ops.ranks import Ranks
 
 log = logging.getLogger(__name__)
 

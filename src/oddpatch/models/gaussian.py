@@ -13,7 +13,7 @@ from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, left_
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
-    from oddpatch.parallel.ranks import Ranks
+    from oddpatch.ops.ranks import Ranks
 
 SHRINKAGES = ("ledoit_wolf", "epsilon")
 

@@ -25,7 +25,7 @@ from oddpatch.ops.statistics import (
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
-    from oddpatch.parallel.ranks import Ranks
+    from oddpatch.ops.ranks import Ranks
 
 #: Bytes of embeddings that are taken in or scored at a time: small enough for a CPU's cache, enough for a GPU.
 PART_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20}

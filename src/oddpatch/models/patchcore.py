@@ -12,14 +12,14 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.ops.coreset import OtherGroups, StreamingCoreset, approximate_greedy, k_center_greedy, random_subset
 from oddpatch.ops.maps import anomaly_map
+from oddpatch.ops.merging import merge_streams
 from oddpatch.ops.neighbours import NearestIndex
 from oddpatch.ops.patches import join_patches, pool_patches
 from oddpatch.ops.projection import random_projection
-from oddpatch.parallel.coreset import merge_streams
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
-    from oddpatch.parallel.ranks import Ranks
+    from oddpatch.ops.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class PatchCore(Detector):
     def merge(self, ranks: "Ranks") -> None:
         """Bring all patches together; with `max_bank_memory` those that each rank still holds, reduced further.
 
-        Exact unless `max_bank_memory` made a rank drop patches; see `oddpatch.parallel.coreset.merge_streams`.
+        Exact unless `max_bank_memory` made a rank drop patches; see `oddpatch.ops.merging.merge_streams`.
         """
         if self.max_bank_memory is not None:
             self._stream = merge_streams(self._stream, ranks, self.generator, self.fitted.device)

@@ -18,7 +18,7 @@ from oddpatch.ops.patches import join
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
-    from oddpatch.parallel.ranks import Ranks
+    from oddpatch.ops.ranks import Ranks
 
 PYRAMIDS = ("sum", "join")
 GALLERY_DTYPES = ("float32", "float16")

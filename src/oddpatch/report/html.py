@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.report.examples import Example
-from oddpatch.report.figures import FOUND, TRUE, Look
-from oddpatch.report.summary import metric_name, not_measured
+from oddpatch.figures.drawing import FOUND, TRUE, Look
+from oddpatch.figures.examples import Example
+from oddpatch.results.summary import metric_name, not_measured
 from oddpatch.types import IGNORE
 from oddpatch.wording import counted, listed
 

@@ -10,7 +10,7 @@ from oddpatch.report.columns import Column, Share, Value, columns_of, run_datase
 from oddpatch.report.datasets import DATASETS, OWN
 from oddpatch.report.published import Match, matches
 from oddpatch.report.runs import FinishedRun
-from oddpatch.report.summary import HEADLINES
+from oddpatch.results.summary import HEADLINES
 
 DEFAULT_METRICS = ("image_auroc", "pixel_auroc", "au_pro")
 #: Limit of AU-PRO in the publications.

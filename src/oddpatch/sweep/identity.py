@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import oddpatch
@@ -40,15 +39,6 @@ class Identity(NamedTuple):
 def identify(cfg: DictConfig, script: Path) -> Identity:
     """The identity of the job that `script` runs with `cfg`."""
     return Identity(config_hash(cfg), code_hash(script), _data_of(cfg))
-
-
-def names(cfg: DictConfig) -> dict[str, Any]:
-    """What people call a run: the config files that were chosen, or the classes where Hydra did not choose."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    called = {
-        key: str(choices.get(key) or cfg[key]._target_.rpartition(".")[2]) for key in ("model", "backbone", "data")
-    }
-    return {**called, "category": cfg.data.category, "experiment": choices.get("experiment")}
 
 
 def _data_of(cfg: DictConfig) -> str | None:

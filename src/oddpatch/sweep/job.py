@@ -16,9 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from oddpatch.errors import INTERRUPTED, ConfigError, OddpatchError
+from oddpatch.hydra_entry.overrides import quoted
 from oddpatch.sweep.identity import Identity, identify
 from oddpatch.sweep.locking import JobBusyError, JobLock
-from oddpatch.sweep.overrides import quoted
 from oddpatch.sweep.process import run_script
 from oddpatch.sweep.record import Record
 from oddpatch.temporary import remove_leftovers

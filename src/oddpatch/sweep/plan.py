@@ -11,9 +11,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.sweep.identity import config_hash, names
+from oddpatch.hydra_entry.naming import names
+from oddpatch.hydra_entry.overrides import quoted
+from oddpatch.sweep.identity import config_hash
 from oddpatch.sweep.job import ALL
-from oddpatch.sweep.overrides import quoted
 
 log = logging.getLogger(__name__)
 

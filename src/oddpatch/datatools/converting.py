@@ -1,0 +1,199 @@
+"""Turn published dataset layouts into MVTec layout."""
+
+import fnmatch
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from oddpatch.data.layout import GOOD, MASK_SUFFIX, good_folder
+from oddpatch.data.walk import LeftOut, listing, walk
+from oddpatch.datatools import converters
+from oddpatch.datatools.writing import MANIFEST, Output, Progress, check_targets, drafting, place, write_json
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.files import inside, replacing
+from oddpatch.wording import counted
+
+T = TypeVar("T")
+#: Why an image of a source is in no plan.
+UNUSED = "not in a folder that the layout reads"
+#: Names of the converters there are.
+KINDS = tuple(sorted(module.name for module in pkgutil.iter_modules(converters.__path__)))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a converter may be told; each says which it heeds."""
+
+    category: str = ""  # one of several, or the name to give
+    test_share: float = 0.2  # of the good images, where the owner has no split
+    seed: int = 0
+    good: str = GOOD  # name of the folder of good images
+    masks: str = "ground_truth"  # name of the folder of masks
+    mask_suffix: str = ""  # of masks beside images: what their stem has behind the image's
+    mask_extension: str = ""  # of masks beside images
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.test_share < 1:
+            raise ConfigError(f"test_share={self.test_share}: choose a share of at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image and where it goes."""
+
+    source: Path
+    split: str  # train or test
+    defect_type: str
+    name: str  # with its extension
+    mask: Path | Callable[[], bytes] | None = None  # a file, or what makes an encoded PNG
+
+
+@dataclass
+class Plan:
+    """What a converter makes of a source."""
+
+    category: str
+    items: list[Item]
+    notes: list[str] = field(default_factory=list)  # what a reader of the result ought to know
+    published: dict[str, int] = field(default_factory=dict)  # counts by split/type that the owner states
+    left_out: list[LeftOut] = field(default_factory=list)  # what there is in the source besides
+
+
+def make_plans(kind: str, source: Path, options: Options) -> list[Plan]:
+    """Ask a converter what it would make; nothing is written.
+
+    Raises:
+        ConfigError: there is no converter of that name.
+        DataError: `source` is not in its layout.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"{kind!r} is not a known layout: choose one of {', '.join(KINDS)}")
+    if not source.is_dir():
+        raise DataError(f"{source}: no such folder")
+    plans: list[Plan] = importlib.import_module(f"{converters.__name__}.{kind}").plan(source, options)
+    left_out = walk(source).left_out
+    for plan in plans:
+        plan.left_out += left_out
+        if not any(item.split == "train" for item in plan.items):
+            raise DataError(f"{source}: no good image to train on was found in the layout of {kind}")
+    return plans
+
+
+def counts(plan: Plan) -> dict[str, int]:
+    """Images by split/type, and masks."""
+    found = Counter(f"{item.split}/{item.defect_type}" for item in plan.items)
+    return {**dict(sorted(found.items())), "masks": sum(item.mask is not None for item in plan.items)}
+
+
+def deviations(plan: Plan) -> list[str]:
+    """Where the counts are not what the owner states; keys may be patterns, as in train/*."""
+    found = counts(plan)
+    lines = []
+    for key, stated in plan.published.items():
+        count = sum(number for name, number in found.items() if fnmatch.fnmatch(name, key))
+        if count != stated:
+            lines.append(f"{plan.category} {key}: {counted(count, 'image')}, but the owner states {stated}")
+    return lines
+
+
+def write_plan(
+    plan: Plan, root: Path, source: Path, kind: str, *, link: bool = False, force: bool = False,
+    progress: Progress | None = None,
+) -> Path:  # fmt: skip
+    """Make `root/<category>`; it is there when it is complete. `link` links images instead of copying them.
+
+    Raises:
+        DataError: two images of one name, or the folder is not empty (see `writing.check_folder`).
+    """
+    for item in plan.items:  # names may come out of a file
+        inside(root / plan.category, Path(item.split, item.defect_type, item.name), source)
+    inside(root, plan.category, source)
+    check_targets([Output(Path(i.split, i.defect_type, Path(i.name).stem), i.source) for i in plan.items], force=True)
+    with drafting(root / plan.category, force) as draft:
+        for done, item in enumerate(plan.items, start=1):
+            _write(item, draft, link)
+            if progress is not None:
+                progress(done, len(plan.items))
+        files = [
+            {
+                "path": f"{item.split}/{item.defect_type}/{item.name}",
+                "source": item.source.relative_to(source).as_posix(),
+                "mask": (isinstance(item.mask, Path) and item.mask.relative_to(source).as_posix())
+                or item.mask is not None,
+            }
+            for item in plan.items
+        ]
+        left_out = [f"{path.relative_to(source).as_posix()}: {reason}" for path, reason in plan.left_out]
+        notes = {"notes": plan.notes, "counts": counts(plan), "deviations": deviations(plan), "left_out": left_out}
+        write_json(draft / MANIFEST, {"tool": "convert", "layout": kind, **notes, "files": files})
+    return root / plan.category
+
+
+def _write(item: Item, draft: Path, link: bool) -> None:
+    place(item.source, draft / item.split / item.defect_type / item.name, link)
+    if item.mask is None:
+        return
+    folder = draft / "ground_truth" / item.defect_type
+    stem = Path(item.name).stem + MASK_SUFFIX
+    if isinstance(item.mask, Path):
+        place(item.mask, folder / f"{stem}{item.mask.suffix}", link)
+        return
+    with replacing(folder / f"{stem}.png", "wb") as file:
+        file.write(item.mask())
+
+
+def images(folder: Path) -> list[Path]:
+    """Image files in a folder, sorted; none if there is no such folder."""
+    return walk(folder, recursive=False).files
+
+
+def unused(source: Path, items: Sequence[Item], masks: Collection[Path] = ()) -> list[LeftOut]:
+    """Images below `source` that are neither an item nor a mask."""
+    used = {*masks, *(item.source for item in items), *(item.mask for item in items)}
+    return [LeftOut(path, UNUSED) for path in walk(source).files if path not in used]
+
+
+def find_good(source: Path, options: Options) -> Path | None:
+    """The folder of good images by `options.good`, or by another spelling of good; None if there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    folders = [source / name for name in listing(source).folders if name != options.masks]
+    found = good_folder(folders, options.good)
+    return found if found is None or options.good in (GOOD, found.name) else None
+
+
+def by_stem(files: Sequence[Path], suffix: str = "") -> dict[str, Path]:
+    """Files by stem without `suffix`."""
+    return {path.stem.removesuffix(suffix): path for path in files}
+
+
+def held_out(items: Sequence[T], share: float, seed: int) -> set[T]:
+    """A share of the items, drawn with a seed; at least one stays."""
+    count = min(round(share * len(items)), len(items) - 1)
+    return {items[i] for i in np.random.default_rng(seed).permutation(len(items))[: max(count, 0)]}
+
+
+def good_items(files: Sequence[Path], options: Options) -> list[Item]:
+    """Good images, a share of them for testing."""
+    tested = held_out(files, options.test_share, options.seed)
+    return [Item(path, "test" if path in tested else "train", GOOD, path.name) for path in files]
+
+
+def binary(path: Path) -> Callable[[], bytes]:
+    """A mask of class indices as one of 0 and 255, which can be looked at."""
+
+    def encode() -> bytes:
+        from oddpatch.data.decoding import read_mask
+        from oddpatch.datatools.writing import png
+
+        return png(read_mask(path).numpy() > 0)
+
+    return encode

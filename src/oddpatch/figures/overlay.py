@@ -1,0 +1,60 @@
+"""Pictures of single images in their own size: heat on a fixed colour scale, outlines and boxes of odd regions."""
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from oddpatch.figures.drawing import COLORMAP, OPACITY
+
+if TYPE_CHECKING:
+    from oddpatch.inference.detector import Detection
+
+Picture = NDArray[np.uint8]  # (H, W, 3) RGB
+#: The colours span these values of the scale from 0 to 1: from a typical good image to three times beyond its distance
+#: from the threshold, whatever the image.
+LOW, HIGH = 0.25, 0.875
+OUTLINE, SHADE = (0, 229, 255), (0, 0, 0)
+
+
+def heatmap(normalized: NDArray[np.floating]) -> Picture:
+    """The anomaly map alone as colours; grey where nothing is known.
+
+    Args:
+        normalized: (H, W) on the scale from 0 to 1, NaN where nothing is known.
+    """
+    colors = _colors(normalized)
+    colors[np.isnan(normalized)] = 128
+    return colors
+
+
+def overlay(image: Picture, detection: "Detection") -> Picture:
+    """The image under its anomaly map, with an outline and a box for each odd region.
+
+    Args:
+        image: (H, W, 3).
+        detection: what is said of it; without a map the image is returned as it is.
+    """
+    drawn = image.copy()
+    normalized = detection.normalized_map
+    if normalized is not None:
+        level = np.nan_to_num((normalized - LOW) / (HIGH - LOW), nan=0).clip(0, 1)  # (H, W)
+        opacity = (OPACITY * np.minimum(2 * level, 1))[..., None]
+        drawn = (drawn * (1 - opacity) + _colors(normalized) * opacity).round().astype(np.uint8)
+    width = max(round(min(image.shape[:2]) / 300), 1)
+    for region in detection.regions:
+        outlines = [np.array(contour, np.int32) for contour in region.contours]
+        left, top, wide, high = region.box
+        for color, thickness in ((SHADE, 3 * width), (OUTLINE, width)):
+            cv2.polylines(drawn, outlines, True, color, thickness, cv2.LINE_AA)
+            cv2.rectangle(drawn, (left, top), (left + wide - 1, top + high - 1), color, thickness)
+    return drawn
+
+
+def _colors(normalized: NDArray[np.floating]) -> Picture:
+    from matplotlib import colormaps
+
+    level = np.nan_to_num((normalized - LOW) / (HIGH - LOW), nan=0).clip(0, 1)
+    # The black end of the colour map is left out: it would hide dark parts.
+    return (colormaps[COLORMAP](0.25 + 0.75 * level)[..., :3] * 255).round().astype(np.uint8)

@@ -1,0 +1,1 @@
+"""What lies around `train.py` and `eval.py`: composing, explaining misspelt settings, endings, profiling."""

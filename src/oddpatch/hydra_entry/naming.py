@@ -1,0 +1,15 @@
+"""What people call a run."""
+
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+
+def names(cfg: DictConfig) -> dict[str, Any]:
+    """What people call a run: the config files that were chosen, or the classes where Hydra did not choose."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    called = {
+        key: str(choices.get(key) or cfg[key]._target_.rpartition(".")[2]) for key in ("model", "backbone", "data")
+    }
+    return {**called, "category": cfg.data.category, "experiment": choices.get("experiment")}

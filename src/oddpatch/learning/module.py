@@ -1,0 +1,347 @@
+"""The LightningModule: one epoch takes in good images, `on_train_end` fits, the test loop scores and measures."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from oddpatch.cache.kept import KeptFeatures
+from oddpatch.checkpoint import relative_name
+from oddpatch.data.layout import Sample
+from oddpatch.errors import DataError
+from oddpatch.learning import distributed
+from oddpatch.learning.folds import FoldDetectors
+from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
+from oddpatch.metrics.thresholds import at_threshold, highest_but
+from oddpatch.models.base import AnomalyModel, FeatureShape, ProgressFn, no_progress
+from oddpatch.models.calibration import FEWEST
+from oddpatch.ops.gallery import Spool
+from oddpatch.ops.ranks import Ranks
+from oddpatch.resources import check_memory
+from oddpatch.types import Batch, Prediction
+from oddpatch.wording import counted
+
+log = logging.getLogger(__name__)
+
+
+class ScoredImage(NamedTuple):
+    """One image with its truth and its score."""
+
+    path: str
+    label: int
+    defect_type: str
+    score: float
+
+
+def pixels_unknown(samples: Sequence[Sample]) -> str:
+    """Why nothing can be measured on the pixels of test images; empty if there are masks of defects."""
+    if any(sample.mask_path for sample in samples):
+        return ""
+    defective = sum(sample.label for sample in samples)
+    if not defective:
+        return f"no defective image among {counted(len(samples), 'test image')}"
+    return f"{counted(defective, 'defective image')} without a mask"
+
+
+class AnomalyModule(L.LightningModule):
+    """Runs an `AnomalyModel` under a Lightning Trainer; nothing here is about one method.
+
+    Args:
+        model: preprocessing, backbone and detector.
+        fpr_limits: false-positive rates up to which PRO is integrated; the first is the headline `au_pro`.
+        config: what the model was built from, as plain containers; it is saved in the checkpoint.
+        folds: see `oddpatch.models.calibration.Calibration.folds`; needed to fit, not to test.
+    """
+
+    def __init__(
+        self,
+        model: AnomalyModel,
+        fpr_limits: Sequence[float] = (0.3,),
+        config: dict[str, Any] | None = None,
+        folds: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        # Nothing is learned by gradient: there is no optimizer and no loss.
+        self.automatic_optimization = False
+        self.model = model
+        self.config = config or {}
+        self.image_metrics = ImageMetrics()
+        self.pixel_metrics = PixelMetrics(fpr_limits=tuple(fpr_limits))
+        self.folds = folds
+        #: Paths of the images the detector was fitted to, by index, where they are not the datamodule's.
+        self.train_images: list[str] | None = None
+        #: How many images the detector was fitted to.
+        self.num_fitted = 0
+        self.fold_detectors: FoldDetectors | None = None
+        self.progress: ProgressFn = no_progress
+        #: Metric values of the last test, and why others could not be computed.
+        self.results: dict[str, Any] = {}
+        self.absent: dict[str, str] = {}
+        self.scored: list[ScoredImage] = []
+        #: Why the last test could not measure pixels, see `pixels_unknown`.
+        self.pixels_unknown = ""
+        #: The good images that the threshold was set on, in the order of the dataset.
+        self.good_scored: list[ScoredImage] = []
+        #: Seconds spent in each stage.
+        self.timing: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to `timing[stage]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timing[stage] = self.timing.get(stage, 0.0) + time.perf_counter() - start
+
+    def configure_optimizers(self) -> None:
+        """None: a frozen backbone and a fitted detector have nothing to optimise."""
+
+    # -- features, from the backbone or a cache ---------------------------------------------------------------------
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """Feature maps [(B, C_l, h_l, w_l)] of a batch: what the cache had, or what the backbone gives and it keeps."""
+        cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
+        if batch.features is not None:
+            if cache is not None:
+                cache.found += len(batch.index)
+            return batch.features
+        features = self.model.backbone(batch.image)
+        if cache is not None and batch.entries:
+            cache.store(batch.entries, features)
+        return features
+
+    def score(self, batch: Batch, with_maps: bool = True) -> Prediction:
+        """Score a batch; anomaly maps can take far longer than scores, and are left out where nobody needs them."""
+        features, image_size = self.features(batch), self.model.preprocess.image_size
+        if with_maps:
+            return self.model.detector(features, image_size)
+        return Prediction(self.model.detector.image_score(features, image_size), None)
+
+    # -- one epoch over good images, then fit ---------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Refuse a run that will not fit into memory before the backbone runs."""
+        data, detector = self.trainer.datamodule, self.model.detector  # type: ignore[attr-defined]
+        image_size = self.model.preprocess.image_size
+        shapes = self.model.backbone.feature_shapes(image_size)
+        if self.trainer.world_size > 1:
+            detector.require_mergeable()
+        calibration, count = self.model.calibration, len(data.fitted)
+        needed, remedy = detector.required_memory(shapes, count)
+        if calibration.fits_all and max(self.folds, default=-1) >= 0:
+            data.kept = self._keep_features(shapes, count)
+            if calibration.method == "leave_one_out" and detector.leaves_out:
+                detector.required_memory(shapes, count - 1)  # it may need as many images
+                detector.expect_left_out()
+            else:
+                fold = max(self.folds) + 1
+                detector.required_memory(shapes, count - -(-count // fold))
+                needed *= fold + 1
+                self.fold_detectors = FoldDetectors(detector, self.folds).to(self.device)
+                if calibration.method == "leave_one_out":
+                    log.warning(
+                        "%s cannot leave one image out: each of %d folds is scored by a fit without it",
+                        type(detector).__name__,
+                        fold,
+                    )
+        check_memory(needed, self.device, type(detector).__name__, remedy)
+        self._epoch_start = time.perf_counter()
+
+    def _keep_features(self, shapes: Sequence[FeatureShape], count: int) -> KeptFeatures:
+        """Room for the features of `count` images, to be scored once more after the fit."""
+        size = 4 * count * sum(math.prod(shape) for shape in shapes) // self.trainer.world_size
+        Spool.require_disk(size, "set calibration=holdout", f"calibration={self.model.calibration.method}")
+        return KeptFeatures()
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        """Take one batch of good images into the detector."""
+        if batch.label.any():
+            odd = batch.path[int(batch.label.nonzero()[0])]
+            raise DataError(f"{odd} is among the training images but is not good: move it to test/")
+        if len(batch.image):
+            features = self.features(batch)
+            self.model.detector.update(features, batch.index)
+            if self.fold_detectors is not None:
+                self.fold_detectors.update(features, batch.index)
+            if (kept := self.trainer.datamodule.kept) is not None:  # type: ignore[attr-defined]
+                kept.keep(batch.index, features)
+
+    def on_train_end(self) -> None:
+        """Fit the detector to what the epoch took in."""
+        self.timing["embed"] = time.perf_counter() - self._epoch_start
+        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
+        self.num_fitted = self.trainer.datamodule.num_fitted()  # type: ignore[attr-defined]
+        with self.timed("fit"):
+            for detector in (self.model.detector, *(self.fold_detectors.detectors if self.fold_detectors else ())):
+                distributed.fit(detector, self.progress)
+
+    # -- thresholds ---------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Begin anew."""
+        self._epoch_start = time.perf_counter()
+        # Scores of the good images left out, the highest pixels of their maps, and scores of labelled validation.
+        self.good_scores, self.good_pixels, self.validation = ImageMetrics(), ImageMetrics(), ImageMetrics()
+        kept = self.trainer.datamodule.kept  # type: ignore[attr-defined]
+        # Files that were skipped may leave too few.
+        self._too_few = kept is not None and sum(Ranks().exchange(len(kept))) < FEWEST
+
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_index: int, dataloader_idx: int = 0
+    ) -> Prediction | None:
+        """Score good images that were left out of the fit, or labelled ones to set a threshold on."""
+        if not len(batch.image):
+            return None
+        part = self.trainer.datamodule.validation_parts[dataloader_idx]  # type: ignore[attr-defined]
+        if part == "validation":
+            prediction = self.score(batch, with_maps=False)
+            self.validation.update(prediction.score, batch.label, batch.index)
+            return prediction
+        if self._too_few:
+            return None
+        prediction = self._score_left_out(batch)
+        self.good_scores.update(prediction.score, batch.label, batch.index)
+        if prediction.anomaly_map is not None:
+            highest = highest_but(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
+            self.good_pixels.update(torch.from_numpy(highest), batch.label, batch.index)
+        return prediction
+
+    def _score_left_out(self, batch: Batch) -> Prediction:
+        """Score good images, those that were fitted to as if they had not been."""
+        if not self.model.calibration.fits_all:
+            return self.score(batch)
+        assert batch.features is not None, "kept in training"
+        score = self.model.detector.score_left_out if self.fold_detectors is None else self.fold_detectors
+        return score(batch.features, batch.index, self.model.preprocess.image_size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Set the thresholds."""
+        data, calibration = self.trainer.datamodule, self.model.calibration  # type: ignore[attr-defined]
+        parts = data.validation_parts
+        self.fold_detectors = None
+        if data.kept is not None:
+            data.kept.close()
+            data.kept = None
+        data.gather()
+        if "calibration" in parts:
+            self._calibrate()
+        if "validation" in parts:
+            best = self.validation.compute()
+            if "image_f1_max_threshold" in best:
+                calibration.f1_threshold.fill_(best["image_f1_max_threshold"])
+            else:
+                log.warning("no F1-max threshold was set: %s", self.validation.reasons["image_f1_max_threshold"])
+        if self.trainer.is_global_zero:
+            calibration.report(self.train_paths)
+        self.timing["calibrate"] = time.perf_counter() - self._epoch_start
+
+    def _calibrate(self) -> None:
+        for metric in (self.good_scores, self.good_pixels) if self.model.detector.localizes else (self.good_scores,):
+            metric.compute()  # brings the rows of all devices together
+        scores, _, index = self.good_scores.rows
+        if not len(scores):
+            self.model.calibration.refuse(
+                f"fewer than {FEWEST} good images could be used: add good images and train again"
+            )
+            return
+        self.model.calibration.calibrate(scores, self.good_pixels.rows[0], index)
+        samples = self.trainer.datamodule.train_samples  # type: ignore[attr-defined]
+        self.good_scored = [
+            ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
+            for i, score in zip(index.tolist(), scores.tolist(), strict=True)
+        ]
+
+    @property
+    def train_paths(self) -> list[str]:
+        """Paths of the training images, by index."""
+        if self.train_images is not None:
+            return self.train_images
+        return [str(sample.path) for sample in self.trainer.datamodule.train_samples]  # type: ignore[attr-defined]
+
+    @property
+    def threshold_set_by(self) -> list[str]:
+        """Paths of the good images whose score is the image threshold."""
+        set_by = self.model.calibration.set_by
+        return [self.train_paths[i] for i in set_by] if set_by else []
+
+    def describe_thresholds(self) -> dict[str, Any] | None:
+        """`Calibration.describe`, and which good images set the threshold, below the folder of the categories."""
+        described = self.model.calibration.describe()
+        if described is None:
+            return None
+        root = self.trainer.datamodule.root  # type: ignore[attr-defined]
+        return {**described, "set_by": [relative_name(path, root) for path in self.threshold_set_by]}
+
+    # -- scoring and measuring --------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Note why nothing will be measured where there is nothing to test on: Lightning then runs no test hook."""
+        if stage == "test" and not self.trainer.datamodule.test_samples:  # type: ignore[attr-defined]
+            names = (*self.image_metrics.names, *self.pixel_metrics.names)
+            self.absent = dict.fromkeys(names, "the dataset has no test images")
+
+    def on_test_start(self) -> None:
+        """Forget the results of an earlier test, and see who will need maps."""
+        self.results, self.absent, self.scored = {}, {}, []
+        self.pixel_metrics.computed = None
+        self.pixels_unknown = pixels_unknown(self.trainer.datamodule.test_samples)  # type: ignore[attr-defined]
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._with_maps = not self.pixels_unknown or any(getattr(it, "needs_maps", False) for it in callbacks)
+        self._epoch_start = time.perf_counter()
+
+    def test_step(self, batch: Batch, batch_index: int) -> Prediction | None:  # type: ignore[override]
+        """Score one batch and keep what the metrics need; None if all of its files were skipped."""
+        if not len(batch.image):
+            return None
+        prediction = self.score(batch, self._with_maps)
+        self.image_metrics.update(prediction.score, batch.label, batch.index)
+        if prediction.anomaly_map is not None and not self.pixels_unknown:
+            self.pixel_metrics.update(prediction.anomaly_map, batch.mask, batch.index)
+        return prediction
+
+    def on_test_epoch_end(self) -> None:
+        """Compute every metric that these images allow, and log them."""
+        self.timing["test"] = time.perf_counter() - self._epoch_start
+        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
+        with self.timed("metrics"):
+            pixels_unknown = self.pixels_unknown
+            if not self.model.detector.localizes:
+                pixels_unknown = f"{type(self.model.detector).__name__} scores whole images only"
+            for metric in (self.image_metrics,) if pixels_unknown else (self.image_metrics, self.pixel_metrics):
+                self.results.update(metric.compute())
+                self.absent.update(metric.reasons)
+                metric.reset()
+            if pixels_unknown:
+                self.absent.update(dict.fromkeys(self.pixel_metrics.names, pixels_unknown))
+            samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]
+            scores, _, indices = self.image_metrics.rows
+            self.scored = [
+                ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
+                for i, score in zip(indices.tolist(), scores.tolist(), strict=True)
+            ]
+            by_type, _ = auroc_by_type(scores, [image.defect_type for image in self.scored])
+            labels = [image.label for image in self.scored]
+            for source, threshold in self.model.calibration.thresholds().items():
+                found = at_threshold(scores, labels, threshold)
+                self.results.update({f"image_{name}@{source}": value for name, value in found.items()})
+        self.log_dict(self.results, rank_zero_only=True)
+        self.results["image_auroc_by_defect_type"] = by_type
+
+    def predict_step(self, batch: Batch, batch_index: int) -> Prediction:
+        """Score one batch."""
+        return self.model(batch.image)
+
+    # -- what a checkpoint holds beside the state dict ----------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to build the same model again: its config and preprocessing, and the versions."""
+        from oddpatch.checkpoint import describe
+
+        checkpoint["oddpatch"] = describe(self)

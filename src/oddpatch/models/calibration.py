@@ -1,0 +1,236 @@
+"""What a fitted model knows about scores of good images: thresholds and p-values come from here."""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oddpatch.errors import ConfigError
+from oddpatch.metrics.thresholds import (
+    Threshold,
+    check_target_fpr,
+    conformal_p_values,
+    conformal_threshold,
+    fold_of,
+    stands_out,
+)
+
+log = logging.getLogger(__name__)
+
+Method = Literal["none", "leave_one_out", "holdout", "cross"]
+METHODS = get_args(Method)
+#: Fewest good images that a threshold is set on, where each is left out in turn: it supports a rate of 1 in 6.
+FEWEST = 5
+
+
+class Calibration(nn.Module):
+    """Scores of good images that the model was not fitted to, kept with the model.
+
+    `leave_one_out` fits to all good images and scores each as if it had been left out, as the method itself can say
+    (`Detector.score_left_out`); for a method that cannot, it is `cross`. `cross` fits to all of them, and scores each
+    fold by a detector of its own that was fitted without it, at the price of as many fits more. For both the guarantee
+    is that of docs/thresholds.md. `holdout` leaves a share of the good images out of the fit; its guarantee is that of
+    `oddpatch.metrics.thresholds`. `none` has no threshold.
+
+    Args:
+        method: "leave_one_out", "holdout", "cross" or "none".
+        target_fpr: wanted rate of false alarms, of good images called odd.
+        fraction: share of the good training images that `holdout` leaves out.
+        minimum: the fewest images that `holdout` leaves out; with fewer than twice as many nothing is held out.
+        folds: of `cross`; as many as there are images, if these are fewer.
+        min_area: pixels of the anomaly map that may lie above the pixel threshold on an image without alarm.
+        seed: of the choice.
+
+    Raises:
+        ConfigError: a setting cannot work.
+    """
+
+    image_scores: Tensor
+    pixel_scores: Tensor
+    image_index: Tensor
+    f1_threshold: Tensor
+
+    def __init__(
+        self,
+        method: Method = "none",
+        target_fpr: float = 0.01,
+        fraction: float = 0.2,
+        minimum: int = 20,
+        folds: int = 5,
+        min_area: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if method not in METHODS:
+            known = ", ".join(name for name in METHODS if name != "none")
+            raise ConfigError(f"calibration.method={method!r} is not known: choose {known} or none")
+        check_target_fpr(target_fpr)
+        if not 0 < fraction < 1:
+            raise ConfigError(f"calibration.fraction={fraction} must lie between 0 and 1, such as 0.2")
+        for name, value, least in (("minimum", minimum, 1), ("folds", folds, 2), ("min_area", min_area, 0)):
+            if value < least:
+                raise ConfigError(f"calibration.{name}={value} must be at least {least}")
+        self.method, self.target_fpr, self.min_area = method, target_fpr, min_area
+        self.fraction, self.minimum, self.num_folds, self.seed = fraction, minimum, folds, seed
+        #: Why there is no threshold and what to do, where there is none.
+        self.absent = "it was fitted with calibration=none: train again with calibration=leave_one_out"
+        self.register_buffer("image_scores", torch.empty(0, dtype=torch.float64))  # (n,) ascending
+        self.register_buffer("pixel_scores", torch.empty(0, dtype=torch.float64))  # (n,) ascending; none if no maps
+        self.register_buffer("image_index", torch.empty(0, dtype=torch.int64))  # (n,) training image of each score
+        # F1-max threshold of labelled validation images; NaN if there were none.
+        self.register_buffer("f1_threshold", torch.tensor(math.nan, dtype=torch.float64))
+
+    @property
+    def fits_all(self) -> bool:
+        """Whether images that give the threshold are fitted to, too."""
+        return self.method in ("leave_one_out", "cross")
+
+    def folds(self, num_images: int) -> list[int]:
+        """Which fold each training image is scored in; -1 for those that are only fitted to.
+
+        The choice depends on the number of images and the seed alone. Too few images for a threshold give -1
+        throughout, with a warning that says what to do.
+        """
+        if self.method == "none":
+            return [-1] * num_images
+        images = "1 good image is" if num_images == 1 else f"{num_images} good images are"
+        held = max(math.ceil(self.fraction * num_images), self.minimum)
+        if num_images < FEWEST:
+            self.refuse(f"{images} too few, it takes at least {FEWEST}: add good images and train again")
+        elif self.fits_all:
+            return list(fold_of(num_images, min(self.num_folds, num_images), self.seed))
+        elif num_images >= 2 * held:
+            chosen = np.random.default_rng(self.seed).permutation(num_images)[:held]
+            return [0 if held else -1 for held in np.isin(np.arange(num_images), chosen)]
+        else:
+            self.refuse(
+                f"{images} too few for calibration=holdout, which takes at least {2 * held}: train again with "
+                "calibration=leave_one_out"
+            )
+        return [-1] * num_images
+
+    def refuse(self, reason: str) -> None:
+        """Set no threshold, or remove those there are, and keep and log why."""
+        self.absent = reason
+        nothing = torch.empty(0, device=self.image_scores.device)
+        self.calibrate(nothing, nothing, nothing.long())
+        log.warning("there is no threshold: %s", reason)
+
+    def calibrate(self, image_scores: Tensor, pixel_scores: Tensor, image_index: Tensor) -> None:
+        """Keep the scores of good images.
+
+        Args:
+            image_scores: (n,).
+            pixel_scores: (n,) what `highest_but` gives of their maps; (0,) if they have none.
+            image_index: (n,) which training images they are.
+        """
+        self.image_scores, order = image_scores.double().sort(stable=True)
+        self.image_index = image_index.to(order.device)[order]
+        self.pixel_scores = pixel_scores.double().sort().values
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is a threshold."""
+        return len(self.image_scores) > 0
+
+    def image_at(self, target_fpr: float) -> Threshold:
+        """Threshold of image scores for a wanted rate of false alarms."""
+        return conformal_threshold(self.image_scores.cpu(), target_fpr)
+
+    def pixel_at(self, target_fpr: float) -> Threshold | None:
+        """Threshold of pixels: on a good image more than `min_area` of them exceed it at most at this rate."""
+        return conformal_threshold(self.pixel_scores.cpu(), target_fpr) if len(self.pixel_scores) else None
+
+    @property
+    def image(self) -> Threshold:
+        """`image_at` the rate of the settings."""
+        return self.image_at(self.target_fpr)
+
+    @property
+    def pixel(self) -> Threshold | None:
+        """`pixel_at` the rate of the settings."""
+        return self.pixel_at(self.target_fpr)
+
+    @property
+    def set_by(self) -> list[int]:
+        """The training images whose score is the image threshold."""
+        return self.image_index[self.image_scores == self.image.value].tolist() if self.calibrated else []
+
+    def thresholds(self, target_fpr: float | None = None) -> dict[str, float]:
+        """Image thresholds by where they come from: "conformal", "validation". An image is odd if it scores higher.
+
+        Args:
+            target_fpr: of the conformal one; None for that of the settings.
+        """
+        target = self.target_fpr if target_fpr is None else target_fpr
+        found = {"conformal": self.image_at(target).value} if self.calibrated else {}
+        if not self.f1_threshold.isnan():
+            # F1-max counts a score equal to it as odd.
+            found["validation"] = float(np.nextafter(float(self.f1_threshold), -np.inf))
+        return found
+
+    def p_values(self, scores: Any) -> Any:
+        """Of image scores (...), see `conformal_p_values`."""
+        return conformal_p_values(scores, self.image_scores.cpu())
+
+    def describe(self) -> dict[str, Any] | None:
+        """Plain values for metrics.json; None without a threshold."""
+        if not self.calibrated:
+            return None
+        image, pixel = self.image, self.pixel
+        return {
+            "method": self.method,
+            "target_fpr": self.target_fpr,
+            "supported_fpr": image.fpr,
+            "fpr_bound_95": image.fpr_bound(),
+            "num_images": image.num_images,
+            "image": image.value,
+            "pixel": None if pixel is None else pixel.value,
+            "min_area": self.min_area,
+            "validation": None if self.f1_threshold.isnan() else float(self.f1_threshold),
+        }
+
+    def report(self, names: Sequence[str]) -> None:
+        """Log what the threshold promises and which good images set it.
+
+        Args:
+            names: of the training images, by index.
+        """
+        if not self.calibrated:
+            return
+        image = self.image
+        note = ""
+        if not image.supported:
+            wanted = math.ceil(1 / self.target_fpr) - 1
+            note = f"; {self.target_fpr:.3g} needs {wanted} good images, {image.num_images} support {image.fpr:.3g}"
+        log.info(
+            "threshold %.4g: good images exceed it at a rate of %s %.3g on average, %.3g with 95 %% confidence "
+            "(%s, %d good images)%s",
+            image.value,
+            "about" if self.fits_all else "at most",
+            image.fpr,
+            image.fpr_bound(),
+            self.method,
+            image.num_images,
+            note,
+        )
+        log.info("the threshold is the score of %s", ", ".join(names[i] for i in self.set_by))
+        if stands_out(self.image_scores.cpu()):
+            highest, following = self.image_scores[-1].item(), self.image_scores[-2].item()
+            log.warning(
+                "%s scores %.4g, the next highest good image %.4g: it looks unlike the rest, is it good? If it is not, "
+                "move it out of the training images and train again",
+                names[int(self.image_index[-1])],
+                highest,
+                following,
+            )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        for name in ("image_scores", "pixel_scores", "image_index"):
+            if (stored := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

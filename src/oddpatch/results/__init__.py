@@ -1,0 +1,1 @@
+"""What a test found, and the files and tables made of it."""

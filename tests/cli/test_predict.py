@@ -1,0 +1,286 @@
+"""`oddpatch predict`: clean JSON, files, exit codes, and files that cannot be read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import ROOT, make_dataset, make_read_only
+from PIL import Image
+from test_pipeline import run, tiny
+
+from oddpatch.cli.main import main
+from oddpatch.cli.predict import output_names
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("predict")
+    make_dataset(root, good=45)
+    run(tiny(root, root / "run", "callbacks.pictures=null", "backbone=resnet18", "model.num_features=20"))
+    return root
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def predict(monkeypatch, capsys):
+    """The command line in this process: to start one takes seconds."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["oddpatch", "predict", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+def test_json_files_and_exit_codes(finished, tmp_path, predict):
+    images = tmp_path / "images"
+    (images / "deep").mkdir(parents=True)
+    for source, name in (("good/000", "one"), ("spot/000", "deep/two")):
+        (images / f"{name}.png").write_bytes((finished / f"tile/test/{source}.png").read_bytes())
+    (images / "broken.png").write_bytes(b"no image")
+    done = predict(finished / "run", images, "--save", "heatmap,overlay,mask,map", "--out", tmp_path / "out",
+                   "--threshold", "1e-6")  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    records = {record["path"]: record for record in map(json.loads, done.stdout.splitlines())}
+    assert len(records) == 3
+    assert "not an image" in records[str(images / "broken.png")]["error"]
+    odd = records[str(images / "deep/two.png")]
+    assert odd["odd"] is True
+    assert odd["latency_ms"] > 0
+    assert 0 < odd["p_value"] < 1
+    saved = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    kinds = ("heatmap.png", "mask.png", "map.tiff", "overlay.png")
+    assert saved == {f"{stem}_{kind}" for stem in ("one", "deep/two") for kind in kinds}
+    anomaly_map = tifffile.imread(tmp_path / "out/deep/two_map.tiff")
+    assert anomaly_map.dtype == np.float32
+    assert anomaly_map.shape == (48, 48)
+    assert np.nanmax(anomaly_map) == pytest.approx(odd["score"], rel=0.1)
+    assert Image.open(tmp_path / "out/one_overlay.png").size == (48, 48)
+
+    (images / "broken.png").unlink()
+    assert predict(finished / "run", images, "--threshold", "1e-6").returncode == 1
+    assert predict(finished / "run", images, "--threshold", "1e9").returncode == 0
+
+
+def test_errors_are_one_line(finished, tmp_path, predict):
+    for arguments, told in (
+        ((finished / "run", tmp_path / "nowhere"), "nowhere: no such file or folder"),
+        ((finished / "run", tmp_path), "no image in this folder"),
+        ((finished / "run", tmp_path, tmp_path / "nowhere"), "no image in this folder; "),
+        ((tmp_path / "norun", finished / "tile/test"), "does not exist: give the folder of a finished run"),
+        ((finished / "run", finished / "tile/test", "--save", "maps"), "'maps' is not known: choose among heatmap"),
+    ):
+        done = predict(*arguments)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_pipe_gets_json_alone(finished):
+    done = subprocess.run(
+        [sys.executable, "-m", "oddpatch.cli.main", "predict", finished / "run", finished / "tile/test/good"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 5
+    assert done.returncode in (0, 1)
+
+
+def test_a_run_without_threshold_says_why_and_how_to_get_one(tmp_path, predict):
+    good = make_dataset(tmp_path / "data", good=4) / "test/good"
+    settings = ["callbacks.pictures=null", "backbone=resnet18", "model=gaussian"]
+    why = {
+        "calibration=none": "it was fitted with calibration=none: train again with calibration=leave_one_out",
+        "calibration=leave_one_out": "4 good images are too few, it takes at least 5: add good images and train again",
+    }
+    for calibration, reason in why.items():
+        name = calibration.partition("=")[2]
+        run(tiny(tmp_path / "data", tmp_path / name, *settings, calibration))
+        done = predict(tmp_path / name, good)
+        assert done.returncode == 2
+        assert f"{name} has no threshold: {reason}, or give --threshold VALUE\n" in done.stderr
+        assert predict(tmp_path / name, good, "--threshold", "1e9").returncode == 0
+    make_dataset(tmp_path / "data", good=5)
+    run(tiny(tmp_path / "data", tmp_path / "mended", *settings, "calibration=leave_one_out"))
+    done = predict(tmp_path / "mended", good)
+    assert done.returncode in (0, 1)
+    assert json.loads(done.stdout.splitlines()[0])["p_value"] > 1 / 6
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_linked_folder_is_inspected(finished, tmp_path, predict):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/a.png").write_bytes((finished / "tile/test/good/000.png").read_bytes())
+    (tmp_path / "parts/line2").symlink_to(finished / "tile/test/spot")
+    done = predict(finished / "run", tmp_path / "parts", "--threshold", "1e-6")
+    assert done.returncode == 1
+    assert [record["path"] for record in lines(done.stdout)] == [
+        str(tmp_path / "parts/a.png"), *(str(tmp_path / f"parts/line2/00{k}.png") for k in range(4)),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def mixed(finished, tmp_path):
+    """A good image, a defect of an unknown suffix, one without suffix, and a broken link."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for source, name in (("good/000", "a.png"), ("spot/000", "c.xyz"), ("spot/001", "d")):
+        (folder / name).write_bytes((finished / f"tile/test/{source}.png").read_bytes())
+    (folder / "gone.png").symlink_to("nowhere")
+    return folder
+
+
+def test_files_left_out_are_counted_and_named(finished, mixed, predict):
+    done = predict(finished / "run", mixed, "--threshold", "1e9")
+    assert done.returncode == 0
+    assert len(lines(done.stdout)) == 1
+    assert done.stderr.splitlines() == [
+        f"warning: 1 left out, broken link: {mixed}/gone.png",
+        f"warning: 1 left out, no suffix: {mixed}/d",
+        f"warning: 1 left out, unknown suffix: {mixed}/c.xyz",
+    ]
+    assert predict(finished / "run", mixed, "--threshold", "1e9", "--strict").returncode == 2
+    assert predict(finished / "run", mixed / "a.png", "--threshold", "1e9", "--strict").returncode == 0
+
+
+def test_the_closing_line_counts_what_was_left_out(finished, mixed, predict, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    done = predict(finished / "run", mixed, "--threshold", "1e9")
+    assert done.stdout.splitlines()[-1] == "1 image: 1 good, 3 left out"
+
+
+def test_all_files_are_tried_if_asked(finished, mixed, predict):
+    done = predict(finished / "run", mixed, "--threshold", "1e-6", "--all-files")
+    assert [record["path"] for record in lines(done.stdout)] == [str(mixed / name) for name in ("a.png", "c.xyz", "d")]
+    assert done.returncode == 1
+    assert done.stderr == f"warning: 1 left out, broken link: {mixed}/gone.png\n"
+
+
+def test_the_others_are_inspected_where_a_source_is_missing(finished, tmp_path, predict):
+    (tmp_path / "empty").mkdir()
+    good = finished / "tile/test/good/000.png"
+    done = predict(finished / "run", good, tmp_path / "nonexist.png", tmp_path / "empty", "--threshold", "1e9")
+    assert done.returncode == 2
+    *errors, record = lines(done.stdout)
+    assert errors == [
+        {"path": f"{tmp_path}/nonexist.png", "error": f"{tmp_path}/nonexist.png: no such file or folder"},
+        {"path": f"{tmp_path}/empty", "error": f"{tmp_path}/empty: no image in this folder"},
+    ]
+    assert (record["path"], record["odd"]) == (str(good), False)
+
+
+def test_outputs_never_share_a_name(tmp_path):
+    paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.z.png")]
+    names = output_names(paths)
+    assert [name.as_posix() for name in names.values()] == ["a/x_png", "a/x_jpg", "b/x", "b/y.z"]
+
+
+def test_how_much_of_an_image_is_inspected_is_said(finished, tmp_path, predict):
+    strip = tmp_path / "strip.png"
+    Image.fromarray(np.full((48, 480, 3), 90, np.uint8)).save(strip)
+    square = finished / "tile/test/good/000.png"
+    done = predict(finished / "run", square, strip, "--json")
+    shares = [json.loads(line)["inspected"] for line in done.stdout.splitlines()]
+    assert shares == [1.0, pytest.approx(0.1, abs=0.005)]  # the run crops
+    (line,) = [line for line in done.stderr.splitlines() if "inspected" in line]
+    assert line.startswith(f"warning: 1 of 2 images were inspected in part, {strip} to 10.")
+    assert "data.crop=null" in line
+    assert "inspected" not in predict(finished / "run", square, "--json").stderr
+
+
+def test_large_images_are_refused_by_a_limit_that_can_be_set(finished, predict):
+    square = finished / "tile/test/good/000.png"
+    refused = predict(finished / "run", square, "--max-pixels", "1000")
+    assert refused.returncode == 2
+    assert "set max_pixels=2304" in json.loads(refused.stdout)["error"]
+    assert predict(finished / "run", square, "--max-pixels", "2304").returncode in (0, 1)
+
+
+def test_a_name_too_long_for_what_is_saved_is_that_file_s_error(finished, tmp_path, predict):
+    images = tmp_path / "images"
+    images.mkdir()
+    long = "x" * 248  # with .png as long as a name may be, with _overlay.png longer
+    for name in ("a", long, "z"):
+        (images / f"{name}.png").write_bytes((finished / "tile/test/good/000.png").read_bytes())
+    done = predict(finished / "run", images, "--save", "overlay", "--out", tmp_path / "out", "--threshold", "1e9")
+    assert done.returncode == 2
+    records = {record["path"]: record for record in map(json.loads, done.stdout.splitlines())}
+    told = f"{tmp_path}/out/{long}_overlay.png cannot be written (File name too long): choose a shorter name"
+    assert records.pop(str(images / f"{long}.png")) == {"path": str(images / f"{long}.png"), "error": told}
+    assert [record["odd"] for record in records.values()] == [False, False]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_overlay.png", "z_overlay.png"]
+
+
+@pytest.mark.parametrize("kind", ["heatmap", "overlay", "mask", "map"])
+def test_a_disk_that_cannot_be_written_is_told(finished, tmp_path, predict, small_disk, kind):
+    make_read_only(small_disk)
+    done = predict(finished / "run", finished / "tile/test/good/000.png", "--save", kind, "--out", small_disk)
+    assert done.returncode == 2
+    name = f"000_{kind}.{'tiff' if kind == 'map' else 'png'}"
+    told = f"{small_disk}/{name} cannot be written (Read-only file system): choose another folder"
+    assert done.stderr == f"error: {told}\n"
+
+
+def test_a_pipe_among_the_sources_is_told_and_not_waited_for(finished, tmp_path, predict):
+    os.mkfifo(tmp_path / "x.png")
+    good = finished / "tile/test/good/000.png"
+    for source in (tmp_path / "x.png", tmp_path):
+        done = predict(finished / "run", source, good, "--threshold", "1e9")
+        assert done.returncode == 2
+        errors = [record["error"] for record in map(json.loads, done.stdout.splitlines()) if "error" in record]
+        assert len(errors) == 1
+        assert f"neither a file nor a folder: {tmp_path}/x.png" in errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_prediction_that_is_ended_leaves_whole_lines_and_files(finished, tmp_path, how, code):
+    content = (finished / "tile/test/good/000.png").read_bytes()
+    (tmp_path / "images").mkdir()
+    for number in range(3000):
+        (tmp_path / f"images/{number}.png").write_bytes(content)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oddpatch.cli.main", "predict", finished / "run", tmp_path / "images", "--batch-size",
+         "1", "--save", "overlay", "--out", tmp_path / "out"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    first = process.stdout.readline()
+    process.send_signal(how)
+    rest, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert told == {143: "terminated\n", 130: "interrupted\n"}[code]
+    records = [json.loads(line) for line in (first + rest).splitlines()]
+    assert 1 <= len(records) < 3000
+    for path in (tmp_path / "out").iterdir():
+        assert path.suffix == ".png"
+        Image.open(path).load()
+
+
+@pytest.mark.slow
+def test_a_prediction_that_nobody_reads_ends_quietly(finished, tmp_path):
+    command = f"{sys.executable} -m oddpatch.cli.main predict {finished}/run {finished}/tile/test | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    line, code = done.stdout.splitlines()
+    assert json.loads(line)["path"]
+    assert code in ("141", "0", "1")  # 0 and 1 if all was written before `head` had ended
+    assert done.stderr == ""
