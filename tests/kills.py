@@ -112,7 +112,7 @@ def of_predict(place: Place) -> Any:
     """What `predict` prints and saves."""
     lines = [json.loads(line) for line in printed(place).read_text().splitlines()]
     saved = sorted(str(path.relative_to(place.own)) for path in (place.own / "saved").rglob("*.*"))
-    return [(line["path"], line["score"], line["odd"]) for line in lines], saved
+    return [(line["path"], line["score"], line["is_anomalous"]) for line in lines], saved
 
 
 def of_update(place: Place) -> Any:

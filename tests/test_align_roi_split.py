@@ -108,14 +108,16 @@ def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone):
 
 
 def test_an_image_that_does_not_register_is_named_or_skipped(category, tmp_path, tiny_backbone):
-    Image.effect_noise((48, 48), 60).convert("RGB").save(category / "test/good/odd.png")
+    Image.effect_noise((48, 48), 60).convert("RGB").save(category / "test/good/anomalous.png")
     align = f"data.align={{reference: {category}/train/good/000.png, method: translation, min_quality: 0.15}}"
     settings = [align, "data.resize=48", "data.crop=40", "calibration=none"]
-    with pytest.raises(DataError, match=r"odd\.png: registers to the reference image with quality 0\.\d\d") as error:
+    with pytest.raises(
+        DataError, match=r"anomalous\.png: registers to the reference image with quality 0\.\d\d"
+    ) as error:
         run(tiny(category.parent, tmp_path / "a", *settings))
     assert "\n" not in str(error.value)
     job = run(tiny(category.parent, tmp_path / "b", *settings, "data.on_error=skip"))
-    assert any("odd.png" in line for line in job.data.skipped())
+    assert any("anomalous.png" in line for line in job.data.skipped())
 
 
 def test_a_fold_is_trained_and_tested_on(tiles, tmp_path, tiny_backbone):

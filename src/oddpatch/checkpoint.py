@@ -103,7 +103,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give the folder of a finished run")
     try:
-        with warnings.catch_warnings(action="ignore"):  # what is odd in the file is an error below
+        with warnings.catch_warnings(action="ignore"):  # what is anomalous in the file is an error below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damaged bytes are met with errors of nearly any type
         raise CheckpointError(

@@ -27,5 +27,5 @@ class Batch(NamedTuple):
 class Prediction(NamedTuple):
     """What a detector says of a batch of images."""
 
-    score: Tensor  # (B,) float32, raw distance: larger is odder
+    score: Tensor  # (B,) float32, raw distance: larger is more anomalous
     anomaly_map: Tensor | None  # (B, 1, H, W) float32; None for methods that score whole images only

@@ -80,10 +80,10 @@ def test_every_method_works_on_every_backbone(name, method, metas):
     detector.update(features(5), torch.arange(5))
     detector.fit()
     good = features(2)
-    odd = [f + 9 for f in good]
+    anomalous = [f + 9 for f in good]
     prediction = detector(good, (64, 64))
     assert prediction.score.shape == (2,)
     assert prediction.score.isfinite().all()
-    assert (detector(odd, (64, 64)).score > prediction.score).all()
+    assert (detector(anomalous, (64, 64)).score > prediction.score).all()
     if detector.localizes:
         assert prediction.anomaly_map.shape == (2, 1, 64, 64)

@@ -36,7 +36,7 @@ class RedChannel(nn.Module):
 
 
 class Reader(nn.Module):
-    """Reads the anomaly map off the image's red channel: the test says what is odd."""
+    """Reads the anomaly map off the image's red channel: the test says what is anomalous."""
 
     def __init__(self, mapped=True, weights="pretrained"):
         super().__init__()
@@ -129,9 +129,9 @@ def finished(tmp_path_factory):
 
 def test_worst_and_typical_are_pictured_under_their_names(finished):
     module, folder = finished
-    odd = sorted((it for it in module.scored if it.label), key=lambda it: it.score)
+    anomalous = sorted((it for it in module.scored if it.label), key=lambda it: it.score)
     good = sorted((it for it in module.scored if not it.label), key=lambda it: -it.score)
-    expected = {f"miss_{i + 1}_{it.defect_type}_{it.path[-7:-4]}" for i, it in enumerate(odd[:4])}
+    expected = {f"miss_{i + 1}_{it.defect_type}_{it.path[-7:-4]}" for i, it in enumerate(anomalous[:4])}
     expected |= {f"false_alarm_{i + 1}_good_{it.path[-7:-4]}" for i, it in enumerate(good[:4])}
     found = names(folder)
     assert expected | CURVES | {"overview"} <= set(found)

@@ -24,7 +24,7 @@ def crash():
 def refuse():
     raise DataError("a.png is broken: mend it")
 @cli.app.command()
-def odd():
+def anomalous():
     raise cli.typer.Exit(1)
 @cli.app.command()
 def wait():
@@ -47,7 +47,7 @@ def call(*arguments, **settings):
     ("arguments", "code", "told"),
     [
         (["talk", "--lines", "2"], 0, ""),
-        (["odd"], 1, ""),
+        (["is_anomalous"], 1, ""),
         (["refuse"], 2, "error: a.png is broken: mend it\n"),
         (["crash"], 2, "ZeroDivisionError: a mistake of ours\n"),
         (["talk", "--lines", "many"], 2, "Invalid value for '--lines'"),

@@ -59,7 +59,7 @@ def write_run(folder, scores, order=None, root="/data", seed=None, limits=(0.3,)
     (folder / "metrics.json").write_text(json.dumps(content))
     with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "defect_type", "score", "p_value", "odd"])
+        writer.writerow(["path", "label", "defect_type", "score", "p_value", "is_anomalous"])
         for i in order:
             kind, number = IMAGES[i]
             writer.writerow(

@@ -13,7 +13,7 @@ from test_pipeline import config, tiny, tiny_backbone  # noqa: F401
 from oddpatch import factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.cli import main as cli
-from oddpatch.cli.explain import find_matches, oddest, patch_box
+from oddpatch.cli.explain import find_matches, most_anomalous, patch_box
 from oddpatch.cli.update import new_version
 from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError
@@ -111,7 +111,7 @@ def test_the_oddest_patch_lies_on_the_defect(run, tiles):
     model, about = factory.restore(run)
     mask = np.asarray(Image.open(tiles / "tile/ground_truth/spot/000_mask.png").resize((32, 32)))
     image = model.preprocess(read_image(tiles / "tile/test/spot/000.png"))
-    box = oddest(find_matches(model, model.detector, image, about["train_images"]), 1, 8)[0].patch
+    box = most_anomalous(find_matches(model, model.detector, image, about["train_images"]), 1, 8)[0].patch
     near = mask[max(int(box.top) - 4, 0) : int(box.top) + 8, max(int(box.left) - 4, 0) : int(box.left) + 8]
     assert near.any()
 
@@ -125,8 +125,8 @@ def test_boxes_cover_the_image():
 
 def test_oddest_patches_are_apart():
     row = [Match(Box(4 * i, 0, 4, 4), Box(0, 0, 4, 4), "a.png", d) for i, d in enumerate([1, 5, 9, 8, 2, 6])]
-    assert [m.distance for m in oddest(row, 3, 12)] == [9, 6]
-    assert [m.distance for m in oddest(row, 3, 4)] == [9, 8, 6]
+    assert [m.distance for m in most_anomalous(row, 3, 12)] == [9, 6]
+    assert [m.distance for m in most_anomalous(row, 3, 4)] == [9, 8, 6]
 
 
 def test_explain_as_an_animation_shows_every_patch(run, tiles, monkeypatch, capsys):

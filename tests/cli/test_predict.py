@@ -58,17 +58,17 @@ def test_json_files_and_exit_codes(finished, tmp_path, predict):
     records = {record["path"]: record for record in map(json.loads, done.stdout.splitlines())}
     assert len(records) == 3
     assert "not an image" in records[str(images / "broken.png")]["error"]
-    odd = records[str(images / "deep/two.png")]
-    assert odd["odd"] is True
-    assert odd["latency_ms"] > 0
-    assert 0 < odd["p_value"] < 1
+    anomalous = records[str(images / "deep/two.png")]
+    assert anomalous["is_anomalous"] is True
+    assert anomalous["latency_ms"] > 0
+    assert 0 < anomalous["p_value"] < 1
     saved = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     kinds = ("heatmap.png", "mask.png", "map.tiff", "overlay.png")
     assert saved == {f"{stem}_{kind}" for stem in ("one", "deep/two") for kind in kinds}
     anomaly_map = tifffile.imread(tmp_path / "out/deep/two_map.tiff")
     assert anomaly_map.dtype == np.float32
     assert anomaly_map.shape == (48, 48)
-    assert np.nanmax(anomaly_map) == pytest.approx(odd["score"], rel=0.1)
+    assert np.nanmax(anomaly_map) == pytest.approx(anomalous["score"], rel=0.1)
     assert Image.open(tmp_path / "out/one_overlay.png").size == (48, 48)
 
     (images / "broken.png").unlink()
@@ -184,7 +184,7 @@ def test_the_others_are_inspected_where_a_source_is_missing(finished, tmp_path, 
         {"path": f"{tmp_path}/nonexist.png", "error": f"{tmp_path}/nonexist.png: no such file or folder"},
         {"path": f"{tmp_path}/empty", "error": f"{tmp_path}/empty: no image in this folder"},
     ]
-    assert (record["path"], record["odd"]) == (str(good), False)
+    assert (record["path"], record["is_anomalous"]) == (str(good), False)
 
 
 def test_outputs_never_share_a_name(tmp_path):
@@ -225,7 +225,7 @@ def test_a_name_too_long_for_what_is_saved_is_that_file_s_error(finished, tmp_pa
     records = {record["path"]: record for record in map(json.loads, done.stdout.splitlines())}
     told = f"{tmp_path}/out/{long}_overlay.png cannot be written (File name too long): choose a shorter name"
     assert records.pop(str(images / f"{long}.png")) == {"path": str(images / f"{long}.png"), "error": told}
-    assert [record["odd"] for record in records.values()] == [False, False]
+    assert [record["is_anomalous"] for record in records.values()] == [False, False]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_overlay.png", "z_overlay.png"]
 
 

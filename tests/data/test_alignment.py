@@ -114,14 +114,14 @@ def test_the_majority_decides(photographs):
 @pytest.mark.parametrize("index", range(4))
 def test_misplaced_parts_do_not_draw_the_board_along(scene, photographs, index):
     job = Job("test", "misplaced_objects", index)
-    good, odd = (render_one(scene, 0, job, spoil=spoil) for spoil in (False, True))
+    good, anomalous = (render_one(scene, 0, job, spoil=spoil) for spoil in (False, True))
     alignment = align_to(photographs[0][0])
-    on_good, on_odd = (alignment.register(tensor(rendered.image)) for rendered in (good, odd))
+    on_good, on_odd = (alignment.register(tensor(rendered.image)) for rendered in (good, anomalous))
     # The same board from the same place: with and without the fault it has to be moved alike.
     assert error(on_odd.matrix, on_good.matrix) < 1.0
-    straight, crooked = (alignment.warp(tensor(r.image), on_good) for r in (good, odd))
-    wrong = alignment.warp_mask(torch.from_numpy(odd.mask), on_odd) > 0
-    difference = (alignment.warp(tensor(odd.image), on_odd) - straight).abs().mean(0)
+    straight, crooked = (alignment.warp(tensor(r.image), on_good) for r in (good, anomalous))
+    wrong = alignment.warp_mask(torch.from_numpy(anomalous.mask), on_odd) > 0
+    difference = (alignment.warp(tensor(anomalous.image), on_odd) - straight).abs().mean(0)
     assert difference[wrong].mean() > 0.8 * (crooked - straight).abs().mean(0)[wrong].mean()
 
 

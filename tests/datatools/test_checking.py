@@ -276,11 +276,11 @@ def test_dark_and_odd_training_images(tmp_path):
     rng = np.random.default_rng(1)
     for k in range(30):
         write_image(tmp_path / f"p/train/good/{k:02}.png", rng)
-    write_image(tmp_path / "p/train/good/odd.png", rng, defect=True)
+    write_image(tmp_path / "p/train/good/anomalous.png", rng, defect=True)
     Image.open(tmp_path / "p/train/good/05.png").point(lambda v: v // 3).save(tmp_path / "p/train/good/05.png")
     found = kinds(check(tmp_path / "p"))
-    assert {("brightness", "train/good/05.png"), ("suspect", "train/good/odd.png")} <= found
-    assert {path for _, path in found} == {"train/good/05.png", "train/good/odd.png"}
+    assert {("brightness", "train/good/05.png"), ("suspect", "train/good/anomalous.png")} <= found
+    assert {path for _, path in found} == {"train/good/05.png", "train/good/anomalous.png"}
 
 
 def test_distances_against_least_squares():

@@ -172,10 +172,10 @@ def test_warning_is_printed_on_everything():
 @pytest.mark.parametrize("size", [(64, 64), (40, 200), (200, 40), (16, 300)])
 @pytest.mark.parametrize("name", ["plain", "a$b_{$^", "瓶子_划痕", "x" * 200])
 def test_any_name_and_any_shape_fits(tmp_path, size, name):
-    odd = example(defect_type=name, size=size, path=f"/data/{name}/{name}.png")
+    anomalous = example(defect_type=name, size=size, path=f"/data/{name}/{name}.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for sheet in (draw_example(odd, LOOK, "miss", 1), draw_overview({"miss": [odd] * 3}, LOOK, name)):
+        for sheet in (draw_example(anomalous, LOOK, "miss", 1), draw_overview({"miss": [anomalous] * 3}, LOOK, name)):
             assert_nothing_clipped(sheet)
     pixels(sheet, tmp_path / "a.png")
 
@@ -280,9 +280,9 @@ def chosen_indices(candidates, scores):
 
 def test_worst_are_the_worst_in_any_order():
     examples = list(stream(200))
-    odd = sorted((it for it in examples if it.label), key=lambda it: (it.score, it.index))
+    anomalous = sorted((it for it in examples if it.label), key=lambda it: (it.score, it.index))
     good = sorted((it for it in examples if not it.label), key=lambda it: (-it.score, it.index))
-    expected = {"miss": [it.index for it in odd[:3]], "false_alarm": [it.index for it in good[:3]]}
+    expected = {"miss": [it.index for it in anomalous[:3]], "false_alarm": [it.index for it in good[:3]]}
     results = []
     for order in (examples, examples[::-1], np.random.default_rng(2).permutation(np.array(examples, dtype=object))):
         candidates = Candidates(3, 4)

@@ -41,10 +41,10 @@ def test_the_numbers_are_those_of_the_test_loop(finished, detector):
     for row, result in zip(tested, results, strict=True):
         assert result.score == pytest.approx(float(row["score"]), rel=1e-6)
         assert result.p_value == pytest.approx(float(row["p_value"]), rel=1e-6)
-        assert result.odd == bool(int(row["odd"]))
-        assert (result.anomaly_score > 0.5) == result.odd
-    assert any(result.odd for result in results)
-    assert not all(result.odd for result in results)
+        assert result.is_anomalous == bool(int(row["is_anomalous"]))
+        assert (result.anomaly_score > 0.5) == result.is_anomalous
+    assert any(result.is_anomalous for result in results)
+    assert not all(result.is_anomalous for result in results)
 
 
 def test_every_form_of_an_image_gives_the_same(finished, detector):
@@ -87,7 +87,7 @@ def test_map_mask_and_regions_lie_on_the_image(finished, detector):
 
 def test_thresholds_can_be_chosen(finished, detector):
     good = finished / "tile/test/good/000.png"
-    assert AnomalyDetector.load(finished / "run", threshold=0.0)(good).odd is True
+    assert AnomalyDetector.load(finished / "run", threshold=0.0)(good).is_anomalous is True
     loose = AnomalyDetector.load(finished / "run", target_fpr=0.3)
     assert loose.image_threshold < detector.image_threshold
     with pytest.raises(
@@ -104,14 +104,14 @@ def test_exactly_at_a_threshold_nothing_is_found(finished):
         seen = AnomalyDetector.load(finished / "run")(path)
         highest = float(np.nanmax(seen.anomaly_map))
         at = AnomalyDetector.load(finished / "run", threshold=seen.score, pixel_threshold=highest)(path)
-        assert (at.odd, at.regions, at.anomaly_score) == (False, [], 0.5)
+        assert (at.is_anomalous, at.regions, at.anomaly_score) == (False, [], 0.5)
         assert not at.mask.any()
         below = {
             "threshold": np.nextafter(seen.score, 0),
             "pixel_threshold": float(np.nextafter(np.float32(highest), np.float32(0))),
         }
         under = AnomalyDetector.load(finished / "run", **below)(path)
-        assert under.odd
+        assert under.is_anomalous
         assert len(under.regions) == 1
 
 

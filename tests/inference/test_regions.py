@@ -1,16 +1,16 @@
-"""Odd regions against scipy's labelling, merging, and maps that are not known everywhere."""
+"""Anomalous regions against scipy's labelling, merging, and maps that are not known everywhere."""
 
 import numpy as np
 from scipy import ndimage
 
-from oddpatch.inference.regions import find_odd_regions
+from oddpatch.inference.regions import find_regions
 
 
 def test_regions_are_those_of_scipy():
     rng = np.random.default_rng(0)
     anomaly_map = ndimage.gaussian_filter(rng.normal(size=(80, 120)), 3)
     threshold = float(np.quantile(anomaly_map, 0.9))
-    regions, mask = find_odd_regions(anomaly_map, threshold)
+    regions, mask = find_regions(anomaly_map, threshold)
     labels, count = ndimage.label(anomaly_map > threshold, np.ones((3, 3)))
     assert len(regions) == count > 5
     np.testing.assert_array_equal(mask > 0, labels > 0)
@@ -26,7 +26,7 @@ def test_regions_are_those_of_scipy():
 def test_small_regions_are_left_out():
     anomaly_map = np.zeros((20, 20))
     anomaly_map[2:4, 2:4], anomaly_map[10:15, 10:15] = 5, 3
-    regions, mask = find_odd_regions(anomaly_map, 1, min_area=5)
+    regions, mask = find_regions(anomaly_map, 1, min_area=5)
     assert [r.area for r in regions] == [25]
     assert mask.sum() == 25 * 255
     assert regions[0].contours == [[(10, 10), (10, 14), (14, 14), (14, 10)]]
@@ -37,10 +37,10 @@ def test_near_regions_merge_at_exactly_the_distance():
         anomaly_map = np.zeros((9, 30))
         anomaly_map[3:6, 4:8], anomaly_map[3:6, 8 + gap : 12 + gap] = 2, 4
         for distance in range(7):
-            regions, _ = find_odd_regions(anomaly_map, 1, merge_distance=distance)
+            regions, _ = find_regions(anomaly_map, 1, merge_distance=distance)
             assert len(regions) == (1 if gap <= distance else 2), (gap, distance)
             assert sum(r.area for r in regions) == 24
-    regions, _ = find_odd_regions(anomaly_map, 1, merge_distance=6)
+    regions, _ = find_regions(anomaly_map, 1, merge_distance=6)
     assert regions[0].box == (4, 3, 14, 3)
     assert len(regions[0].contours) == 2
 
@@ -48,7 +48,7 @@ def test_near_regions_merge_at_exactly_the_distance():
 def test_what_is_not_known_is_not_odd():
     anomaly_map = np.full((8, 8), np.nan)
     anomaly_map[2:4, 2:4] = 7
-    regions, mask = find_odd_regions(anomaly_map, 1)
+    regions, mask = find_regions(anomaly_map, 1)
     assert [r.area for r in regions] == [4]
     assert (mask > 0).sum() == 4
-    assert find_odd_regions(np.full((8, 8), np.nan), 1)[0] == []
+    assert find_regions(np.full((8, 8), np.nan), 1)[0] == []

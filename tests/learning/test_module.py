@@ -114,17 +114,17 @@ def test_operating_figures_are_those_at_the_calibrated_thresholds(finished):
     thresholds, operating = metrics["thresholds"], metrics["operating"]
     assert len({thresholds["image"], thresholds["pixel"], thresholds["validation"]}) == 3
     rows = predictions(folder)
-    good, odd = ([score for _, label, _, score in rows if label == wanted] for wanted in (0, 1))
+    good, anomalous = ([score for _, label, _, score in rows if label == wanted] for wanted in (0, 1))
     found = operating["at_threshold"]
     assert found["threshold"] == thresholds["image"]
     assert found["false_rejects"]["number"] == sum(score > thresholds["image"] for score in good)
-    assert found["escapes"]["number"] == sum(score <= thresholds["image"] for score in odd)
-    assert (found["false_rejects"]["total"], found["escapes"]["total"]) == (len(good), len(odd))
+    assert found["escapes"]["number"] == sum(score <= thresholds["image"] for score in anomalous)
+    assert (found["false_rejects"]["total"], found["escapes"]["total"]) == (len(good), len(anomalous))
     regions = operating["region_overlap"]
     assert (regions["method"], regions["threshold"]) == ("calibrated", thresholds["pixel"])
     statistics = PixelStatistics.load(folder / "pixel_statistics.npz")
     above = np.split(statistics.defect_scores > np.float64(thresholds["pixel"]), np.cumsum(statistics.region_size)[:-1])
-    assert regions["num_regions"] == len(above) == len(odd)
+    assert regions["num_regions"] == len(above) == len(anomalous)
     assert regions["mean"] == pytest.approx(np.mean([region.mean() for region in above]), abs=1e-12)
 
 

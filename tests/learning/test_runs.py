@@ -122,7 +122,7 @@ def test_several_processes_give_what_one_gives(alone, together, method):
     for mine, theirs in zip(rows(one / method), rows(out / method), strict=True):
         assert mine["path"] == theirs["path"]
         assert float(theirs["score"]) == pytest.approx(float(mine["score"]), rel=1e-5)
-        assert theirs["odd"] == mine["odd"]
+        assert theirs["is_anomalous"] == mine["is_anomalous"]
     states = [torch.load(out / f"{method}-{rank}.pt") for rank in range(world)]
     for name, value in jobs[method].module.state_dict().items():
         # Relative to the largest: inverting a covariance of few images magnifies the rounding of small entries.

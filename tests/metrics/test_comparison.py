@@ -13,8 +13,8 @@ def by_definition(first, second, labels):
     """AUROCs, standard error and p-value from the matrix of all pairs, ties counting one half."""
     placed = []
     for scores in (first, second):
-        odd, good = scores[labels == 1][:, None], scores[labels == 0][None]
-        won = (odd > good) + 0.5 * (odd == good)
+        anomalous, good = scores[labels == 1][:, None], scores[labels == 0][None]
+        won = (anomalous > good) + 0.5 * (anomalous == good)
         placed.append((won.mean(), won.mean(axis=1), won.mean(axis=0)))
     covariance = sum(np.cov([placed[0][axis], placed[1][axis]]) / len(placed[0][axis]) for axis in (1, 2))
     error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])

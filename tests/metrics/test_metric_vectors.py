@@ -52,6 +52,6 @@ def test_thresholds_cut_where_f1_says():
     with np.load(VECTORS / "ties_quantised.npz") as vectors:
         maps, masks = vectors["scores"], vectors["masks"]
     result = pixel_metrics(maps, masks)
-    odd = maps >= result.f1_threshold
-    f1 = 2 * (odd & (masks == 1)).sum() / (odd.sum() + (masks == 1).sum())
+    anomalous = maps >= result.f1_threshold
+    f1 = 2 * (anomalous & (masks == 1)).sum() / (anomalous.sum() + (masks == 1).sum())
     assert f1 == pytest.approx(result.f1_max, abs=1e-12)

@@ -47,7 +47,7 @@ def test_a_rate_that_the_images_cannot_resolve_says_so():
 
 def test_errors_at_a_threshold_and_their_intervals():
     scores, labels = [1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 1, 0, 1, 1]
-    found = errors_at_threshold(scores, labels, 4)  # a score equal to it is not odd
+    found = errors_at_threshold(scores, labels, 4)  # a score equal to it is not anomalous
     assert (found["false_rejects"].number, found["false_rejects"].total) == (1, 4)
     assert (found["escapes"].number, found["escapes"].total) == (1, 3)
     assert set(errors_at_threshold([1, 2], [1, 1], 0)) == {"escapes"}

@@ -11,7 +11,7 @@ from oddpatch.metrics.thresholds import (
     conformal_p_values,
     conformal_threshold,
     fold_of,
-    highest_but,
+    max_excluding,
     stands_out,
 )
 
@@ -83,7 +83,7 @@ def test_scores_are_monotone_and_half_at_the_threshold():
 def test_at_most_so_many_pixels_exceed_the_value():
     maps = np.random.default_rng(0).normal(size=(5, 8, 9))
     for area in (0, 3, 71):
-        values = highest_but(maps, area)
+        values = max_excluding(maps, area)
         assert ((maps > values[:, None, None]).sum(axis=(1, 2)) == area).all()
 
 

@@ -42,7 +42,7 @@ def test_held_out_images_give_the_threshold_and_are_not_fitted_to(tmp_path):
     assert thresholds["image"] == pytest.approx(float(scores.max()), rel=1e-5)
     with (tmp_path / "out/predictions.csv").open() as file:
         for row in csv.DictReader(file):
-            assert int(row["odd"]) == (float(row["score"]) > thresholds["image"])
+            assert int(row["is_anomalous"]) == (float(row["score"]) > thresholds["image"])
             assert 1 / 21 < float(row["p_value"]) < 1
 
 
@@ -262,9 +262,9 @@ def test_the_good_image_that_set_the_threshold_is_no_alarm(tmp_path):
         rows = list(csv.DictReader(file))
     ties = [row for row in rows if float(row["score"]) == threshold]
     assert len(ties) == 1
-    assert ties[0]["odd"] == "0"
-    assert all((row["odd"] == "1") == (float(row["score"]) > threshold) for row in rows)
-    alarms = sum(row["odd"] == "1" for row in rows if row["label"] == "0")
+    assert ties[0]["is_anomalous"] == "0"
+    assert all((row["is_anomalous"] == "1") == (float(row["score"]) > threshold) for row in rows)
+    alarms = sum(row["is_anomalous"] == "1" for row in rows if row["label"] == "0")
     assert metrics["image_fpr@conformal"] == alarms / 16
     assert metrics["operating"]["at_threshold"]["false_rejects"]["number"] == alarms
 

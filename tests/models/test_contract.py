@@ -73,11 +73,11 @@ def test_four_at_once_equal_four_singles(fitted):
 
 
 def test_a_planted_defect_scores_higher_and_is_found(fitted):
-    good, odd = features(6, seed=2), features(6, seed=2)
-    for feature, stride in zip(odd, STRIDES, strict=True):
+    good, anomalous = features(6, seed=2), features(6, seed=2)
+    for feature, stride in zip(anomalous, STRIDES, strict=True):
         side = 16 // stride
         feature[:, :, side : 2 * side, 2 * side : 3 * side] += 2.0
-    of_good, of_odd = fitted(good, SIZE), fitted(odd, SIZE)
+    of_good, of_odd = fitted(good, SIZE), fitted(anomalous, SIZE)
     assert of_odd.score.min() > of_good.score.max()
     if of_odd.anomaly_map is not None:
         peaks = of_odd.anomaly_map.flatten(1).argmax(1)

@@ -41,9 +41,9 @@ def test_scores_are_means_of_the_members_standardised_on_images_held_out():
         alone = MEMBER(CHANNELS[part], STRIDES[part])
         alone.update([f[~held_out] for f in train[part]], torch.arange(16)[~held_out])
         alone.fit()
-        good, odd = alone([f[held_out] for f in train[part]], SIZE), alone(test[part], SIZE)
-        scores.append((odd.score - good.score.mean()) / good.score.std())
-        heat.append((odd.anomaly_map - good.anomaly_map.mean()) / good.anomaly_map.std())
+        good, anomalous = alone([f[held_out] for f in train[part]], SIZE), alone(test[part], SIZE)
+        scores.append((anomalous.score - good.score.mean()) / good.score.std())
+        heat.append((anomalous.anomaly_map - good.anomaly_map.mean()) / good.anomaly_map.std())
     torch.testing.assert_close(score, (scores[0] + scores[1]) / 2, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(anomaly_map, (heat[0] + heat[1]) / 2, rtol=1e-4, atol=1e-4)
 

@@ -112,11 +112,11 @@ def test_what_lies_outside_does_not_count(name):
 def test_a_defect_inside_is_found_as_before(name):
     detector = fit(ALL[name], features(20))
     test = features(2, seed=1)
-    odd = [f.clone() for f in test]
-    for feature in odd:
+    anomalous = [f.clone() for f in test]
+    for feature in anomalous:
         at = feature.shape[-1] // 4
         feature[1, :, at, at] += 4
-    before, after = detector(test, SIZE).score, detector(odd, SIZE).score
+    before, after = detector(test, SIZE).score, detector(anomalous, SIZE).score
     torch.testing.assert_close(after[0], before[0])
     assert after[1] > before[1]
 

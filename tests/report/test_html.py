@@ -35,7 +35,7 @@ def test_the_page_tells_what_was_measured_and_loads_nothing(report):
         low, high = metrics["confidence"][name]
         assert f"{low:.3f} \u2013 {high:.3f}" in page
     assert f"{metrics['thresholds']['image']:.4g}" in page
-    for part in ("spot", "stain", "nearest normal patch", "oddest patch", "peak memory", "coreset_ratio"):
+    for part in ("spot", "stain", "nearest normal patch", "most anomalous patch", "peak memory", "coreset_ratio"):
         assert part in page
     assert not re.search(r"""(src|href)=["'](?!data:)|<script|@import|url\(""", page)
     assert page.count("<figure>") >= 4 * 5
@@ -249,7 +249,7 @@ def test_the_terminals_defect_types_stand_apart_from_the_threshold(tmp_path, tin
     job = run(tiny(tmp_path, tmp_path / "run", "calibration=holdout"))
     narrow, piped = lines_told(job, force_terminal=True, width=80), lines_told(job)
     assert max(map(len, narrow[:-1])) <= 80
-    title = ["type", "images", "image", "AUROC", "called", "odd", "median", "score"]
+    title = ["type", "images", "image", "AUROC", "called", "anomalous", "median", "score"]
     for lines in (narrow, piped):
         header = [line.split() for line in lines].index(title)
         assert lines[header - 1] == ""

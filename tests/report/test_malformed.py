@@ -15,7 +15,7 @@ from oddpatch.report.formats import to_csv, to_latex, to_markdown
 from oddpatch.report.runs import read_predictions, read_run
 from oddpatch.report.table import build_report
 
-ROWS = "path,label,defect_type,score,p_value,odd\n/d/bottle/test/good/1.png,0,good,0.1,,\n"
+ROWS = "path,label,defect_type,score,p_value,anomalous\n/d/bottle/test/good/1.png,0,good,0.1,,\n"
 ROWS += "/d/bottle/test/bad/1.png,1,bad,0.9,,\n"
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
 

@@ -185,9 +185,9 @@ class Pictures(L.Callback):
             path = str(data.train_samples[index].path)
             mask = np.zeros(data.preprocess.image_size, dtype=np.uint8)
             shown.append(Example(_NO_IMAGE, mask, None, scores[index], 0, GOOD, index, path))
-        odd = kept[0].index if stands_out(calibration.image_scores.cpu()) else None
+        anomalous = kept[0].index if stands_out(calibration.image_scores.cpu()) else None
         return [
-            replace(_decoded(it, data.train_image, module), note=_note(it.index in set_by, it.index == odd))
+            replace(_decoded(it, data.train_image, module), note=_note(it.index in set_by, it.index == anomalous))
             for it in shown
         ]
 
@@ -249,23 +249,23 @@ def choose_look(levels: Tensor, module: Any) -> Look:
             and highest value of the map.
         module: the `AnomalyModule`, after its test.
     """
-    good, odd = levels[levels[:, 0] == 0], levels[levels[:, 0] == 1]
+    good, anomalous = levels[levels[:, 0] == 0], levels[levels[:, 0] == 1]
     low, high = 0.0, 1.0
     if len(levels):
         low = float((good if len(good) else levels)[:, 1].median())
-        # Without defects to compare with, the oddest good pixel is put half way up: it should not look like one.
-        high = float(odd[:, 2].median()) if len(odd) else low + 2 * (float(good[:, 2].max()) - low)
+        # Without defects to compare with, the highest good pixel is put half way up: it should not look like one.
+        high = float(anomalous[:, 2].median()) if len(anomalous) else low + 2 * (float(good[:, 2].max()) - low)
     threshold, name = None, ""
     calibration = module.model.calibration
     image_threshold, image_name = module.results.get("image_f1_max_threshold"), "F1-max, oracle"
     if calibration.calibrated:
-        # An image is odd above the conformal threshold, and in pictures from a threshold on.
+        # An image is anomalous above the conformal threshold, and in pictures from a threshold on.
         image_threshold, image_name = math.nextafter(calibration.image.value, math.inf), "set on good images"
     if (pixel := calibration.pixel) is not None:
         threshold, name = pixel.value, "the pixel threshold set on good images"
     elif "pixel_f1_max_threshold" in module.results:
         threshold, name = module.results["pixel_f1_max_threshold"], "the pixel F1-max threshold (oracle)"
-    elif len(good) and len(odd):
+    elif len(good) and len(anomalous):
         threshold, name = float(good[:, 2].max()), "the highest pixel of the good images (oracle)"
     random = module.model.backbone.weights_origin == "random"
     return Look(

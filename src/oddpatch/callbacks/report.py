@@ -71,7 +71,7 @@ class HtmlReport(L.Callback):
 
 
 def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, str, float] | None:
-    """The oddest patch of an image and the normal patch nearest to it, where the detector keeps normal patches."""
+    """An image's most anomalous patch and the normal patch nearest to it, where the detector keeps normal patches."""
     from oddpatch.cli.explain import find_matches
     from oddpatch.models.patchcore import PatchCore
 

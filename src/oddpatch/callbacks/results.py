@@ -113,7 +113,7 @@ def prediction_rows(module: Any) -> list[list[Any]]:
         p_values, threshold = calibration.p_values(scores).tolist(), calibration.image.value
         verdicts = [(p, int(score > threshold)) for p, score in zip(p_values, scores, strict=True)]
     return [
-        ["path", "label", "defect_type", "score", "p_value", "odd"],
+        ["path", "label", "defect_type", "score", "p_value", "is_anomalous"],
         *(
             [image.path, image.label, image.defect_type, image.score, *verdict]
             for image, verdict in zip(module.scored, verdicts, strict=True)
@@ -136,7 +136,7 @@ def _operating(module: Any, thresholds: Mapping[str, Any] | None) -> dict[str, A
     statistics = module.pixel_metrics.statistics
     if statistics is not None:
         pixel, method = thresholds["pixel"] if thresholds else None, "calibrated"
-        if pixel is None:  # a pixel is odd above a threshold; F1-max counts a score equal to it as odd
+        if pixel is None:  # a pixel is anomalous above a threshold; F1-max counts a score equal to it as anomalous
             pixel = float(np.nextafter(module.results["pixel_f1_max_threshold"], -np.inf))
             method = "pixel F1-max (oracle)"
         overlaps = statistics.region_overlaps(pixel)

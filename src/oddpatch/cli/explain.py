@@ -1,4 +1,4 @@
-"""`oddpatch explain`: which normal patches an image's oddest patches were compared with."""
+"""`oddpatch explain`: which normal patches an image's most anomalous patches were compared with."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -27,14 +27,14 @@ def explain(
     out: Annotated[
         Path | None, typer.Option(help="Picture to write. (default: IMAGE's name-explained.png, .gif)")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many patches to show, the oddest first, none beside another.")] = 3,
+    top: Annotated[int, typer.Option(help="How many patches to show, the worst first, none beside another.")] = 3,
     gif: Annotated[bool, typer.Option("--gif", help="Every patch in turn, as an animation.")] = False,
     data_root: Annotated[
         Path | None, typer.Option(help="Where the folder of the categories is now, if it was moved.")
     ] = None,
     trust: Trust = None,
 ) -> None:
-    """Show the training patches that an image's oddest patches were measured against."""
+    """Show the training patches that an image's most anomalous patches were measured against."""
     from oddpatch.factory import restore
     from oddpatch.figures.explanation import draw_explanation, write_animation
 
@@ -45,7 +45,7 @@ def explain(
     names = train_images_of(about, run)
     preprocessed = model.preprocess.load(image)  # (3, H, W)
     matches = find_matches(model, detector, preprocessed, names)
-    shown = matches if gif else oddest(matches, top, detector.patch_size * matches[0].patch.width)
+    shown = matches if gif else most_anomalous(matches, top, detector.patch_size * matches[0].patch.width)
     root = data_root or Path(about["config"]["data"]["root"])
     pictures = _pictures(model, root)
     path = out or Path(f"{image.stem}-explained{'.gif' if gif else '.png'}")
@@ -132,7 +132,7 @@ def patch_box(place: int, grid: tuple[int, int], size: tuple[int, int]) -> Any:
     return Box(place % grid[1] * width, place // grid[1] * height, width, height)
 
 
-def oddest(matches: list["Match"], count: int, apart: float) -> list["Match"]:
+def most_anomalous(matches: list["Match"], count: int, apart: float) -> list["Match"]:
     """The `count` farthest patches, none of them less than `apart` pixels, in both directions, from a farther one."""
     chosen: list[Match] = []
     for match in sorted(matches, key=lambda match: -match.distance):

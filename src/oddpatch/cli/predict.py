@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from oddpatch.inference.detector import AnomalyDetector, Detection
 
-ALL_GOOD, SOME_ODD, ERROR = 0, 1, 2
+ALL_GOOD, SOME_ANOMALOUS, ERROR = 0, 1, 2
 
 
 class Save(StrEnum):
@@ -41,10 +41,10 @@ def predict(
         str, typer.Option(help="Image threshold: auto, conformal, validation, or a raw score.")
     ] = "auto",
     pixel_threshold: Annotated[
-        float | None, typer.Option(help="Anomaly value from which on pixels are odd. (default: the run's)")
+        float | None, typer.Option(help="Anomaly value from which on pixels are anomalous. (default: the run's)")
     ] = None,
     target_fpr: Annotated[float | None, typer.Option(help="Wanted rate of false alarms. (default: the run's)")] = None,
-    min_area: Annotated[int, typer.Option(help="Pixels that an odd region must have.", min=1)] = 1,
+    min_area: Annotated[int, typer.Option(help="Pixels that an anomalous region must have.", min=1)] = 1,
     merge_distance: Annotated[int, typer.Option(help="Regions at most so many pixels apart count as one.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Images scored at once.", min=1)] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
@@ -61,11 +61,11 @@ def predict(
 
     Links are followed. What is left out (unknown suffixes, broken links, hidden files) is counted and named on stderr.
 
-    Exit code 0: all good; 1: some are odd; 2: an error, also if a file could not be read, or a source holds no image.
+    Exit code 0: all good; 1: some anomalous; 2: an error, also if a file could not be read, or a source holds no image.
 
     Examples:
       oddpatch predict outputs/RUN part.png
-      oddpatch predict outputs/RUN parts/ 'more/*.tif' --save overlay,map --out inspected | jq .odd
+      oddpatch predict outputs/RUN parts/ 'more/*.tif' --save overlay,map --out inspected | jq .is_anomalous
     """
     from rich.console import Console
     from rich.progress import Progress
@@ -94,7 +94,7 @@ def predict(
     for source, error in errors.items():
         _tell({"path": source, "error": error}, sys.stdout, terminal)
     shares: list[tuple[float, Path]] = []
-    counts = {"good": 0, "odd": 0, "failed": len(errors), "left out": len(left_out)}
+    counts = {"good": 0, "anomalous": 0, "failed": len(errors), "left out": len(left_out)}
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("inspecting", total=len(paths))
         for path, image, result, latency in inspect(detector, paths, batch_size):
@@ -105,7 +105,7 @@ def predict(
                     _save(out / names[path], image, result, wanted)
                 except NameTooLongError as error:  # of this file alone
                     result, record = str(error), describe(path, str(error), latency)
-            counts["failed" if isinstance(result, str) else "odd" if result.odd else "good"] += 1
+            counts["failed" if isinstance(result, str) else "anomalous" if result.is_anomalous else "good"] += 1
             bar.console.file.flush()
             _tell(record, sys.stdout, terminal)
             bar.advance(task)
@@ -115,7 +115,7 @@ def predict(
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         typer.echo(f"{counted(len(paths), 'image')}: {said}" + (f"; saved in {out}" if wanted else ""))
     failed = counts["failed"] or (strict and left_out)
-    raise typer.Exit(ERROR if failed else SOME_ODD if counts["odd"] else ALL_GOOD)
+    raise typer.Exit(ERROR if failed else SOME_ANOMALOUS if counts["anomalous"] else ALL_GOOD)
 
 
 def partly_inspected(detector: "AnomalyDetector", shares: list[tuple[float, Path]]) -> str | None:
@@ -175,7 +175,7 @@ def describe(path: Path, result: "Detection | str", latency: float) -> dict[str,
         "score": result.score,
         "p_value": result.p_value,
         "anomaly_score": result.anomaly_score,
-        "odd": result.odd,
+        "is_anomalous": result.is_anomalous,
         "regions": [region.to_dict() for region in result.regions],
         "inspected": round(result.inspected, 4),
         "latency_ms": round(1000 * latency, 2),
@@ -261,12 +261,11 @@ def _tell(record: dict[str, Any], file: TextIO, terminal: bool) -> None:
         file.write(json.dumps(record) + "\n")
         file.flush()
     elif "error" in record:
-        typer.secho(f"error  {shown(record['error'])}", fg="red")
+        typer.secho(f"error      {shown(record['error'])}", fg="red")
     else:
         p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
         regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
-        color = "yellow" if record["odd"] else None
-        line = (
-            f"{'odd ' if record['odd'] else 'good'}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"
-        )
+        color = "yellow" if record["is_anomalous"] else None
+        verdict = "anomalous" if record["is_anomalous"] else "good"
+        line = f"{verdict:<9}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"
         typer.secho(line, fg=color)

@@ -131,7 +131,7 @@ def recalibrate(model: "AnomalyModel", about: dict[str, Any], new: list[Path], b
     """
     import torch
 
-    from oddpatch.metrics.thresholds import highest_but
+    from oddpatch.metrics.thresholds import max_excluding
 
     calibration = model.calibration
     if not calibration.thresholds():
@@ -161,7 +161,7 @@ def recalibrate(model: "AnomalyModel", about: dict[str, Any], new: list[Path], b
                 prediction = model(batch)
         scores.append(prediction.score)
         assert prediction.anomaly_map is not None, "PatchCore makes maps"
-        pixels.append(torch.from_numpy(highest_but(prediction.anomaly_map[:, 0].numpy(), calibration.min_area)))
+        pixels.append(torch.from_numpy(max_excluding(prediction.anomaly_map[:, 0].numpy(), calibration.min_area)))
     calibration.calibrate(torch.cat(scores), torch.cat(pixels), torch.tensor(index))
     return f"threshold {calibration.image.value:.4g}, set again on {len(paths)} good images left out of the memory bank"
 

@@ -311,8 +311,8 @@ def _check_train(report: CheckReport, prints: dict[Path, Fingerprint]) -> None:
         return
     paths, items = list(prints), list(prints.values())
     brightness = robust_z(np.array([item.mean for item in items]))
-    odd = oddness(_thumbnails(items))
-    for path, item, bright, score in zip(paths, items, brightness, odd, strict=True):
+    anomalous = oddness(_thumbnails(items))
+    for path, item, bright, score in zip(paths, items, brightness, anomalous, strict=True):
         if abs(bright) > BRIGHTNESS_Z:
             _note(report, "brightness", path, f"mean {255 * item.mean:.0f} of 255, {_z(bright)}")
         if score > SUSPECT_Z:

@@ -139,7 +139,7 @@ def oddness(thumbnails: NDArray[np.float32], components: int = 8) -> NDArray[np.
     """How far each thumbnail (N, S, S) lies from what the others have in common.
 
     The residual norm after the leading principal components, each image being left out of the components it is
-    measured against in one of five parts: otherwise a single odd image makes a component of its own.
+    measured against in one of five parts: otherwise a single anomalous image makes a component of its own.
 
     Returns:
         (N,) robust z-scores of the logarithm of the residual.

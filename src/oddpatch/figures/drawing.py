@@ -38,7 +38,7 @@ class Look:
         high: anomaly value where it is strongest.
         threshold: anomaly value from which on a pixel is outlined; None for no outline.
         threshold_name: where that threshold comes from; it is written above the outline.
-        image_threshold: image score from which on an image is called odd; None if there is no threshold.
+        image_threshold: image score from which on an image is called anomalous; None if there is no threshold.
         image_threshold_name: where that comes from.
         warning: a line to print on every picture.
     """
@@ -61,7 +61,7 @@ class Look:
         return ("found" if alarm else "missed") if example.label else ("false alarm" if alarm else "passed")
 
     def heat(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Colours and opacity (H, W, 4) of a map (H, W): the odder, the brighter and the less transparent."""
+        """Colours and opacity (H, W, 4) of a map (H, W): the more anomalous, the brighter and the less transparent."""
         level = np.clip((anomaly_map - self.low) / (self.high - self.low), 0, 1)  # (H, W)
         colors = _colors(level)  # (H, W, 4)
         colors[..., 3] = OPACITY * np.minimum(2 * level, 1)

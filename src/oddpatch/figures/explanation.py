@@ -63,7 +63,7 @@ def draw_explanation(image: Picture, name: str, matches: Sequence[Match], pictur
         ]
         titles = (
             (f"{number}  distance {match.distance:.4g}", PurePath(name).name),
-            ("odd patch", "enlarged"),
+            ("anomalous patch", "enlarged"),
             ("nearest normal patch", "enlarged" if picture is not None else MISSING),
             ("where that is", PurePath(match.train_image).name),
         )

@@ -1,4 +1,4 @@
-"""Pictures of single images in their own size: heat on a fixed colour scale, outlines and boxes of odd regions."""
+"""Pictures of single images in their own size: heat on a fixed colour scale, outlines and boxes of regions."""
 
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ def heatmap(normalized: NDArray[np.floating]) -> Picture:
 
 
 def overlay(image: Picture, detection: "Detection") -> Picture:
-    """The image under its anomaly map, with an outline and a box for each odd region.
+    """The image under its anomaly map, with an outline and a box for each anomalous region.
 
     Args:
         image: (H, W, 3).

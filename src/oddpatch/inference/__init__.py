@@ -1,1 +1,1 @@
-"""Using a fitted model: single images, folders, and what is odd where."""
+"""Using a fitted model: single images, folders, and what is anomalous where."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oddpatch.data.decoding import to_rgb_float
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.inference.regions import Region, find_odd_regions
+from oddpatch.inference.regions import Region, find_regions
 from oddpatch.metrics.thresholds import anomaly_score
 from oddpatch.models.base import AnomalyModel
 
@@ -25,14 +25,14 @@ ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 class Detection:
     """What is said of one image; everything in the size and pixels of the image that was given."""
 
-    score: float  # raw distance, larger is odder
-    odd: bool | None  # above the threshold; None where the run has no threshold
+    score: float  # raw distance, larger is more anomalous
+    is_anomalous: bool | None  # above the threshold; None where the run has no threshold
     p_value: float | None  # probability that a good image scores as high; None without calibration
     anomaly_score: float | None  # the score on a scale from 0 to 1, 0.5 at the threshold; None without calibration
     anomaly_map: NDArray[np.float32] | None  # (H, W), NaN where the crop left the image out; None: no map
     normalized_map: NDArray[np.float32] | None  # (H, W) on a scale from 0 to 1, 0.5 at the pixel threshold
-    regions: list[Region]  # above the pixel threshold, oddest first
-    mask: NDArray[np.uint8] | None  # (H, W), 255 on the odd regions
+    regions: list[Region]  # above the pixel threshold, most anomalous first
+    mask: NDArray[np.uint8] | None  # (H, W), 255 on the anomalous regions
     inspected: float  # share of the image that was looked at: less than 1 with a crop or a region of interest
 
 
@@ -41,13 +41,13 @@ class AnomalyDetector:
 
     >>> detector = AnomalyDetector.load("outputs/...")
     >>> result = detector("part.png")
-    >>> result.odd, result.p_value, [region.box for region in result.regions]
+    >>> result.is_anomalous, result.p_value, [region.box for region in result.regions]
 
     Args:
         model: a fitted model; it stays as it is.
         threshold: image threshold: "conformal" (from good images left out of the fit), "validation" (F1-max of
             labelled images), "auto" (the first of these that the run has; none if it has none), or a raw score.
-        pixel_threshold: raw anomaly value from which on pixels are odd; None for the run's.
+        pixel_threshold: raw anomaly value from which on pixels are anomalous; None for the run's.
         target_fpr: wanted rate of false alarms, for the conformal thresholds; None for the run's.
         min_area: pixels of the image that a region must have.
         merge_distance: regions of an image with at most so many pixels between them count as one.
@@ -192,12 +192,12 @@ class AnomalyDetector:
                     f"min_area={self.min_area}, but the image has {height} x {width} pixels, so that no region would "
                     f"be told: choose up to {anomaly_map.size}"
                 )
-            regions, mask = find_odd_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
+            regions, mask = find_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
             if len(calibration.pixel_scores):
                 typical = float(calibration.pixel_scores.median())
                 normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
-        odd = None if threshold is None else score > threshold
-        return Detection(score, odd, p_value, anomaly, anomaly_map, normalized, regions, mask, share)
+        is_anomalous = None if threshold is None else score > threshold
+        return Detection(score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, share)
 
 
 def _on_device(model: AnomalyModel, device: str | torch.device, own: bool = False) -> tuple[torch.device, AnomalyModel]:

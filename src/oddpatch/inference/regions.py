@@ -1,4 +1,4 @@
-"""Odd regions of an anomaly map: where they are, how large, how odd."""
+"""Anomalous regions of an anomaly map: where they are, how large, how anomalous."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,26 +30,26 @@ class Region:
         }
 
 
-def find_odd_regions(
+def find_regions(
     anomaly_map: NDArray[np.floating], threshold: float, min_area: int = 1, merge_distance: int = 0
 ) -> tuple[list[Region], NDArray[np.uint8]]:
-    """The 8-connected regions of pixels above the threshold, oddest first, and their mask (H, W), 255 inside.
+    """The 8-connected regions of pixels above the threshold, most anomalous first, and their mask (H, W), 255 inside.
 
     Args:
-        anomaly_map: (H, W); NaN where nothing is known, which is never odd.
-        threshold: a pixel is odd if its value is above it.
+        anomaly_map: (H, W); NaN where nothing is known, which is never anomalous.
+        threshold: a pixel is anomalous if its value is above it.
         min_area: regions of fewer pixels are left out (after merging).
         merge_distance: regions with at most so many pixels between them count as one.
     """
-    odd = np.asarray(anomaly_map > threshold, np.uint8)  # NaN compares as false
-    if not odd.any():
-        return [], odd
-    groups: Any = odd
+    anomalous = np.asarray(anomaly_map > threshold, np.uint8)  # NaN compares as false
+    if not anomalous.any():
+        return [], anomalous
+    groups: Any = anomalous
     if merge_distance > 0:
         # A square of side d + 1 adds d pixels to each region, all told, along each axis: over d pixels they touch.
-        groups = cv2.dilate(odd, np.ones((merge_distance + 1, merge_distance + 1), np.uint8))
+        groups = cv2.dilate(anomalous, np.ones((merge_distance + 1, merge_distance + 1), np.uint8))
     count, labels = cv2.connectedComponents(groups, connectivity=8, ltype=cv2.CV_32S)
-    labels = np.where(odd > 0, labels, 0)  # (H, W), grown pixels given back
+    labels = np.where(anomalous > 0, labels, 0)  # (H, W), grown pixels given back
     large = np.bincount(labels.ravel(), minlength=count) >= min_area
     large[0] = False
     regions = [
@@ -63,7 +63,13 @@ def find_odd_regions(
 def _describe(values: NDArray[np.floating], inside: NDArray[np.bool_], corner: tuple[int, int]) -> Region:
     """Of the pixels `inside` the bounding box whose upper left corner (x, y) is given."""
     height, width = inside.shape
-    odd = values[inside]
+    anomalous = values[inside]
     outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=corner)
     contours = [[(int(x), int(y)) for x, y in outline[:, 0]] for outline in outlines]
-    return Region((*corner, width, height), len(odd), float(odd.max()), float(odd.mean(dtype=np.float64)), contours)
+    return Region(
+        (*corner, width, height),
+        len(anomalous),
+        float(anomalous.max()),
+        float(anomalous.mean(dtype=np.float64)),
+        contours,
+    )

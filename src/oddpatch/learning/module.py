@@ -18,7 +18,7 @@ from oddpatch.errors import DataError
 from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
-from oddpatch.metrics.thresholds import at_threshold, highest_but
+from oddpatch.metrics.thresholds import at_threshold, max_excluding
 from oddpatch.models.base import AnomalyModel, FeatureShape, ProgressFn, no_progress
 from oddpatch.models.calibration import FEWEST
 from oddpatch.ops.gallery import Spool
@@ -163,8 +163,8 @@ class AnomalyModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """Take one batch of good images into the detector."""
         if batch.label.any():
-            odd = batch.path[int(batch.label.nonzero()[0])]
-            raise DataError(f"{odd} is among the training images but is not good: move it to test/")
+            anomalous = batch.path[int(batch.label.nonzero()[0])]
+            raise DataError(f"{anomalous} is among the training images but is not good: move it to test/")
         if len(batch.image):
             features = self.features(batch)
             self.model.detector.update(features, batch.index)
@@ -209,7 +209,7 @@ class AnomalyModule(L.LightningModule):
         prediction = self._score_left_out(batch)
         self.good_scores.update(prediction.score, batch.label, batch.index)
         if prediction.anomaly_map is not None:
-            highest = highest_but(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
+            highest = max_excluding(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
             self.good_pixels.update(torch.from_numpy(highest), batch.label, batch.index)
         return prediction
 

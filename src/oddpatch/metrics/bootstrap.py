@@ -74,7 +74,7 @@ def image_metrics_by_draw(scores: ArrayLike, labels: ArrayLike, weights: Weights
     """`image_auroc`, `image_ap` and `image_f1_max` of each draw, exact, ties included.
 
     Args:
-        scores: (N,), larger being odder.
+        scores: (N,), larger being more anomalous.
         labels: (N,) of 0 good and 1 anomalous.
         weights: (S, N) multiplicities.
 

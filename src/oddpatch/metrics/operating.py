@@ -1,6 +1,6 @@
 """What a production line asks: how many defects are caught at a bearable rate of false alarms, and how many escape.
 
-An image is odd if its score is higher than a threshold, as in `oddpatch.metrics.thresholds`.
+An image is anomalous if its score is higher than a threshold, as in `oddpatch.metrics.thresholds`.
 """
 
 import math
@@ -46,7 +46,7 @@ def recall_at_false_alarm_rate(scores: ArrayLike, labels: ArrayLike, rate: float
     """The highest recall at no more than `rate` false alarms per good image.
 
     Args:
-        scores: (N,), larger being odder.
+        scores: (N,), larger being more anomalous.
         labels: (N,) of 0 good and 1 anomalous.
         rate: in [0, 1].
 
@@ -56,15 +56,15 @@ def recall_at_false_alarm_rate(scores: ArrayLike, labels: ArrayLike, rate: float
         DataError: shapes differ, or a label is neither 0 nor 1.
     """
     scores, anomalous = to_scores_and_labels(scores, labels)
-    good, odd = np.sort(scores[~anomalous])[::-1], scores[anomalous]
-    if not good.size or not odd.size:
-        raise UndefinedMetricError(f"needs both good and anomalous: got {good.size} and {odd.size}")
+    good, bad = np.sort(scores[~anomalous])[::-1], scores[anomalous]
+    if not good.size or not bad.size:
+        raise UndefinedMetricError(f"needs both good and anomalous: got {good.size} and {bad.size}")
     # The last digits of the product must not decide: 0.29 * 100 is below 29.
     allowed = math.floor(rate * good.size + 1e-9)
     # The first good image that may no longer alarm; of those that tie with it, none may.
     threshold = float(good[allowed]) if allowed < good.size else None
-    found, alarms = (odd.size, good.size) if threshold is None else (np.sum(odd > threshold), np.sum(good > threshold))
-    return RecallAtRate(rate, float(found / odd.size), int(alarms), good.size, threshold, allowed >= 1)
+    found, alarms = (bad.size, good.size) if threshold is None else (np.sum(bad > threshold), np.sum(good > threshold))
+    return RecallAtRate(rate, float(found / bad.size), int(alarms), good.size, threshold, allowed >= 1)
 
 
 def proportion(number: int, total: int, level: float = 0.95) -> Proportion:
@@ -83,8 +83,8 @@ def errors_at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) 
     A class without images is left out. Errors as in `recall_at_false_alarm_rate`.
     """
     scores, anomalous = to_scores_and_labels(scores, labels)
-    odd = scores > threshold
-    classes = {"false_rejects": (odd, ~anomalous), "escapes": (~odd, anomalous)}
+    called = scores > threshold
+    classes = {"false_rejects": (called, ~anomalous), "escapes": (~called, anomalous)}
     return {
         name: proportion(int(np.count_nonzero(wrong & members)), int(members.sum()))
         for name, (wrong, members) in classes.items()
@@ -114,7 +114,7 @@ def operating_figures(
     """The image figures, ready for JSON; what cannot be computed is absent.
 
     Args:
-        scores: (N,), larger being odder.
+        scores: (N,), larger being more anomalous.
         labels: (N,) of 0 good and 1 anomalous.
         threshold: calibrated on images other than these; None if there is none.
         test_seconds: what loading and scoring all N images took; it gives the average latency.

@@ -117,7 +117,7 @@ def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
     """Sort the pixels of anomaly maps by their masks.
 
     Args:
-        maps: (N, H, W) or (N, 1, H, W) raw scores, larger being odder; float32 on the CPU is not copied.
+        maps: (N, H, W) or (N, 1, H, W) raw scores, larger being more anomalous; float32 on the CPU is not copied.
         masks: as many, 0 normal, 1 defect; pixels of value IGNORE are left out.
 
     Raises:

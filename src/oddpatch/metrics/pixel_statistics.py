@@ -51,7 +51,7 @@ class PixelStatistics:
         """Gather the statistics of anomaly maps.
 
         Args:
-            maps: (N, H, W) or (N, 1, H, W) raw scores, larger being odder; float64 is rounded to float32.
+            maps: (N, H, W) or (N, 1, H, W) raw scores, larger being more anomalous; float64 is rounded to float32.
             masks: as many, 0 normal, 1 defect; pixels of value IGNORE are left out.
             fpr_limits: limits of AU-PRO in (0, 1].
 

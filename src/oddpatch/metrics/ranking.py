@@ -98,7 +98,7 @@ def run_starts(ordered: Floats) -> NDArray[np.int64]:
 
 
 def rank(scores: ArrayLike, labels: ArrayLike) -> Ranking:
-    """Rank scores (N,), larger being odder, by labels (N,) of 0 good and 1 anomalous.
+    """Rank scores (N,), larger being more anomalous, by labels (N,) of 0 good and 1 anomalous.
 
     Raises:
         UndefinedMetricError: there is only one class.
@@ -123,7 +123,7 @@ def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def f1_max(scores: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
-    """The largest F1 and its threshold: odd is score >= threshold. Arguments and errors as in `rank`.
+    """The largest F1 and its threshold: anomalous is score >= threshold. Arguments and errors as in `rank`.
 
     Of equally good thresholds the highest is given. It is an oracle: chosen on the labels it is measured on.
     """
@@ -134,7 +134,7 @@ def auroc_by_type(scores: ArrayLike, defect_types: Sequence[str], good: str = "g
     """Image AUROC of each defect type against all good images.
 
     Args:
-        scores: (N,), larger being odder.
+        scores: (N,), larger being more anomalous.
         defect_types: the type of each image's defect.
         good: the name that stands for no defect.
 

@@ -40,7 +40,7 @@ class Threshold(NamedTuple):
 
 
 def conformal_threshold(scores: ArrayLike, target_fpr: float) -> Threshold:
-    """Threshold for the wanted false-alarm rate; an image is odd if its score is *above* it.
+    """Threshold for the wanted false-alarm rate; an image is anomalous if its score is *above* it.
 
     Too few images for the rate (n < 1 / target_fpr - 1) give the threshold of the lowest rate they support,
     1 / (n + 1), which is their highest score.
@@ -111,7 +111,7 @@ def anomaly_score(scores: ArrayLike, typical: float, threshold: float) -> NDArra
     return 0.5 * (1 + ratio / (1 + np.abs(ratio)))
 
 
-def highest_but(maps: NDArray[np.floating], min_area: int) -> NDArray[np.float64]:
+def max_excluding(maps: NDArray[np.floating], min_area: int) -> NDArray[np.float64]:
     """The value that exactly more than `min_area` pixels of each map reach: its highest but `min_area`.
 
     A pixel threshold at or above it leaves at most `min_area` pixels of the map.
@@ -145,7 +145,7 @@ def stands_out(scores: ArrayLike) -> bool:
 
 
 def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict[str, float]:
-    """What a threshold gives on labelled images, those with a score above it being called odd.
+    """What a threshold gives on labelled images, those with a score above it being called anomalous.
 
     Args:
         scores: (N,).
@@ -155,8 +155,8 @@ def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> dict
     Returns:
         Of `precision`, `recall`, `f1` and `fpr` (false alarms among the good images) those that are defined.
     """
-    odd, truth = np.asarray(scores, dtype=np.float64) > threshold, np.asarray(labels).astype(bool)
-    hits, alarms, defects, good = (int(x.sum()) for x in (odd & truth, odd, truth, ~truth))
+    anomalous, truth = np.asarray(scores, dtype=np.float64) > threshold, np.asarray(labels).astype(bool)
+    hits, alarms, defects, good = (int(x.sum()) for x in (anomalous & truth, anomalous, truth, ~truth))
     defined = {
         "precision": (hits, alarms),
         "recall": (hits, defects),

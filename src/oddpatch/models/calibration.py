@@ -38,7 +38,7 @@ class Calibration(nn.Module):
 
     Args:
         method: "leave_one_out", "holdout", "cross" or "none".
-        target_fpr: wanted rate of false alarms, of good images called odd.
+        target_fpr: wanted rate of false alarms, of good images called anomalous.
         fraction: share of the good training images that `holdout` leaves out.
         minimum: the fewest images that `holdout` leaves out; with fewer than twice as many nothing is held out.
         folds: of `cross`; as many as there are images, if these are fewer.
@@ -125,7 +125,7 @@ class Calibration(nn.Module):
 
         Args:
             image_scores: (n,).
-            pixel_scores: (n,) what `highest_but` gives of their maps; (0,) if they have none.
+            pixel_scores: (n,) what `max_excluding` gives of their maps; (0,) if they have none.
             image_index: (n,) which training images they are.
         """
         self.image_scores, order = image_scores.double().sort(stable=True)
@@ -161,7 +161,7 @@ class Calibration(nn.Module):
         return self.image_index[self.image_scores == self.image.value].tolist() if self.calibrated else []
 
     def thresholds(self, target_fpr: float | None = None) -> dict[str, float]:
-        """Image thresholds by where they come from: "conformal", "validation". An image is odd if it scores higher.
+        """Image thresholds by where they come from: "conformal", "validation"; an image above one is anomalous.
 
         Args:
             target_fpr: of the conformal one; None for that of the settings.
@@ -169,7 +169,7 @@ class Calibration(nn.Module):
         target = self.target_fpr if target_fpr is None else target_fpr
         found = {"conformal": self.image_at(target).value} if self.calibrated else {}
         if not self.f1_threshold.isnan():
-            # F1-max counts a score equal to it as odd.
+            # F1-max counts a score equal to it as anomalous.
             found["validation"] = float(np.nextafter(float(self.f1_threshold), -np.inf))
         return found
 

@@ -141,7 +141,7 @@ def cell(shown: Shown, look: Look | None) -> dict[str, Any]:
             pictures["outline"] = outlined(example.image, example.anomaly_map > look.threshold, FOUND)
     if shown.neighbour:
         patch, normal, _, _ = shown.neighbour
-        pictures |= {"oddest patch": patch, "nearest normal": normal}
+        pictures |= {"most anomalous patch": patch, "nearest normal": normal}
     return {
         "name": f"{example.defect_type} / {example.stem}",
         "path": example.path,

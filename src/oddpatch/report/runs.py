@@ -166,10 +166,10 @@ def read_predictions(run: FinishedRun) -> list[Scored]:
         raise CheckpointError(f"{path} does not exist: test the run again by eval.py") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}): test the run again by eval.py") from error
-    odd = next((row for row in rows if row.label not in (0, 1) or not math.isfinite(row.score)), None)
-    if odd is not None:
+    bad = next((row for row in rows if row.label not in (0, 1) or not math.isfinite(row.score)), None)
+    if bad is not None:
         raise CheckpointError(
-            f"{path}: {odd.path} has label {odd.label} and score {odd.score}: test the run again by eval.py"
+            f"{path}: {bad.path} has label {bad.label} and score {bad.score}: test the run again by eval.py"
         )
     return rows
 

@@ -47,7 +47,7 @@ def not_measured(absent: Mapping[str, str]) -> list[str]:
 
 
 def by_type(module: "AnomalyModule") -> list[dict[str, Any]]:
-    """A row for each type of the test images, good first: count, AUROC, how many are called odd, median score."""
+    """A row for each type of the test images, good first: count, AUROC, how many are called anomalous, median score."""
     thresholds = module.model.calibration.thresholds()
     threshold = next(iter(thresholds.values()), None)
     rows = []
@@ -58,7 +58,7 @@ def by_type(module: "AnomalyModule") -> list[dict[str, Any]]:
                 "name": name,
                 "count": len(scores),
                 "auroc": module.results.get("image_auroc_by_defect_type", {}).get(name),
-                "odd": None if threshold is None else sum(score > threshold for score in scores),
+                "is_anomalous": None if threshold is None else sum(score > threshold for score in scores),
                 "median": median(scores),
             }
         )
@@ -109,10 +109,15 @@ def _types(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What `by_type` gives."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("type", overflow="fold")
-    for title in ("images", "image AUROC", *(["called odd"] if rows[0]["odd"] is not None else []), "median score"):
+    for title in (
+        "images",
+        "image AUROC",
+        *(["called anomalous"] if rows[0]["is_anomalous"] is not None else []),
+        "median score",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        odd = [] if row["odd"] is None else [str(row["odd"])]
+        anomalous = [] if row["is_anomalous"] is None else [str(row["is_anomalous"])]
         auroc = "" if row["auroc"] is None else f"{row['auroc']:.4f}"
-        table.add_row(Text(row["name"]), str(row["count"]), auroc, *odd, f"{row['median']:.4g}")
+        table.add_row(Text(row["name"]), str(row["count"]), auroc, *anomalous, f"{row['median']:.4g}")
     return table

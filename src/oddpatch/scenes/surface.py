@@ -207,7 +207,7 @@ class Brush:
         return result.astype(np.float32)
 
     def polygon(self, points: Sequence[tuple[float, float]]) -> Array:
-        """Distance to a filled polygon (even-odd)."""
+        """Distance to a filled polygon (even-anomalous)."""
         outline = self.line([*points, points[0]], 0.0)
         inside = np.zeros(outline.shape, bool)
         for (ax, ay), (bx, by) in zip(points, [*points[1:], points[0]], strict=True):
