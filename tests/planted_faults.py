@@ -163,13 +163,13 @@ FAULTS = [
     ),
     # Whole runs
     Fault(
-        "rows numbered by their place", "learning/module.py",
+        "rows numbered by their place", "learning/scoring.py",
         "for i, score in zip(indices.tolist(), scores.tolist(), strict=True)",
         "for i, score in enumerate(scores.tolist())",
         "learning/test_module.py -k rows_after_a_skipped_file",
     ),
     Fault(
-        "good images numbered by their place", "learning/module.py",
+        "good images numbered by their place", "learning/scoring.py",
         "for i, score in zip(index.tolist(), scores.tolist(), strict=True)",
         "for i, score in enumerate(scores.tolist())",
         "learning/test_module.py -k rows_after_a_skipped_file",
@@ -236,7 +236,7 @@ FAULTS = [
         "math.floor(rate * good.size + 1e-9)", "math.ceil(rate * good.size - 1e-9)", "metrics/test_operating.py",
     ),
     Fault(
-        "min_area ignored", "learning/module.py",
+        "min_area ignored", "learning/scoring.py",
         "self.model.calibration.min_area)", "0)", "learning/test_module.py -k min_area",
     ),
     Fault(

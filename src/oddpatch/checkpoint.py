@@ -16,7 +16,7 @@ from oddpatch.known import check_plain
 from oddpatch.temporary import unwritable
 
 if TYPE_CHECKING:
-    from oddpatch.learning.module import AnomalyModule
+    from oddpatch.learning.scoring import AnomalyModule
 
 #: Raised when older code could no longer read what is written.
 FORMAT = 2

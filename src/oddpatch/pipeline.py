@@ -18,7 +18,8 @@ from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KNOWN, read_spec
 from oddpatch.learning import distributed
-from oddpatch.learning.module import AnomalyModule
+from oddpatch.learning.one_epoch import OneEpoch
+from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.models.base import AnomalyModel
 from oddpatch.quiet import hush_lightning
 from oddpatch.results.summary import print_summary
@@ -103,7 +104,7 @@ def build(cfg: DictConfig) -> Run:
             config["data"][key] = str(Path(config["data"][key]).resolve())
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     say_who_can_load(config)
-    module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=config, folds=folds)
+    module = OneEpoch(model, fpr_limits=list(cfg.fpr_limits), config=config, folds=folds)
     trainer = build_trainer(cfg)
     use_cache(cfg, data, model, config["backbone"], trainer)
     return Run(data, module, trainer, folder)

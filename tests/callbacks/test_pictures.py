@@ -18,7 +18,7 @@ from oddpatch.callbacks.pictures import Pictures, choose_look
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
-from oddpatch.learning.module import AnomalyModule, ScoredImage
+from oddpatch.learning.scoring import AnomalyModule, ScoredImage
 from oddpatch.models.calibration import Calibration
 from oddpatch.types import IGNORE, Batch, Prediction
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from oddpatch.wording import listed
 
 if TYPE_CHECKING:
-    from oddpatch.learning.module import AnomalyModule
+    from oddpatch.learning.scoring import AnomalyModule
 
 #: What people compare, in the order they look at it; thresholds and the like are in metrics.json.
 HEADLINES = {

@@ -1,7 +1,6 @@
-"""The LightningModule: one epoch takes in good images, `on_train_end` fits, the test loop scores and measures."""
+"""What every kind of learning shares: scoring images, setting thresholds on good ones, measuring on test images."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,19 +10,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from oddpatch.cache.kept import KeptFeatures
 from oddpatch.checkpoint import relative_name
 from oddpatch.data.layout import Sample
-from oddpatch.errors import DataError
-from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
 from oddpatch.metrics.thresholds import at_threshold, max_excluding
-from oddpatch.models.base import AnomalyModel, FeatureShape, ProgressFn, no_progress
+from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
 from oddpatch.models.calibration import FEWEST
-from oddpatch.ops.gallery import Spool
 from oddpatch.ops.ranks import Ranks
-from oddpatch.resources import check_memory
 from oddpatch.types import Batch, Prediction
 from oddpatch.wording import counted
 
@@ -50,7 +44,9 @@ def pixels_unknown(samples: Sequence[Sample]) -> str:
 
 
 class AnomalyModule(L.LightningModule):
-    """Runs an `AnomalyModel` under a Lightning Trainer; nothing here is about one method.
+    """Scores images with an `AnomalyModel` under a Lightning Trainer; nothing here is about one method.
+
+    How the model learns is in the classes derived from this one.
 
     Args:
         model: preprocessing, backbone and detector.
@@ -67,8 +63,6 @@ class AnomalyModule(L.LightningModule):
         folds: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        # Nothing is learned by gradient: there is no optimizer and no loss.
-        self.automatic_optimization = False
         self.model = model
         self.config = config or {}
         self.image_metrics = ImageMetrics()
@@ -100,9 +94,6 @@ class AnomalyModule(L.LightningModule):
         finally:
             self.timing[stage] = self.timing.get(stage, 0.0) + time.perf_counter() - start
 
-    def configure_optimizers(self) -> None:
-        """None: a frozen backbone and a fitted detector have nothing to optimise."""
-
     # -- features, from the backbone or a cache ---------------------------------------------------------------------
 
     def features(self, batch: Batch) -> list[Tensor]:
@@ -123,64 +114,6 @@ class AnomalyModule(L.LightningModule):
         if with_maps:
             return self.model.detector(features, image_size)
         return Prediction(self.model.detector.image_score(features, image_size), None)
-
-    # -- one epoch over good images, then fit ---------------------------------------------------------------------
-
-    def on_train_start(self) -> None:
-        """Refuse a run that will not fit into memory before the backbone runs."""
-        data, detector = self.trainer.datamodule, self.model.detector  # type: ignore[attr-defined]
-        image_size = self.model.preprocess.image_size
-        shapes = self.model.backbone.feature_shapes(image_size)
-        if self.trainer.world_size > 1:
-            detector.require_mergeable()
-        calibration, count = self.model.calibration, len(data.fitted)
-        needed, remedy = detector.required_memory(shapes, count)
-        if calibration.fits_all and max(self.folds, default=-1) >= 0:
-            data.kept = self._keep_features(shapes, count)
-            if calibration.method == "leave_one_out" and detector.leaves_out:
-                detector.required_memory(shapes, count - 1)  # it may need as many images
-                detector.expect_left_out()
-            else:
-                fold = max(self.folds) + 1
-                detector.required_memory(shapes, count - -(-count // fold))
-                needed *= fold + 1
-                self.fold_detectors = FoldDetectors(detector, self.folds).to(self.device)
-                if calibration.method == "leave_one_out":
-                    log.warning(
-                        "%s cannot leave one image out: each of %d folds is scored by a fit without it",
-                        type(detector).__name__,
-                        fold,
-                    )
-        check_memory(needed, self.device, type(detector).__name__, remedy)
-        self._epoch_start = time.perf_counter()
-
-    def _keep_features(self, shapes: Sequence[FeatureShape], count: int) -> KeptFeatures:
-        """Room for the features of `count` images, to be scored once more after the fit."""
-        size = 4 * count * sum(math.prod(shape) for shape in shapes) // self.trainer.world_size
-        Spool.require_disk(size, "set calibration=holdout", f"calibration={self.model.calibration.method}")
-        return KeptFeatures()
-
-    def training_step(self, batch: Batch, batch_index: int) -> None:
-        """Take one batch of good images into the detector."""
-        if batch.label.any():
-            anomalous = batch.path[int(batch.label.nonzero()[0])]
-            raise DataError(f"{anomalous} is among the training images but is not good: move it to test/")
-        if len(batch.image):
-            features = self.features(batch)
-            self.model.detector.update(features, batch.index)
-            if self.fold_detectors is not None:
-                self.fold_detectors.update(features, batch.index)
-            if (kept := self.trainer.datamodule.kept) is not None:  # type: ignore[attr-defined]
-                kept.keep(batch.index, features)
-
-    def on_train_end(self) -> None:
-        """Fit the detector to what the epoch took in."""
-        self.timing["embed"] = time.perf_counter() - self._epoch_start
-        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
-        self.num_fitted = self.trainer.datamodule.num_fitted()  # type: ignore[attr-defined]
-        with self.timed("fit"):
-            for detector in (self.model.detector, *(self.fold_detectors.detectors if self.fold_detectors else ())):
-                distributed.fit(detector, self.progress)
 
     # -- thresholds ---------------------------------------------------------------------------------------------------
 
