@@ -72,7 +72,7 @@ def test_the_file_of_the_current_folder_is_not_read(tmp_path, monkeypatch):
         [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() != "/elsewhere"
-    for program in ("train.py", "eval.py", "src/oddpatch/cli.py"):
+    for program in ("train.py", "eval.py", "src/oddpatch/cli/main.py"):
         assert "load_dotenv" not in (ROOT / program).read_text()
 
 

@@ -47,7 +47,7 @@ def call(*arguments, **settings):
     ("arguments", "code", "told"),
     [
         (["talk", "--lines", "2"], 0, ""),
-        (["is_anomalous"], 1, ""),
+        (["anomalous"], 1, ""),
         (["refuse"], 2, "error: a.png is broken: mend it\n"),
         (["crash"], 2, "ZeroDivisionError: a mistake of ours\n"),
         (["talk", "--lines", "many"], 2, "Invalid value for '--lines'"),

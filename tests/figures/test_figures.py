@@ -346,7 +346,7 @@ def test_nothing_is_kept_if_nothing_is_wanted():
 
 def test_matplotlib_is_loaded_when_drawing_and_pyplot_never():
     code = (
-        "import sys, numpy as np; from oddpatch.report import figures, curves;"
+        "import sys, numpy as np; from oddpatch.figures import drawing, curves;"
         "assert 'matplotlib' not in sys.modules;"
         "from oddpatch.figures.canvas import Sheet; s = Sheet(2, 1); s.write(0, 0.5, 'text');"
         "assert 'matplotlib.pyplot' not in sys.modules and 'lightning' not in sys.modules"

@@ -48,7 +48,8 @@ def finished(tmp_path_factory):
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_backbone(patch)
-        patch.setattr("oddpatch.learning.scoring.time", SimpleNamespace(perf_counter=lambda: clock.now))
+        for module in ("scoring", "one_epoch"):
+            patch.setattr(f"oddpatch.learning.{module}.time", SimpleNamespace(perf_counter=lambda: clock.now))
         job = pipeline.build(tiny(root / "data", root / "run", *SETTINGS))
         job.trainer.callbacks.append(clock)
         job.fit()
