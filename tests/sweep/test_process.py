@@ -103,3 +103,31 @@ def test_a_job_ends_with_the_sweep_and_holds_its_lock_until_then(tmp_path):
         assert (tmp_path / "tidied").exists()
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}/exe").exists()
     assert (tmp_path / "stderr").read_text() == ""
+
+
+@pytest.mark.parametrize("kill", [os.killpg, os.kill])  # as a terminal does, and as `kill -INT` does
+def test_ctrl_c_while_the_server_imports_is_one_line(tmp_path, kill):
+    (tmp_path / "heavy.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'importing')!r}).touch()\ntime.sleep(600)\n"
+    )
+    (tmp_path / "script.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    (tmp_path / "sweep.py").write_text(
+        "import sys; from pathlib import Path; from oddpatch.sweep import process\n"
+        "from oddpatch.ending import ending_when_told\n"
+        "process.PRELOADED = ['heavy']\n"
+        "if __name__ == '__main__':\n"
+        "    with ending_when_told(lambda word: print(word, file=sys.stderr)):\n"
+        "        process.run_script(Path('script.py'), [], {}, None, None)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    started = subprocess.Popen(
+        [sys.executable, "sweep.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        env=environment, start_new_session=True,
+    )  # fmt: skip
+    while not (tmp_path / "importing").exists():
+        assert started.poll() is None, started.communicate()[0]
+        time.sleep(0.05)
+    kill(started.pid, signal.SIGINT)
+    told, _ = started.communicate(timeout=60)  # until the server has gone, too
+    assert (started.returncode, told) == (130, "interrupted\n")
+    assert not (tmp_path / "ran").exists()

@@ -60,9 +60,14 @@ def run_script(
         multiprocessing.set_start_method(None, force=True)
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload(PRELOADED)
+        _start_server()
     told, tell = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(script, list(arguments), environment, console, lock, tell))
-    process.start()
+    try:
+        process.start()
+    except BaseException:  # most likely while the server imports, which nobody waits for any more
+        _kill_server()
+        raise
     tell.close()
     try:
         # The job's last words come before its end; without any, the pipe closes as it dies.
@@ -72,6 +77,27 @@ def run_script(
         _stop(process, error)
         raise
     return Ending(process.exitcode, reason or _describe(process.exitcode))
+
+
+def _start_server() -> None:
+    """Start the server that jobs are forked from, deaf to Ctrl-C, which reaches it too: it would tell where it was."""
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # this unblocks the signal where it starts the tracker
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill_server() -> None:
+    """It would end by itself, but only when it has imported everything, and keep the output open until then."""
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
 
 
 def _hear(told: Connection) -> str:
@@ -118,6 +144,8 @@ def _main(
     sys.path[0:0] = [str(script.parent)]
     code, reason = 1, ""
     try:
+        if hasattr(signal, "pthread_sigmask"):  # not on Windows
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the server's
         runpy.run_path(str(script), run_name="__main__")
         code = 0
     except BaseException as error:
