@@ -182,7 +182,7 @@ class AnomalyDetector:
         if calibration.calibrated:
             p_value = float(calibration.p_values(score))
             if threshold is not None:
-                anomaly = float(anomaly_score(score, float(calibration.image_scores.median()), threshold))
+                anomaly = float(anomaly_score(score, _median(calibration.image_scores), threshold))
         normalized = mask = None
         regions: list[Region] = []
         if anomaly_map is not None and self.pixel_threshold is not None:
@@ -194,10 +194,15 @@ class AnomalyDetector:
                 )
             regions, mask = find_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
             if len(calibration.pixel_scores):
-                typical = float(calibration.pixel_scores.median())
+                typical = _median(calibration.pixel_scores)
                 normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
         is_anomalous = None if threshold is None else score > threshold
         return Detection(score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, share)
+
+
+def _median(scores: Tensor) -> float:
+    """Of an even number the mean of the two in the middle, as NumPy has it; PyTorch's is the lower of them."""
+    return float(np.median(scores.cpu().numpy()))
 
 
 def _on_device(model: AnomalyModel, device: str | torch.device, own: bool = False) -> tuple[torch.device, AnomalyModel]:
