@@ -246,7 +246,7 @@ FAULTS = [
     # Reports
     Fault(
         "two data sets with one category name averaged", "report/columns.py",
-        "runs = [run for run in self.runs if (run_dataset(run), run.category) == (dataset, category)]",
+        "runs = [run for run in self.runs if (run_dataset(run), run.title) == (dataset, category)]",
         "runs = [run for run in self.runs if run.category == category]", "report/test_table.py -k two_datasets",
     ),
     Fault(

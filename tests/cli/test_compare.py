@@ -28,7 +28,9 @@ def make_maps(seed, order):
     return (noise + rng.uniform(0.5, 1) * masks).astype(np.float32), masks
 
 
-def write_run(folder, scores, order=None, root="/data", seed=None, limits=(0.3,), labels=LABELS, category="tile"):
+def write_run(
+    folder, scores, order=None, root="/data", seed=None, limits=(0.3,), labels=LABELS, category="tile", **metrics
+):
     """A run with its images in `order`; with a seed it has maps."""
     import torch
 
@@ -42,6 +44,7 @@ def write_run(folder, scores, order=None, root="/data", seed=None, limits=(0.3,)
         "num_test_images": len(scores),
         "weights": "w.pth",
         "absent": {},
+        **metrics,
     }
     content["run"] = {
         "model": "padim",
@@ -147,6 +150,17 @@ def test_other_images_are_refused_with_the_name_of_one(tmp_path, monkeypatch, ca
         assert code == 2
         assert told in error
         assert error.count("\n") == 1
+
+
+def test_other_images_of_the_same_names_are_refused(tmp_path, monkeypatch, capsys, scores):
+    a = write_run(tmp_path / "a", scores[0], test_set="ab")
+    moved = write_run(tmp_path / "moved", scores[1], root="/elsewhere", test_set="ab")
+    other = write_run(tmp_path / "other", scores[1], test_set="cd")
+    assert oddpatch(monkeypatch, capsys, "compare", a, moved, "--draws", 20)[0] == 0
+    code, _, error = oddpatch(monkeypatch, capsys, "compare", a, other, "--draws", 20)
+    assert code == 2
+    assert "have the same names and are others, by their sizes: test one again by eval.py" in error
+    assert error.count("\n") == 1
 
 
 def test_broken_predictions_are_named(tmp_path, monkeypatch, capsys, scores):

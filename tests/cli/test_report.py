@@ -16,6 +16,7 @@ from test_pipeline import run as run_job
 from test_pipeline import tiny, tiny_backbone  # noqa: F401
 
 from oddpatch.figures.roc import image_curve, pixel_curve
+from oddpatch.data.layout import fingerprint, scan
 from oddpatch.report.columns import columns_of
 from oddpatch.report.runs import find_runs, read_run
 
@@ -127,6 +128,7 @@ def test_a_whole_run_is_reported_with_its_intervals(tiles, tmp_path, tiny_backbo
         "au_pro@0.05",
     }  # fmt: skip
     assert metrics["confidence_settings"]["draws"] == 1000
+    assert metrics["test_set"] == fingerprint(scan(tiles, "tile").test, tiles / "tile")
     assert metrics["operating"]["average_latency_ms"] > 0
     assert metrics["operating"]["region_overlap"]["num_regions"] == 8
     assert metrics["operating"]["recall_at_false_alarm_rate"][2]["resolved"] is False  # of 5 good images

@@ -163,6 +163,33 @@ def test_runs_of_two_datasets_with_one_category_name_are_not_averaged(tmp_path):
     ]
 
 
+def test_own_datasets_of_one_category_name_are_told_apart_wherever_they_lie(tmp_path):
+    write_run(tmp_path / "0", "housing", image_auroc=0.9, test_set="ab", data={"root": "/line_1"})
+    write_run(tmp_path / "1", "housing", image_auroc=0.8, test_set="ab", data={"root": "/moved"})
+    write_run(tmp_path / "2", "housing", image_auroc=0.5, test_set="cd", data={"root": "/line_2"})
+    write_run(tmp_path / "3", "lid", image_auroc=0.6, test_set="ef", data={"root": "/line_2"})
+    runs = find_runs([tmp_path])
+    columns = columns_of(runs)
+    assert len(columns) == 1
+    report = build_report(runs, ["image_auroc"])
+    rows = {row.label: row.cells[0].text for row in report.grids[0].rows}
+    expected = {"housing (/line_1)": "0.8500", "housing (/line_2)": "0.5000", "lid": "0.6000", "all, 3": "0.6500"}
+    assert rows == expected
+    for text in (to_csv(report), to_json(report), to_markdown(report), to_html(report)):
+        assert "housing (/line_2)" in text
+
+
+def test_own_images_that_have_changed_where_they_are_are_told_apart(tmp_path):
+    write_run(tmp_path / "0", "housing", image_auroc=0.9, test_set="0123456789")
+    write_run(tmp_path / "1", "housing", image_auroc=0.7, test_set="abcdef0123")
+    write_run(tmp_path / "2", "housing", image_auroc=0.5)
+    rows = build_report(find_runs([tmp_path]), ["image_auroc"]).grids[0].rows
+    assert [row.label for row in rows] == [
+        "housing (/data, test set 01234567)", "housing (/data, test set abcdef01)",
+        "housing (/data, test set unknown)", "all, 3",
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def report(tmp_path):
     """Two models on two datasets with published numbers, one of the models with random weights."""

@@ -66,6 +66,7 @@ class Results(L.Callback):
             "absent": module.absent,
             "num_train_images": module.num_fitted,
             "num_test_images": len(module.scored),
+            "test_set": trainer.datamodule.test_set,  # type: ignore[attr-defined]
             "skipped": trainer.datamodule.skipped(),  # type: ignore[attr-defined]
             "inspected": (share := trainer.datamodule.inspected) and share.to_dict(),  # type: ignore[attr-defined]
             "left_out": [f"{path}: {reason}" for path, reason in trainer.datamodule.left_out],  # type: ignore[attr-defined]

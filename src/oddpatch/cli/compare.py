@@ -123,6 +123,12 @@ def match_images(
     for (name, i), j in zip(places[0].items(), order, strict=True):
         if first_rows[i].label != second_rows[j].label:
             raise DataError(f"{name} is good in one run and anomalous in the other: test both on one dataset")
+    sets = {run.metrics.get("test_set") for run in (first, second)} - {None}
+    if len(sets) > 1:
+        raise DataError(
+            f"the images of {first.folder} and {second.folder} have the same names and are others, by their sizes: "
+            "test one again by eval.py on the images of the other"
+        )
     return order
 
 

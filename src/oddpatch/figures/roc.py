@@ -90,8 +90,8 @@ def pixel_curve(run: FinishedRun, name: str) -> Curve | None:
 
 
 def _name(run: FinishedRun, column: Column, several: bool) -> str:
-    name = f"{run.category}, {column.label}" if several else run.category
-    again = sum(other.category == run.category for other in column.runs) > 1
+    name = f"{run.title}, {column.label}" if several else run.title
+    again = sum(other.title == run.title for other in column.runs) > 1
     return f"{name}, {run.folder.name}" if again else name
 
 

@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from oddpatch.report.datasets import dataset_of
+from oddpatch.report.datasets import OWN, dataset_of
 from oddpatch.report.runs import FinishedRun
 
 # Settings that change no number, or that columns are averaged over.
@@ -59,8 +59,8 @@ class Column:
         return any(run.is_random for run in self.runs)
 
     def value(self, dataset: str, category: str, metric: str) -> Value | None:
-        """The metric on a category; None if no run has it."""
-        runs = [run for run in self.runs if (run_dataset(run), run.category) == (dataset, category)]
+        """The metric on a category, by its title; None if no run has it."""
+        runs = [run for run in self.runs if (run_dataset(run), run.title) == (dataset, category)]
         found = [(run, run.metrics[metric]) for run in runs if isinstance(run.metrics.get(metric), float | int)]
         if not found:
             return None
@@ -81,7 +81,7 @@ def columns_of(runs: Sequence[FinishedRun]) -> list[Column]:
     """The runs, those of the same settings together, in the order of their names."""
     together: dict[str, list[FinishedRun]] = defaultdict(list)
     settings: dict[str, dict[str, Any]] = {}
-    for run in runs:
+    for run in _told_apart(runs):
         found = _settings(run)
         key = repr((_name(run), sorted(found.items(), key=str)))
         together[key].append(run)
@@ -94,6 +94,25 @@ def columns_of(runs: Sequence[FinishedRun]) -> list[Column]:
         for key, differing in zip(keys, _differing([settings[key] for key in keys]), strict=True):
             columns.append(Column(name[0], name[1], name[2], differing, tuple(together[key])))
     return columns
+
+
+def _told_apart(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
+    """The runs; those of own categories that have one name and other test images say which, by where these were."""
+    sets: dict[str, dict[str | None, str]] = defaultdict(dict)  # by category: where each set of test images was
+    own = [run_dataset(run) == OWN for run in runs]
+    for run in (run for run, is_own in zip(runs, own, strict=True) if is_own):
+        root = (run.config.get("data") or {}).get("root")
+        sets[run.category].setdefault(run.metrics.get("test_set"), str(root or run.folder))
+    for run, is_own in zip(runs, own, strict=True):
+        places = sets[run.category] if is_own else {}
+        if len(places) < 2:
+            yield run
+            continue
+        known = run.metrics.get("test_set")
+        told = places[known]
+        if list(places.values()).count(told) > 1:  # they have changed where they are
+            told += f", test set {known[:8] if known else 'unknown'}"
+        yield replace(run, images=told)
 
 
 def _name(run: FinishedRun) -> tuple[str, str, str]:

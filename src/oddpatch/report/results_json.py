@@ -29,13 +29,11 @@ def results_of(columns: Sequence[Column]) -> dict[str, Any]:
     (column,) = columns
     results: dict[str, Any] = {}
     misclassified = 0
-    for run in sorted(column.runs, key=lambda run: run.category):
-        if run.category in results:
-            raise ConfigError(
-                f"results.json holds one run of {run.category}, there are several: leave out {run.folder}"
-            )
-        results[run.category] = _of_category(run)
-        (_, alarms), (misses, _) = results[run.category]["cm"]
+    for run in sorted(column.runs, key=lambda run: run.title):
+        if run.title in results:
+            raise ConfigError(f"results.json holds one run of {run.title}, there are several: leave out {run.folder}")
+        results[run.title] = _of_category(run)
+        (_, alarms), (misses, _) = results[run.title]["cm"]
         misclassified += alarms + misses
     averages = {name: _mean([result[name] for result in results.values()]) for name in ("auc_img", "auc_pxl")}
     return {

@@ -24,6 +24,7 @@ class FinishedRun:
 
     folder: Path
     metrics: Mapping[str, Any]
+    images: str = ""  # which they are, where runs beside this one were tested on others of the same category
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -39,6 +40,11 @@ class FinishedRun:
     def category(self) -> str:
         """The category it was tested on."""
         return str(self.names["category"])
+
+    @property
+    def title(self) -> str:
+        """Its category, and which images they were where that does not say it."""
+        return f"{self.category} ({self.images})" if self.images else self.category
 
     @property
     def is_random(self) -> bool:
@@ -89,6 +95,7 @@ def _wrong_metric(metrics: Mapping[str, Any]) -> str | None:
     checks = {
         "num_test_images": type(metrics["num_test_images"]) is int and metrics["num_test_images"] >= 0,
         "run": names is None or (isinstance(names, dict) and all(isinstance(names.get(name), str) for name in named)),
+        "test_set": isinstance(metrics.get("test_set"), str | None),
         "run.experiment": not isinstance(names, dict) or isinstance(names.get("experiment"), str | None),
         "run.image_size": size is None or _is_size(size),
         "weights": isinstance(metrics.get("weights"), str | None),

@@ -90,8 +90,10 @@ def build_report(
         if not any(isinstance(run.metrics.get(metric), float | int) for run in runs):
             known = sorted({k for run in runs for k, v in run.metrics.items() if isinstance(v, float) and "@" not in k})
             raise ConfigError(f"no run has the metric {metric}: choose of {', '.join(known)}")
-    headings, notes = _headings(columns_of(runs), with_published)
-    grids = tuple(_grid(metric, headings, runs, tolerance) for metric in metrics)
+    columns = columns_of(runs)
+    headings, notes = _headings(columns, with_published)
+    told_apart = [run for column in columns for run in column.runs]
+    grids = tuple(_grid(metric, headings, told_apart, tolerance) for metric in metrics)
     return Report(tuple(headings), grids, tuple(notes), tolerance, with_published)
 
 
@@ -138,7 +140,7 @@ def _grid(metric: str, headings: Sequence[Heading], runs: Sequence[FinishedRun],
     rows = []
     tested: dict[str, set[str]] = defaultdict(set)
     for run in runs:
-        tested[run_dataset(run)].add(run.category)
+        tested[run_dataset(run)].add(run.title)
     for dataset in sorted(tested, key=lambda name: (name == OWN, name)):
         for category in sorted(tested[dataset]):
             cells = tuple(_cell(heading, dataset, category, (category,), metric, tolerance) for heading in headings)
@@ -192,7 +194,7 @@ def measured(column: Column, dataset: str, name: str, categories: Sequence[str],
 
 
 def _why_absent(column: Column, dataset: str, category: str, metric: str) -> str:
-    runs = [run for run in column.runs if (run_dataset(run), run.category) == (dataset, category)]
+    runs = [run for run in column.runs if (run_dataset(run), run.title) == (dataset, category)]
     return str(runs[0].metrics.get("absent", {}).get(metric, "not measured")) if runs else "not run"
 
 
