@@ -61,13 +61,17 @@ def test_a_region_is_in_the_checkpoint_and_what_lies_outside_does_not_count(tmp_
     folder = make_dataset(root)
     region = np.zeros((48, 48), np.uint8)
     region[:, :24] = 200
-    Image.fromarray(region).save(tmp_path / "roi.png")
-    job = run(tiny(root, tmp_path / "run", f"data.roi={tmp_path}/roi.png", "data.resize=48", "data.crop=48"))
+    Image.fromarray(region).save(folder / "roi.png")
+    Image.fromarray(region).save(folder / "stray.png")
+    job = run(tiny(root, tmp_path / "run", f"data.roi={folder}/roi.png", "data.resize=48", "data.crop=48"))
     masks = job.data._test[0].mask[0]
     assert (masks[:, 24:] == 255).all()
     assert set(masks[:, :24].unique().tolist()) <= {0, 1}
-    (tmp_path / "roi.png").unlink()
+    (folder / "roi.png").write_bytes(b"not read again")
     evaluate(tmp_path / "run", tmp_path / "same")
+    for tested in ("run", "same"):
+        (left_out,) = json.loads((tmp_path / tested / "metrics.json").read_text())["left_out"]
+        assert left_out == f"{folder}/stray.png: beside train and test, where no images are read"
     assert scores(tmp_path / "same") == scores(tmp_path / "run")
     assert json.loads((tmp_path / "same/metrics.json").read_text())["pixel_auroc"] == job.module.results["pixel_auroc"]
     # Far from the region anything may happen.

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
+from oddpatch.data.datamodule import files_named
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KNOWN, read_spec
@@ -145,6 +146,7 @@ def rebuild(cfg: DictConfig) -> Run:
     data = factory.make_known(
         read_spec(settings, "data", cfg.run, trust), mean=model.preprocess.mean, std=model.preprocess.std
     )
+    data.used |= files_named(described.get("align"), described.get("roi"))
     if data.preprocess.settings() != {**model.preprocess.settings(), "max_pixels": data.preprocess.max_pixels}:
         raise ConfigError(
             f"data gives {data.preprocess}, the run was fitted with {model.preprocess}: "

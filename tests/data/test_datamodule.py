@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import types
@@ -380,9 +381,13 @@ def test_what_is_not_used_is_listed_with_the_reason(root):
     (root / "part/test/hole/1.png").rename(root / "labelled/hole/1.png")
     (root / "part/ground_truth/hole/1_mask.png").unlink()
     (root / "labelled/good/gone.png").symlink_to("nowhere")
-    data = make(root, validation=root / "labelled")
+    for name in ("stray.png", "roi.png", "reference.png"):
+        shutil.copy(root / "part/train/good/0.png", root / "part" / name)
+    data = make(root, validation=root / "labelled", roi=root / "part/roi.png",
+                align={"reference": root / "part/reference.png"})  # fmt: skip
     data.setup()
     assert data.left_out == [
+        (root / "part/stray.png", "beside train and test, where no images are read"),
         (root / "part/train/good/x.xyz", "unknown suffix"), (root / "labelled/good/gone.png", "broken link"),
     ]  # fmt: skip
     assert f"{root / 'labelled'}: 1 left out, broken link: good/gone.png" in data.warnings

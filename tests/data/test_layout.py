@@ -1,6 +1,7 @@
 """Finding images and masks: good layouts, odd names, and what people get wrong."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from oddpatch.data.layout import NESTED, OUTSIDE, categories, pair_masks, scan, scan_types
+from oddpatch.data.layout import BESIDE, NESTED, OUTSIDE, categories, fingerprint, pair_masks, scan, scan_types
 from oddpatch.errors import DataError
 
 BOTTLE_ROOT = Path(__file__).parents[2] / "../shared/data/mvtec"
@@ -180,6 +181,28 @@ def test_images_left_out_are_said(root):
         (part / "train/good/more/c.png", NESTED), (part / "test/hole/more/c.png", NESTED),
         (part / "train/c.png", OUTSIDE), (part / "test/empty/x.txt", "unknown suffix"),
     }  # fmt: skip
+
+
+def test_images_beside_train_and_test_are_said(root):
+    make(root, "part/a.png", "part/b.JPG", "part/roi.png", "part/license.txt")
+    layout = scan(root, "part", used=["roi.png"])
+    assert layout.warnings == [f"{root / 'part'}: 2 left out, {BESIDE}: a.png, b.JPG"]
+    assert set(layout.left_out) == {(root / "part/a.png", BESIDE), (root / "part/b.JPG", BESIDE)}
+
+
+def test_a_fingerprint_is_that_of_a_copy_and_of_no_other_images(root, tmp_path_factory):
+    def of(folder):
+        return fingerprint(scan(folder, "part").test, folder / "part")
+
+    copy = tmp_path_factory.mktemp("copy") / "moved"
+    shutil.copytree(root, copy)
+    assert of(copy) == of(root)
+    make(copy, "part/train/good/more.png")
+    assert of(copy) == of(root)
+    (copy / "part/test/good/a.png").write_bytes(b"another")
+    other = of(copy)
+    make(copy, "part/test/good/b.png")
+    assert len({of(root), other, of(copy)}) == 3
 
 
 @pytest.mark.parametrize("folder", ["train/good", "train", "test", "test/hole", "ground_truth", "ground_truth/hole"])

@@ -172,11 +172,18 @@ def test_what_is_left_out_is_found_once(category):
     (category / "test/spot/deeper").mkdir()
     shutil.copy(category / "test/spot/0.png", category / "test/spot/deeper/a.png")
     (category / "ground_truth/spot/broken.png").symlink_to(category / "gone.png")
-    assert kinds(check(category)) == {
+    shutil.copy(category / "test/spot/0.png", category / "stray.png")
+    left_out = {
+        ("left-out", "stray.png"),
         ("left-out", "train/good/x.unknown"),
         ("left-out", "test/spot/deeper/a.png"),
         ("left-out", "ground_truth/spot/broken.png"),
     }
+    assert kinds(check(category)) == left_out
+    (category / "test/spot").rename(category / "test/dent")  # then loading refuses the whole
+    found = kinds(check(category))
+    assert ("left-out", "stray.png") in found
+    assert ("layout", "") in found
 
 
 def test_good_by_another_name(category):

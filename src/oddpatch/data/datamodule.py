@@ -19,7 +19,7 @@ from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
 from oddpatch.data.decoding import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
-from oddpatch.data.layout import GOOD, Layout, Sample, categories, refuse_category, scan, scan_types
+from oddpatch.data.layout import GOOD, Layout, Sample, categories, fingerprint, refuse_category, scan, scan_types
 from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
@@ -142,6 +142,8 @@ class MVTecDataModule(LightningDataModule):
             full_scale=None if isinstance(full_scale, str) else full_scale,
             max_pixels=max_pixels,
         )
+        #: Names of images of use that may lie beside those of the category.
+        self.used = files_named(align, roi)
         self.split = Path(split) if split else None
         self.fold = fold
         self.obtain = obtain
@@ -160,6 +162,8 @@ class MVTecDataModule(LightningDataModule):
         self.test_samples: list[Sample] = []
         self.validation_samples: list[Sample] = []
         self.warnings: list[str] = []
+        #: What tells the category's test images from any others, wherever they lie; set by `setup`.
+        self.test_set = ""
         #: Files and folders of the category that are not used, and why.
         self.left_out: list[LeftOut] = []
         #: Positions of the training images that are fitted to, and of those scored afterwards for the threshold.
@@ -238,7 +242,8 @@ class MVTecDataModule(LightningDataModule):
                 f"{folder}: no such folder: put images of good parts of your own into its train/{GOOD}, or "
                 f"{self.obtain}"
             )
-        found = scan(self.root, self.category)
+        found = scan(self.root, self.category, self.used)
+        self.test_set = fingerprint(found.test, folder)
         return follow(found, folder, self.split, self.fold) if self.split else found
 
     def hold_out(self, folds: Sequence[int], fit_too: bool) -> None:
@@ -346,6 +351,12 @@ class MVTecDataModule(LightningDataModule):
     def _say(self, level: int, message: str, *values: Any) -> None:
         if self.trainer is None or self.trainer.is_global_zero:
             log.log(level, message, *values)
+
+
+def files_named(align: str | Path | Mapping[str, Any] | None, roi: str | Path | None) -> set[str]:
+    """Names, without their folders, of the files that these settings of `MVTecDataModule` give."""
+    reference = align.get("reference") if isinstance(align, Mapping) else align
+    return {Path(file).name for file in (reference, roi) if file and not str(file).startswith("data:")}
 
 
 def render(folder: Path, scene: str, seed: int) -> None:

@@ -10,6 +10,8 @@ Only `train/good` is needed. Other spellings of good are known, see `is_good`. T
 good image has no defect. What lies in these folders and is not used is listed with the reason.
 """
 
+import hashlib
+import os
 import shlex
 import unicodedata
 from collections import defaultdict
@@ -28,6 +30,7 @@ MASK_SUFFIX = "_mask"
 #: Why an image is not used.
 NESTED = "in a sub-folder of a type, where no images are read"
 OUTSIDE = "outside a folder of its type"
+BESIDE = "beside train and test, where no images are read"
 # In lower case without separators.
 _GOOD_NAMES = {"good", "ok", "normal", "defectfree", "nodefect", "nondefective"}
 # Folders that people mean as ground_truth, in lower case without separators.
@@ -89,9 +92,12 @@ def categories(root: str | Path) -> list[str]:
     return [name for name in listing(root).folders if is_category(root / name)]
 
 
-def scan(root: str | Path, category: str) -> Layout:
+def scan(root: str | Path, category: str, used: Collection[str] = ()) -> Layout:
     """Find the images of a category and pair them with their masks. No image is opened, but for one that its name and
     place call a mask among images.
+
+    Args:
+        used: names of images beside `train` and `test` that are of use elsewhere, such as that of a region.
 
     Returns:
         Samples in the order of their paths, whatever order the file system lists them in.
@@ -102,12 +108,27 @@ def scan(root: str | Path, category: str) -> Layout:
     """
     base = _category_folder(Path(root), category)
     warnings: list[str] = []
-    # A category may hold a licence and other files of its owner's; but nothing may hide a folder.
-    left_out = [item for item in listing(base).left_out if item.reason not in (UNKNOWN_SUFFIX, NO_SUFFIX, HIDDEN)]
+    left_out = left_out_beside(base, used)
     _refuse_hidden(left_out, [base / name for name in ("train", "test", "ground_truth")])
     train = _scan_train(base, left_out)
     test = _scan_test(base, warnings, left_out)
     return Layout(train, test, describe_left_out(left_out, base) + warnings, left_out)
+
+
+def left_out_beside(base: Path, used: Collection[str] = ()) -> list[LeftOut]:
+    """What lies in the folder of a category itself and is not used, but for a licence and other files of its owner's."""
+    found = listing(base)
+    images = [LeftOut(base / name, BESIDE) for name in found.images if name not in used]
+    return images + [item for item in found.left_out if item.reason not in (UNKNOWN_SUFFIX, NO_SUFFIX, HIDDEN)]
+
+
+def fingerprint(samples: Iterable[Sample], base: Path) -> str:
+    """A hash of names below `base`, labels and sizes in bytes: that of a copy of the folder is the same."""
+    rows = sorted(
+        unicodedata.normalize("NFC", f"{path.relative_to(base).as_posix()}\0{label}\0{path.stat().st_size}")
+        for path, label, *_ in samples
+    )
+    return hashlib.sha256(os.fsencode("\n".join(rows))).hexdigest()
 
 
 def scan_types(folder: str | Path) -> Layout:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from oddpatch.data.decoding import find_full_scale, is_image_name, marks_background, read_mask
 from oddpatch.data.geometry import Size
 from oddpatch.data.inspected import inspected_share
-from oddpatch.data.layout import GOOD, MASK_SUFFIX, categories, describe_left_out, is_good, scan
+from oddpatch.data.layout import GOOD, MASK_SUFFIX, categories, describe_left_out, is_good, left_out_beside, scan
 from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.datatools.fingerprints import Fingerprint, fingerprints, near_pairs, oddness, robust_z, spacing
@@ -96,7 +96,8 @@ def check(category: Path, workers: int | None = None, progress: Progress | None 
     """
     report = CheckReport(category)
     walks = {name: walk(category / name) for name in ("train", "test", "ground_truth")}
-    left_out = _check_layout(report, [item for found in walks.values() for item in found.left_out])
+    not_walked = [item for found in walks.values() for item in found.left_out]
+    left_out = _check_layout(report, left_out_beside(category) + not_walked)
     unused = {item.path for item in left_out}
     train, test, masks = ([path for path in found.files if path not in unused] for found in walks.values())
     images = train + test
