@@ -116,7 +116,7 @@ def scan(root: str | Path, category: str, used: Collection[str] = ()) -> Layout:
 
 
 def left_out_beside(base: Path, used: Collection[str] = ()) -> list[LeftOut]:
-    """What lies in the folder of a category itself and is not used, but for a licence and other files of its owner's."""
+    """What lies in a category's folder itself and is not used, but for a licence and other files of its owner's."""
     found = listing(base)
     images = [LeftOut(base / name, BESIDE) for name in found.images if name not in used]
     return images + [item for item in found.left_out if item.reason not in (UNKNOWN_SUFFIX, NO_SUFFIX, HIDDEN)]

@@ -103,7 +103,7 @@ def anomaly_score(scores: ArrayLike, typical: float, threshold: float) -> NDArra
 
     Args:
         scores: (...) raw distances, of images or of pixels.
-        typical: median of the good images that the threshold was set on (of an even number, the mean of the middle two).
+        typical: median of the good images that the threshold was set on; of an even number, the mean of the middle two.
         threshold: see `conformal_threshold`.
     """
     width = max(threshold - typical, 1e-6 * max(abs(threshold), 1e-6))
