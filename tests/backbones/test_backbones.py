@@ -165,8 +165,13 @@ def test_wrong_names_and_layers_list_the_right_ones(make, told):
     [
         ("vit_tiny_patch16_224", 1, None),
         ("vit_tiny_patch16_224", 1, "norm2"),
+        ("vit_small_patch14_dinov2", 1, "norm2"),
         ("vit_small_patch14_reg4_dinov2", 5, "norm2"),
         ("vit_small_patch16_dinov3.lvd1689m", 5, None),
+        ("vit_small_patch16_dinov3.lvd1689m", 5, "norm2"),
+        ("vit_small_patch16_dinov3.lvd1689m", 5, "attn"),
+        ("eva02_tiny_patch14_224", 1, "norm2"),
+        ("vit_medium_patch16_gap_240", 0, "norm2"),
     ],
 )
 def test_prefix_tokens_are_cut_from_the_front(name, prefix, tap):
@@ -174,7 +179,7 @@ def test_prefix_tokens_are_cut_from_the_front(name, prefix, tap):
     generator = torch.Generator().manual_seed(0)
     images, taken = torch.randn(2, 3, 4 * backbone.strides[0], 6 * backbone.strides[0], generator=generator), []
     block = backbone.network.blocks[1]
-    handle = (block if tap is None else block.norm2).register_forward_hook(lambda m, i, tokens: taken.append(tokens))
+    handle = (block if tap is None else block.get_submodule(tap)).register_forward_hook(lambda m, i, tokens: taken.append(tokens))
     with torch.no_grad():
         (found,) = backbone(images)
     handle.remove()

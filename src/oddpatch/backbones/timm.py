@@ -153,7 +153,7 @@ class TimmBackbone(Backbone):
 
 def _check_tap(network: nn.Module, tap: str, name: str) -> None:
     blocks = getattr(network, "blocks", None)
-    if not isinstance(blocks, nn.Sequential) or not hasattr(network, "num_prefix_tokens"):
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not hasattr(network, "num_prefix_tokens"):
         raise ConfigError(f"tap={tap!r}: {name} is no transformer with blocks: leave tap out")
     valid = [child for child, _ in blocks[0].named_children()]
     if tap not in valid:
