@@ -40,13 +40,32 @@ def test_errors_of_libraries_that_a_user_can_mend_are_one_line():
     ("arguments", "told"),
     [
         (["--cfg", "job", "model.nothing_like_it=1"], "error: model.nothing_like_it=1: there is no setting "),
-        (["hydra.run.dir=out/${y}"], "is ${ in the name of the folder to write to? set hydra.run.dir to another"),
+        (["hydra.run.dir=out/${y}"], "out/${y}: has ${ in its name: set hydra.run.dir to another folder"),
         (["seed=a(b"], "if that is a text, type 'seed=\"a(b\"'"),
     ],
 )
 def test_what_cannot_be_composed_is_one_line(arguments, told, tmp_path):
+    said_once(arguments, told, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["${y}", "${now:%Y}"])
+@pytest.mark.parametrize("arguments", [["hydra.run.dir=out"], ["-m", "seed=0,1", "hydra.sweep.dir=out"]])
+def test_a_folder_whose_name_looks_like_a_reference_is_refused_in_one_line(arguments, name, tmp_path):
+    (tmp_path / name).mkdir()
+    kind = arguments[-1].partition("=")[0]
+    said_once(arguments, f"{tmp_path}/{name}/out: has ${{ in its name: set {kind} to another folder", tmp_path / name)
+    assert not list((tmp_path / name).iterdir())
+
+
+def test_a_current_folder_whose_name_hydra_cannot_read_is_told_in_one_line(tmp_path):
+    (tmp_path / "a${").mkdir()
+    told = f"{tmp_path}/a${{: the name of the current folder has ${{ in it: change to another folder"
+    said_once(["seed=1"], told, tmp_path / "a${")
+
+
+def said_once(arguments, told, folder):
     command = [sys.executable, ROOT / "train.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 1
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

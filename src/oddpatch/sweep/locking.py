@@ -8,15 +8,18 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, OddpatchError, in_one_line
 from oddpatch.temporary import unwritable
 
 #: Names of the files that are locked, by a job of a sweep and by a run.
@@ -180,17 +183,34 @@ class HoldFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Of a single run, which a job of a sweep is, too."""
-        HydraConfig.instance().set_config(config)  # the folder's name refers to it; Hydra sets it a moment later
-        folder = Path(str(config.hydra.run.dir))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            hold(folder)
-        except OSError as error:
-            message = str(unwritable(folder, error))
-        except ConfigError as error:
-            message = str(error)
-        else:
-            return
-        # Hydra turns what a callback raises into a warning.
-        Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        with _in_one_line():
+            folder = _folder(config, "run")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                hold(folder)
+            except OSError as error:
+                raise unwritable(folder, error) from error
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """A sweep's folder is its jobs' to hold; here it is only looked at."""
+        with _in_one_line():
+            _folder(config, "sweep")
+
+
+def _folder(config: DictConfig, kind: str) -> Path:
+    HydraConfig.instance().set_config(config)  # the folder's name refers to it; Hydra sets it a moment later
+    folder = Path(str(config.hydra[kind].dir)).absolute()
+    if "${" in str(folder):  # Hydra hands the name on as a text with references in it
+        raise ConfigError(f"{folder}: has ${{ in its name: set hydra.{kind}.dir to another folder")
+    return folder
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Exit with the error itself: Hydra turns what a callback raises into a warning."""
+    try:
+        yield
+    except (OddpatchError, OmegaConfBaseException) as error:
+        terminal = Console(stderr=True)
+        terminal.print(f"error: {in_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
