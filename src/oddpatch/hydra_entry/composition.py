@@ -64,8 +64,8 @@ def explain(error: Exception, overrides: Iterable[str], configs: Path, name: str
     """
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read ({_first_line(error)}): {_to_type(error.override, list(overrides))}"
-    if "${" in os.getcwd():  # Hydra reads it with the config
-        return f"{os.getcwd()}: the name of the current folder has ${{ in it: change to another folder"
+    if "${" in str(Path.cwd()):  # Hydra reads it with the config
+        return f"{Path.cwd()}: the name of the current folder has ${{ in it: change to another folder"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_choice(error)
     misspelt = next(_misspelt(overrides, configs, name), None)
