@@ -32,11 +32,13 @@ def config(name="train", *overrides, out):
     return cfg
 
 
-def tiny(tiles, out, *overrides):
+def tiny(tiles, out, *overrides, pictures=False):
+    """Drawing takes most of the time of a tiny run, so that pictures are for those who look at them."""
     padim = [] if any(override.startswith("model=") for override in overrides) else ["model.num_features=10"]
+    drawn = [] if pictures else ["callbacks.pictures=null"]
     return config(
         "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
-        "data.batch_size=5", "data.num_workers=0", *padim, "callbacks.progress=null",
+        "data.batch_size=5", "data.num_workers=0", *padim, "callbacks.progress=null", *drawn,
         "backbone.weights=random", "trainer.accelerator=cpu", *overrides, out=out,
     )  # fmt: skip
 
@@ -95,7 +97,7 @@ def predictions(folder):
 
 
 def test_a_run_leaves_its_files_and_right_numbers(tiles, tmp_path, tiny_backbone, capsys):
-    run(tiny(tiles, tmp_path))
+    run(tiny(tiles, tmp_path, pictures=True))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     wanted = (
         "image_auroc image_ap image_f1_max pixel_auroc pixel_ap pixel_f1_max au_pro timing peak_memory_bytes weights"
@@ -137,7 +139,7 @@ def test_eval_says_how_many_images_the_run_was_fitted_to(tmp_path, tiny_backbone
     (folder / "train/good/044.png").unlink()
     again = pipeline.rebuild(
         config("eval", f"run={tmp_path}/run", "callbacks.progress=null", "trainer.accelerator=cpu",
-               "+data.num_workers=0", out=tmp_path / "again")
+               "+data.num_workers=0", "callbacks.pictures=null", out=tmp_path / "again")
     )  # fmt: skip
     again.test()
     for out in ("run", "again"):
@@ -171,16 +173,16 @@ def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monk
     spade, made = ("model=spade", "model.k=3", "calibration=none", "+data.validation=0.5"), []
     original = SPADE._patch_scores
     monkeypatch.setattr(SPADE, "_patch_scores", lambda self, *rest: made.append(1) or original(self, *rest))
-    run(tiny(tmp_path, tmp_path / "pictured", *spade))
+    run(tiny(tmp_path, tmp_path / "pictured", *spade, pictures=True))
     per_image = 3  # of each map
     assert len(made) == per_image * len(predictions(tmp_path / "pictured"))
     made.clear()
-    job = run(tiny(tmp_path, tmp_path / "bare", *spade, "callbacks.pictures=null"))
+    job = run(tiny(tmp_path, tmp_path / "bare", *spade))
     assert not made
     assert predictions(tmp_path / "bare") == predictions(tmp_path / "pictured")
     assert job.module.absent["au_pro"] == "4 defective images without a mask"
     make_dataset(tmp_path / "masked")
-    run(tiny(tmp_path / "masked", tmp_path / "measured", *spade, "callbacks.pictures=null"))
+    run(tiny(tmp_path / "masked", tmp_path / "measured", *spade))
     assert len(made) == per_image * len(predictions(tmp_path / "measured"))
 
 
@@ -220,7 +222,7 @@ def test_a_broken_test_file_is_named_and_can_be_skipped(tmp_path, tiny_backbone)
     broken.write_bytes(broken.read_bytes()[:300])
     with pytest.raises(DataError, match=r"test/good/002.png"):
         run(tiny(tmp_path, tmp_path / "out"))
-    run(tiny(tmp_path, tmp_path / "skipped", "data.on_error=skip"))
+    run(tiny(tmp_path, tmp_path / "skipped", "data.on_error=skip", pictures=True))
     metrics = json.loads((tmp_path / "skipped/metrics.json").read_text())
     assert metrics["num_test_images"] == 12
     assert len(metrics["skipped"]) == 1
@@ -231,7 +233,7 @@ def test_constant_images_give_finite_scores(tmp_path, tiny_backbone):
     folder = make_dataset(tmp_path)
     for path in folder.glob("train/good/*.png"):
         Image.new("RGB", (48, 48), (90, 90, 90)).save(path)
-    job = run(tiny(tmp_path, tmp_path / "out"))
+    job = run(tiny(tmp_path, tmp_path / "out", pictures=True))
     assert all(np.isfinite(image.score) for image in job.module.scored)
 
 
@@ -378,7 +380,7 @@ def test_names_that_are_not_utf8_are_written_escaped(tmp_path, tiny_backbone):
         latin(folder / split / "stain")
     category = latin(folder)
     out = tmp_path / "out"
-    run(tiny(tmp_path / "data", out, f"data.category='{category.name}'", "model=patchcore"))
+    run(tiny(tmp_path / "data", out, f"data.category='{category.name}'", "model=patchcore", pictures=True))
     rows = predictions(out)
     assert len(rows) == 13
     assert sum("caf\\udce9000.png" in row["path"] for row in rows) == 2
@@ -397,6 +399,6 @@ def test_names_that_are_not_utf8_are_written_escaped(tmp_path, tiny_backbone):
 def test_pictures_that_fail_lose_no_results(tiles, tmp_path, tiny_backbone, monkeypatch):
     monkeypatch.setattr("oddpatch.callbacks.pictures.draw_overview", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(tiny(tiles, tmp_path))
+        run(tiny(tiles, tmp_path, pictures=True))
     assert json.loads((tmp_path / "metrics.json").read_text())["pixel_auroc"] > 0.9
     assert len(predictions(tmp_path)) == 13

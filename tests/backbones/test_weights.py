@@ -32,13 +32,11 @@ def test_found_in_the_torch_cache_under_any_of_its_names(cache):
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
-def test_nowhere_is_an_error_within_five_seconds_that_names_every_place(cache, monkeypatch, offline):
+def test_nowhere_is_an_error_that_names_every_place(cache, monkeypatch, offline):
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(weights, "_answers", lambda url: False)
-    start = time.monotonic()
     with pytest.raises(WeightsError) as error:
         find_weights(WeightsSource("net", "no_such_package", (), "https://example.invalid/net-0123abcd.pth", "a/net"))
-    assert time.monotonic() - start < 5
     told = str(error.value)
     for place in ("package no_such_package", str(cache / "net-0123abcd.pth"), "a/net", "backbone.weights=FILE"):
         assert place in told
@@ -62,14 +60,15 @@ def test_a_download_that_breaks_off_is_told_in_one_line(monkeypatch, tmp_path):
 def test_a_host_that_never_answers_is_given_up(monkeypatch):
     monkeypatch.setattr(weights, "CONNECT_SECONDS", 0.2)
 
+    given_up = threading.Event()
+
     def hang(*args, **kwargs):
-        time.sleep(3)
-        raise TimeoutError
+        given_up.wait()
+        return contextlib.nullcontext()  # an answer, though late
 
     monkeypatch.setattr(weights.urllib.request, "urlopen", hang)
-    start = time.monotonic()
     assert not weights._answers("https://example.invalid/file")
-    assert time.monotonic() - start < 2
+    given_up.set()
 
 
 def test_the_hash_in_a_name_is_checked(tmp_path):

@@ -239,7 +239,7 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
 
 def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
     make_dataset(tmp_path / "data", good=42)
-    overrides = ["model=patchcore", "callbacks.pictures=null", "calibration=holdout", "calibration.min_area=7"]
+    overrides = ["model=patchcore", "calibration=holdout", "calibration.min_area=7"]
     cfg = tiny(tmp_path / "data", tmp_path / "calibrated", *overrides)
     job = pipeline.build(cfg)
     job.fit()
@@ -268,7 +268,7 @@ def test_thresholds_are_set_anew_on_the_held_out_images(more, tmp_path, tiny_bac
 
 def test_each_image_is_left_out_of_the_bank_to_set_thresholds_again(more, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
     make_dataset(tmp_path / "data", good=9)
-    job = pipeline.build(tiny(tmp_path / "data", tmp_path / "left", "model=patchcore", "callbacks.pictures=null"))
+    job = pipeline.build(tiny(tmp_path / "data", tmp_path / "left", "model=patchcore"))
     job.fit()
     job.calibrate()
     job.save()

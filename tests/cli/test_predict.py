@@ -22,7 +22,7 @@ from oddpatch.cli.predict import output_names
 def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("predict")
     make_dataset(root, good=45)
-    run(tiny(root, root / "run", "callbacks.pictures=null", "backbone=resnet18", "model.num_features=20"))
+    run(tiny(root, root / "run", "backbone=resnet18", "model.num_features=20"))
     return root
 
 
@@ -103,7 +103,7 @@ def test_a_pipe_gets_json_alone(finished):
 
 def test_a_run_without_threshold_says_why_and_how_to_get_one(tmp_path, predict):
     good = make_dataset(tmp_path / "data", good=4) / "test/good"
-    settings = ["callbacks.pictures=null", "backbone=resnet18", "model=gaussian"]
+    settings = ["backbone=resnet18", "model=gaussian"]
     why = {
         "calibration=none": "it was fitted with calibration=none: train again with calibration=leave_one_out",
         "calibration=leave_one_out": "4 good images are too few, it takes at least 5: add good images and train again",

@@ -118,7 +118,7 @@ def test_the_roc_figure_is_a_picture_of_all_categories(runs, tmp_path, monkeypat
 
 
 def test_a_whole_run_is_reported_with_its_intervals(tiles, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
-    job = run_job(tiny(tiles, tmp_path / "run", "callbacks.pictures=null"))
+    job = run_job(tiny(tiles, tmp_path / "run"))
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     for name, (low, high) in metrics["confidence"].items():
         assert low <= metrics[name] + 1e-3, name
@@ -145,7 +145,7 @@ def test_without_masks_the_statistics_of_an_earlier_test_go_and_without_draws_th
     out = tmp_path / "run"
     out.mkdir()
     (out / "pixel_statistics.npz").write_bytes(b"of an earlier test")
-    run_job(tiny(tmp_path, out, "callbacks.pictures=null", "callbacks.results.confidence.draws=0"))
+    run_job(tiny(tmp_path, out, "callbacks.results.confidence.draws=0"))
     metrics = json.loads((out / "metrics.json").read_text())
     assert "confidence" not in metrics
     assert "region_overlap" not in metrics["operating"]

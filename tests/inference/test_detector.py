@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
     make_dataset(root, good=45)
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_backbone(patch)
-        run(tiny(root, root / "run", "data.resize=40", "callbacks.pictures=null"))
+        run(tiny(root, root / "run", "data.resize=40"))
         yield root
 
 

@@ -18,7 +18,7 @@ from oddpatch.metrics.pixel_statistics import PixelStatistics
 MIN_AREA, TARGET_FPR = 7, 0.3
 SETTINGS = (
     "calibration=holdout", "calibration.minimum=8", f"calibration.min_area={MIN_AREA}",
-    f"calibration.target_fpr={TARGET_FPR}", "data.validation=0.25", "callbacks.pictures=null",
+    f"calibration.target_fpr={TARGET_FPR}", "data.validation=0.25",
 )  # fmt: skip
 #: Seconds that a batch takes on the clock of `finished`.
 TRAIN, VALIDATION, TEST = 100, 10, 7

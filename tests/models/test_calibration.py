@@ -171,7 +171,7 @@ def test_eval_keeps_the_thresholds(tmp_path):
     run(tiny(tmp_path, tmp_path / "run"))
     again = pipeline.rebuild(
         config("eval", f"run={tmp_path}/run", "callbacks.progress=null", "trainer.accelerator=cpu",
-               "+data.num_workers=0", out=tmp_path / "again")
+               "+data.num_workers=0", "callbacks.pictures=null", out=tmp_path / "again")
     )  # fmt: skip
     again.test()
     assert metrics_of(tmp_path / "again")["thresholds"] == metrics_of(tmp_path / "run")["thresholds"]
@@ -235,7 +235,7 @@ def test_too_few_good_images_are_all_fitted_and_the_log_says_so(caplog):
 
 @pytest.mark.usefixtures("tiny_backbone")
 def test_validation_images_set_a_threshold_and_are_not_tested_on(tiles, tmp_path):
-    job = run(tiny(tiles, tmp_path, "data.validation=0.5"))
+    job = run(tiny(tiles, tmp_path, "data.validation=0.5", pictures=True))
     assert len(job.data.validation_samples) == 6
     assert len(job.data.test_samples) == 7
     assert not {s.path for s in job.data.validation_samples} & {s.path for s in job.data.test_samples}

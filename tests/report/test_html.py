@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_dataset
+from conftest import make_dataset, use_tiny_backbone
 from PIL import Image
 from rich.console import Console
 from test_pipeline import run, tiny, tiny_backbone  # noqa: F401
@@ -20,11 +20,15 @@ from oddpatch.report.html import headlines, next_steps
 from oddpatch.results.summary import HEADLINES, not_measured, print_summary
 
 
-@pytest.fixture
-def report(tmp_path, tiny_backbone):  # noqa: F811
-    make_dataset(tmp_path, good=45)
-    run(tiny(tmp_path, tmp_path / "run", "model=patchcore"))
-    return tmp_path / "run"
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """Folder of a run; do not change it."""
+    root = tmp_path_factory.mktemp("report")
+    make_dataset(root, good=45)
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_backbone(patch)
+        run(tiny(root, root / "run", "model=patchcore", pictures=True))
+    return root / "run"
 
 
 def test_the_page_tells_what_was_measured_and_loads_nothing(report):
@@ -58,7 +62,7 @@ def test_a_browser_opens_it_without_a_complaint(report, tmp_path):
 @pytest.mark.usefixtures("tiny_backbone")
 def test_with_good_images_only_the_page_gives_the_reasons(tmp_path):
     make_dataset(tmp_path, defects=0)
-    run(tiny(tmp_path, tmp_path / "run"))
+    run(tiny(tmp_path, tmp_path / "run", pictures=True))
     page = (tmp_path / "run/report.html").read_text()
     assert "Not measured: image AUROC, image average precision and image F1-max (oracle) (needs both good and" in page
     assert "no defective image among 5 test images" in page
@@ -68,7 +72,7 @@ def test_names_from_files_cannot_become_markup(tmp_path, tiny_backbone):  # noqa
     folder = make_dataset(tmp_path)
     (folder / "test/spot/000.png").rename(folder / "test/spot/<img src=x>.png")
     (folder / "ground_truth/spot/000_mask.png").rename(folder / "ground_truth/spot/<img src=x>_mask.png")
-    run(tiny(tmp_path, tmp_path / "run", "callbacks.pictures.worst=8"))
+    run(tiny(tmp_path, tmp_path / "run", "callbacks.pictures.worst=8", pictures=True))
     page = (tmp_path / "run/report.html").read_text()
     assert "<img src=x>" not in page
     assert "&lt;img src=x&gt;" in page
@@ -97,7 +101,7 @@ def test_each_reason_why_something_has_no_value_is_told_once():
 @pytest.mark.usefixtures("tiny_backbone")
 def test_missing_masks_are_told_once_and_in_words(tmp_path, capsys):
     make_dataset(tmp_path, masks=False)
-    run(tiny(tmp_path, tmp_path / "run"))
+    run(tiny(tmp_path, tmp_path / "run", pictures=True))
     told = capsys.readouterr().out
     assert told.count("without a mask") == 1
     assert (
@@ -110,7 +114,7 @@ def test_missing_masks_are_told_once_and_in_words(tmp_path, capsys):
 @pytest.mark.usefixtures("tiny_backbone")
 def test_a_page_without_maps_says_nothing_of_heat(tmp_path):
     make_dataset(tmp_path)
-    run(tiny(tmp_path, tmp_path / "run", "model=gaussian", "calibration=none"))
+    run(tiny(tmp_path, tmp_path / "run", "model=gaussian", "calibration=none", pictures=True))
     page = (tmp_path / "run/report.html").read_text()
     assert "Anomalous images with the lowest scores" in page
     for word in ("Heat from", "(bright)", "Outlines at"):
@@ -177,7 +181,7 @@ def test_ticks_of_scores_that_hardly_differ():
 def test_a_run_on_good_images_alone_has_a_report(tmp_path, model, recwarn, capsys):
     make_dataset(tmp_path, good=20, defects=0, test_good=0)
     chosen = [] if model == "padim" else [f"model={model}"]
-    job = run(tiny(tmp_path, tmp_path / "run", *chosen, "callbacks.pictures.worst=3"))
+    job = run(tiny(tmp_path, tmp_path / "run", *chosen, "callbacks.pictures.worst=3", pictures=True))
     assert not [warning for warning in recwarn if "across ranks is zero" in str(warning.message)]
     assert capsys.readouterr().out.count("not measured") == 1
     page, thresholds = (tmp_path / "run/report.html").read_text(), job.module.describe_thresholds()

@@ -24,7 +24,7 @@ def test_a_few_of_each_type_are_spread_and_in_order():
 
 
 def test_smoke_goes_through_everything_with_a_few_tiny_images(tiles, tmp_path, tiny_backbone):
-    run(tiny(tiles, tmp_path, "debug=smoke", "data.train_images=10", "data.test_images=4"))
+    run(tiny(tiles, tmp_path, "debug=smoke", "data.train_images=10", "data.test_images=4", pictures=True))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["num_train_images"], metrics["num_test_images"]) == (10, 12)
     assert {"image_auroc", "pixel_auroc", "au_pro"} <= metrics.keys()
@@ -36,7 +36,7 @@ def test_a_few_images_are_at_least_one(tiles, tmp_path, tiny_backbone):
 
 
 def test_a_profile_tells_where_the_time_goes(tiles, tmp_path, tiny_backbone, capsys):
-    run(tiny(tiles, tmp_path, "debug=profile"))
+    run(tiny(tiles, tmp_path, "debug=profile", pictures=True))
     told = capsys.readouterr().out
     fit, test = told.split("test, ")
     assert fit.lstrip().startswith("fit, ")
