@@ -179,7 +179,9 @@ def test_prefix_tokens_are_cut_from_the_front(name, prefix, tap):
     generator = torch.Generator().manual_seed(0)
     images, taken = torch.randn(2, 3, 4 * backbone.strides[0], 6 * backbone.strides[0], generator=generator), []
     block = backbone.network.blocks[1]
-    handle = (block if tap is None else block.get_submodule(tap)).register_forward_hook(lambda m, i, tokens: taken.append(tokens))
+    handle = (block if tap is None else block.get_submodule(tap)).register_forward_hook(
+        lambda m, i, tokens: taken.append(tokens)
+    )
     with torch.no_grad():
         (found,) = backbone(images)
     handle.remove()

@@ -15,8 +15,8 @@ from test_compare import LABELS, oddpatch, write_run
 from test_pipeline import run as run_job
 from test_pipeline import tiny, tiny_backbone  # noqa: F401
 
-from oddpatch.figures.roc import image_curve, pixel_curve
 from oddpatch.data.layout import fingerprint, scan
+from oddpatch.figures.roc import image_curve, pixel_curve
 from oddpatch.report.columns import columns_of
 from oddpatch.report.runs import find_runs, read_run
 
