@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
-from oddpatch.data.datamodule import files_named
+from oddpatch.data.datamodule import MVTecDataModule, files_named
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KNOWN, read_spec
@@ -44,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Run(NamedTuple):
     """Everything one run needs."""
 
-    data: Any  # MVTecDataModule
+    data: MVTecDataModule
     module: AnomalyModule
     trainer: L.Trainer
     folder: Path
@@ -93,8 +93,6 @@ def build(cfg: DictConfig) -> Run:
         data.prepare_data()
     data.setup("fit")
     check_area(calibration.min_area, data.preprocess.image_size, "calibration.min_area")
-    folds = calibration.folds(len(data.train_samples))
-    data.hold_out(folds, fit_too=calibration.fits_all)
     detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
     model = AnomalyModel(data.preprocess, backbone, detector, calibration)
     if backbone.weights_origin == "random":
@@ -105,9 +103,10 @@ def build(cfg: DictConfig) -> Run:
             config["data"][key] = str(Path(config["data"][key]).resolve())
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     say_who_can_load(config)
-    module = OneEpoch(model, fpr_limits=list(cfg.fpr_limits), config=config, folds=folds)
+    module = OneEpoch(model, fpr_limits=list(cfg.fpr_limits), config=config)
+    module.divide(data)
     trainer = build_trainer(cfg)
-    use_cache(cfg, data, model, config["backbone"], trainer)
+    use_cache(cfg, data, module, trainer)
     return Run(data, module, trainer, folder)
 
 
@@ -156,19 +155,17 @@ def rebuild(cfg: DictConfig) -> Run:
     module.train_images = [str(data.root / name) for name in about.get("train_images", [])]
     module.num_fitted = about["num_fitted"]
     trainer = build_trainer(cfg)
-    use_cache(cfg, data, model, about["config"]["backbone"], trainer)
+    use_cache(cfg, data, module, trainer)
     return Run(data, module, trainer, folder)
 
 
-def use_cache(cfg: DictConfig, data: Any, model: AnomalyModel, backbone: Any, trainer: L.Trainer) -> None:
+def use_cache(cfg: DictConfig, data: MVTecDataModule, module: AnomalyModule, trainer: L.Trainer) -> None:
     """Have features looked for in the cache that `cfg.cache` describes, if it does, and kept there."""
     if not cfg.get("cache"):
         return
-    from oddpatch.cache.fingerprint import fingerprint
+    from oddpatch.cache.wrapping import put_around
 
-    data.cache = factory.make(cfg.cache)
-    data.cache.fingerprint = fingerprint(model, backbone, trainer.strategy.root_device)
-    data.cache.shapes = model.backbone.feature_shapes(model.preprocess.image_size)
+    put_around(factory.make(cfg.cache), data, module, trainer)
 
 
 def build_trainer(cfg: DictConfig) -> L.Trainer:

@@ -1,11 +1,8 @@
 """The two things that travel through oddpatch: a `Batch` into the backbone, a `Prediction` out of the detector."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from oddpatch.cache.features import Entry
 
 #: Mask value of pixels whose truth is not known: no metric looks at them.
 IGNORE = 255
@@ -14,14 +11,11 @@ IGNORE = 255
 class Batch(NamedTuple):
     """Images with their ground truth, as a DataLoader collates them."""
 
-    image: Tensor  # (B, 3, H, W) float32, normalised for the backbone
+    image: Tensor  # (B, 3, H, W) float32, normalised for the backbone; (B, 3, 0, 0) where features are known already
     mask: Tensor  # (B, 1, H, W) uint8, 1 = defect, 0 = normal, IGNORE = not known (a defect image without a mask)
     label: Tensor  # (B,) int64, 0 good, 1 anomalous
     index: Tensor  # type: ignore[assignment]  # (B,) int64, position in the dataset: what makes several devices exact
     path: list[str]
-    # With a cache: features [(B, C_l, h_l, w_l)] found in it, and then image is (B, 3, 0, 0); or where to keep them.
-    features: list[Tensor] | None = None
-    entries: "list[Entry] | None" = None
 
 
 class Prediction(NamedTuple):

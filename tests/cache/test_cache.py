@@ -7,6 +7,7 @@ import os
 import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -20,12 +21,14 @@ from oddpatch.backbones.engine import Runtime
 from oddpatch.cache import fingerprint as fingerprints
 from oddpatch.cache.features import END, Entry, FeatureCache, stack
 from oddpatch.cache.fingerprint import fingerprint, hash_tensors
+from oddpatch.cache.wrapping import CachedDataset
 from oddpatch.data.dataset import MVTecDataset
 from oddpatch.data.layout import scan
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
 from oddpatch.models.base import AnomalyModel
 from oddpatch.models.padim import PaDiM
+from oddpatch.types import Batch
 
 GIB = 2**30
 
@@ -273,53 +276,52 @@ def test_an_edited_source_changes_the_fingerprint(monkeypatch):
 def dataset(tmp_path):
     make_dataset(tmp_path / "data")
     test = scan(tmp_path / "data", "tile").test
-    made = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3))
-    made.cache = make_cache(tmp_path / "cache")
-    return made
+    images = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3))
+    return CachedDataset(images, make_cache(tmp_path / "cache"))
 
 
 def fill_from(dataset, indices):
     """Keep every other pixel as the features of images; gives the items as they were decoded."""
-    items = dataset.__getitems__(indices)
-    for item in items:
-        dataset.cache.store([item.entry], [item.image[None, :, ::2, ::2].contiguous()])
-    return items
+    found = dataset.__getitems__(indices)
+    for it in found:
+        dataset.cache.store([it.entry], [it.item.image[None, :, ::2, ::2].contiguous()])
+    return [it.item for it in found]
 
 
 def test_cached_items_have_features_and_mask_but_no_image(dataset):
     plain = fill_from(dataset, range(13))
-    for item, before in zip(dataset.__getitems__(range(13)), plain, strict=True):
+    for (item, found, _), before in zip(dataset.__getitems__(range(13)), plain, strict=True):
         assert item.image.shape == (3, 0, 0)
-        assert torch.equal(item.cached.features[0], before.image[:, ::2, ::2])
+        assert torch.equal(found.features[0], before.image[:, ::2, ::2])
         assert torch.equal(item.mask, before.mask)
         assert (item.label, item.index, item.path) == (before.label, before.index, before.path)
-        assert torch.equal(dataset.image(item.index), before.image)
+        assert torch.equal(dataset.dataset.image(item.index), before.image)
 
 
 def test_a_batch_that_is_not_complete_in_the_cache_is_decoded_as_a_whole(dataset):
     fill_from(dataset, [0, 1, 3])
-    assert all(item.cached is None and item.image.numel() for item in dataset.__getitems__([0, 1, 2, 3]))
+    assert all(it.found is None and it.item.image.numel() for it in dataset.__getitems__([0, 1, 2, 3]))
 
 
 def test_a_changed_image_is_decoded_again_and_a_changed_mask_is_used(dataset):
     fill_from(dataset, [5, 6])
-    first, second = dataset.samples[5], dataset.samples[6]
+    first, second = dataset.dataset.samples[5], dataset.dataset.samples[6]
     image, mask = first.path, first.mask_path
     modified = image.stat().st_mtime_ns
     mask.write_bytes(second.mask_path.read_bytes())
-    before, after = dataset[6], dataset.__getitems__([5])[0]
-    assert after.cached is not None
-    assert torch.equal(after.mask, before.mask)
+    before, after = dataset.dataset[6], dataset.__getitems__([5])[0]
+    assert after.found is not None
+    assert torch.equal(after.item.mask, before.mask)
     size_before = image.stat().st_size
-    image.write_bytes(dataset.samples[7].path.read_bytes()[:size_before].ljust(size_before, b"\0"))
+    image.write_bytes(dataset.dataset.samples[7].path.read_bytes()[:size_before].ljust(size_before, b"\0"))
     os.utime(image, ns=(modified, modified))  # same size, same time: only its content tells
-    assert dataset._find(5) is None
+    assert dataset.__getitems__([5])[0].found is None
 
 
 def test_an_image_that_changes_while_it_is_read_is_not_kept(dataset, monkeypatch):
-    keys = iter(["f/a", "f/b"])
+    keys = iter(["f/none", "f/a", "f/b"])  # looked up, before it is decoded, afterwards
     monkeypatch.setattr(dataset.cache, "key", lambda content: next(keys))
-    assert dataset[0].entry is None
+    assert dataset.__getitems__([0])[0].entry is None
 
 
 def test_aligned_images_keep_where_they_lie(tmp_path):
@@ -328,11 +330,11 @@ def test_aligned_images_keep_where_they_lie(tmp_path):
     make_dataset(tmp_path)
     test = scan(tmp_path, "tile").test
     align = load_alignment({"reference": str(test[0].path), "method": "translation", "min_quality": 0.0})
-    dataset = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3, align=align))
-    dataset.cache = make_cache(tmp_path / "cache")
+    images = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3, align=align))
+    dataset = CachedDataset(images, make_cache(tmp_path / "cache"))
     plain = fill_from(dataset, [5, 9])
-    for item, before in zip(dataset.__getitems__([5, 9]), plain, strict=True):
-        assert len(item.cached.facts) == 12
+    for (item, found, _), before in zip(dataset.__getitems__([5, 9]), plain, strict=True):
+        assert len(found.facts) == 12
         assert torch.equal(item.mask, before.mask)
 
 
@@ -343,6 +345,12 @@ def job(tiles, out, *overrides):
     )  # fmt: skip
     cfg.callbacks = {name: cfg.callbacks[name] for name in ("pictures", "results")}
     return cfg
+
+
+def looked_up(job):
+    """How many images' features were found, and how many computed."""
+    cache = job.module.compute_features.cache
+    return cache.found, cache.computed
 
 
 def results(folder):
@@ -372,11 +380,11 @@ def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
     cached = [*overrides, "cache=features", f"cache.folder={tmp_path}/cache"]
     run(job(tiles, tmp_path / "without", *overrides))
     filling = run(job(tiles, tmp_path / "filling", *cached))
-    assert (filling.data.cache.found, filling.data.cache.computed) == (0, 25)  # kept for the scores after the fit
+    assert looked_up(filling) == (0, 25)  # kept for the scores after the fit
     decoded.clear()
     ran.clear()
     again = run(job(tiles, tmp_path / "again", *cached))
-    assert (again.data.cache.found, again.data.cache.computed) == (25, 0)
+    assert looked_up(again) == (25, 0)
     assert not any(ran), "the one call left finds out the shapes, on zeros"
     assert results(tmp_path / "filling") == results(tmp_path / "without")
     assert results(tmp_path / "again") == results(tmp_path / "without")
@@ -396,7 +404,7 @@ def test_another_setting_finds_nothing(tiles, tmp_path, tiny_backbone):  # noqa:
     ]
     run(job(tiles, tmp_path / "one", *cached))
     other = run(job(tiles, tmp_path / "two", *cached, "data.interpolation=bicubic"))
-    assert (other.data.cache.found, other.data.cache.computed) == (0, 25)
+    assert looked_up(other) == (0, 25)
 
 
 def test_loaders_in_other_processes_use_it_too(tiles, tmp_path, tiny_backbone):  # noqa: F811
@@ -409,5 +417,13 @@ def test_loaders_in_other_processes_use_it_too(tiles, tmp_path, tiny_backbone): 
     ]
     run(job(tiles, tmp_path / "one", *cached))
     again = run(job(tiles, tmp_path / "two", *cached, "data.num_workers=2"))
-    assert (again.data.cache.found, again.data.cache.computed) == (25, 0)
+    assert looked_up(again) == (25, 0)
     assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
+def test_nothing_outside_its_folder_knows_of_it():
+    """But the pipeline, which puts it around a run."""
+    package = Path(oddpatch.__file__).parent
+    knows = [p for p in package.rglob("*.py") if "oddpatch.cache" in p.read_text() and p.parent.name != "cache"]
+    assert [p.name for p in knows] == ["pipeline.py"]
+    assert Batch._fields == ("image", "mask", "label", "index", "path")

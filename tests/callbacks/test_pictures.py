@@ -53,7 +53,7 @@ class Reader(nn.Module):
 class Data(L.LightningDataModule):
     """Images with a square as bright as `levels` says, 0..1; no training."""
 
-    category, cache = "tile", None
+    category = "tile"
 
     def __init__(self, levels, types, masks=True, batch_size=4):
         super().__init__()
@@ -325,7 +325,7 @@ def calibrated(levels, folder, worst=2, tested=False, set_by=None):
         # Labelled images that F1-max is looked for on are not shown.
         pictures.on_validation_batch_end(trainer, module, model(batch.image + 1), batch, number, 0)
         if number % 2:  # features came from elsewhere: nothing was decoded
-            batch = batch._replace(image=torch.empty(len(rows), 3, 0, 0), features=[])
+            batch = batch._replace(image=torch.empty(len(rows), 3, 0, 0))
         pictures.on_validation_batch_end(trainer, module, outputs, batch, number, 1)
     model.calibration.calibrate(torch.cat(scores), torch.cat(scores), torch.arange(len(levels)))
     if set_by is not None:

@@ -61,7 +61,6 @@ class Watcher(L.Callback):
         self.seen = {}
 
     def on_validation_batch_end(self, trainer, module, outputs, batch, batch_idx, dataloader_idx=0):
-        assert len(batch.features) == 3
         assert batch.image.shape[-1] == 0, "nothing was decoded"
         for i, index in enumerate(batch.index.tolist()):
             assert trainer.datamodule.train_samples[index].path == Path(batch.path[i])
@@ -84,7 +83,7 @@ def test_every_good_image_is_fitted_to_and_scored_as_if_it_had_been_left_out(tmp
     forwards.clear()
     job.calibrate()
     assert not forwards, "features are computed once"
-    assert job.data.kept is None
+    assert job.module.kept is None
     job.save()
     job.test()
     module = job.module

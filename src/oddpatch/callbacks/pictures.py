@@ -215,8 +215,8 @@ def _keep(
     for position, (score, label, index) in enumerate(rows):
         defect_type = samples[index].defect_type
         if candidates.pools(score, label, defect_type, index):
-            # Where the features came from the cache, the images were not decoded: only those shown will be.
-            given = batch.image[position] if batch.features is None else None
+            # Where features were known already, the images were not decoded: only those shown will be.
+            given = batch.image[position] if batch.image.numel() else None
             example = Example(
                 image=_NO_IMAGE if given is None else _pixels(given, module),
                 mask=_copy(batch.mask[position, 0]),

@@ -129,10 +129,7 @@ def _scores_and_labels(module: Any) -> tuple[list[float], list[int]]:
 def _operating(module: Any, thresholds: Mapping[str, Any] | None) -> dict[str, Any]:
     """See `oddpatch.metrics.operating`; regions are judged at the calibrated pixel threshold if there is one."""
     threshold = thresholds["image"] if thresholds else None
-    cache = module.trainer.datamodule.cache
-    seconds = (
-        None if cache is not None and cache.found else module.timing.get("test")
-    )  # else the backbone's are missing
+    seconds = None if module.num_without_pixels else module.timing.get("test")  # the backbone's would be missing
     figures = operating_figures(*_scores_and_labels(module), threshold, seconds)
     statistics = module.pixel_metrics.statistics
     if statistics is not None:

@@ -1,22 +1,18 @@
 """A category in MVTec layout as a LightningDataModule."""
 
-import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from oddpatch.cache.features import FeatureCache
-from oddpatch.cache.kept import KeptFeatures
 from oddpatch.data.alignment import load_alignment
-from oddpatch.data.dataset import Item, MVTecDataset, OnError, collate
+from oddpatch.data.dataset import MVTecDataset, OnError
 from oddpatch.data.decoding import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
 from oddpatch.data.layout import GOOD, Layout, Sample, categories, fingerprint, refuse_category, scan, scan_types
@@ -36,6 +32,26 @@ log = logging.getLogger(__name__)
 
 #: Batches that each worker has ready, which is torch's own default.
 PREFETCHED = 2
+
+Part = Literal["train", "calibration", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "calibration", "validation", "test")
+
+
+class Images(Protocol):
+    """What a loader reads: a dataset of one part of the images, or what was put around it."""
+
+    #: Whether reading it is work for other processes.
+    decodes: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[Any]) -> Sequence[Any]: ...
+
+    def collate(self, items: Sequence[Any]) -> Any: ...
+
+
+#: Puts something around a dataset, such as a cache of what would be computed from it.
+Wrap = Callable[[MVTecDataset], Images]
 
 
 class MVTecDataModule(LightningDataModule):
@@ -169,10 +185,8 @@ class MVTecDataModule(LightningDataModule):
         #: Positions of the training images that are fitted to, and of those scored afterwards for the threshold.
         self.fitted: Sequence[int] = []
         self.held_out: Sequence[int] = []
-        #: Where features are looked for and kept; None computes them.
-        self.cache: FeatureCache | None = None
-        #: Features of the images fitted to, for those of them that are scored afterwards; None computes them.
-        self.kept: KeptFeatures | None = None
+        #: What to put around the dataset of a part before it is loaded.
+        self.wrap: dict[Part, Wrap] = {}
         #: How much of the area of the images is inspected; set by `setup`.
         self.inspected: Inspected | None = None
         self._said_workers = False
@@ -252,43 +266,34 @@ class MVTecDataModule(LightningDataModule):
         self.fitted = [position for position, fold in enumerate(folds) if fold < 0 or fit_too]
 
     @property
-    def validation_parts(self) -> list[str]:
+    def validation_parts(self) -> list[Part]:
         """What each of the validation loaders gives: "calibration" (good images) or "validation" (labelled ones)."""
-        parts = {"calibration": self.held_out, "validation": self.validation_samples}
+        parts: dict[Part, Sequence[Any]] = {"calibration": self.held_out, "validation": self.validation_samples}
         return [name for name, samples in parts.items() if samples]
 
-    def train_dataloader(self) -> DataLoader[Item | None]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Good images to fit to, in order."""
-        return self._loader(self._train, self.fitted)
+        return self._loader("train", self._train, self.fitted)
 
-    def val_dataloader(self) -> list[DataLoader[Item | None]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader for each of `validation_parts`."""
-        loaders = {
-            "calibration": self._calibration_loader,
-            "validation": lambda: self._loader(self._validation, range(len(self._validation))),
+        parts = {
+            "calibration": (self._train, self.held_out),
+            "validation": (self._validation, range(len(self._validation))),
         }
-        return [loaders[name]() for name in self.validation_parts]
+        return [self._loader(part, *parts[part]) for part in self.validation_parts]
 
-    def _calibration_loader(self) -> DataLoader[Item | None]:
-        if self.kept is None:
-            return self._loader(self._train, self.held_out)
-        dataset = copy.copy(self._train)
-        dataset.kept = self.kept
-        return self._loader(dataset, self.held_out, num_workers=0)  # nothing is decoded
-
-    def test_dataloader(self) -> DataLoader[Item | None]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Test images, in order."""
-        return self._loader(self._test, range(len(self._test)))
+        return self._loader("test", self._test, range(len(self._test)))
 
-    def _loader(
-        self, dataset: MVTecDataset, positions: Sequence[int], num_workers: int | None = None
-    ) -> DataLoader[Item | None]:
-        dataset.cache = self.cache
+    def _loader(self, part: Part, dataset: MVTecDataset, positions: Sequence[int]) -> DataLoader[Any]:
+        images: Any = self.wrap[part](dataset) if part in self.wrap else dataset
         return DataLoader(
-            dataset,
+            images,
             batch_sampler=ShardedBatches(positions, self.batch_size),
-            num_workers=self._workers_that_fit() if num_workers is None else num_workers,
-            collate_fn=partial(collate, image_size=self.preprocess.image_size),
+            num_workers=self._workers_that_fit() if images.decodes else 0,
+            collate_fn=images.collate,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -321,11 +326,11 @@ class MVTecDataModule(LightningDataModule):
         return len(self.fitted) - int(self._train.is_skipped()[list(self.fitted)].sum())
 
     def test_image(self, index: int) -> Tensor:
-        """A prepared test image (3, h, w), where its features came from the cache."""
+        """A prepared test image (3, h, w), for whoever was given a batch without pixels."""
         return self._test.image(index)
 
     def train_image(self, index: int) -> Tensor:
-        """A prepared training image (3, h, w), where its features were kept."""
+        """A prepared training image (3, h, w), likewise."""
         return self._train.image(index)
 
     def gather(self) -> None:
@@ -334,9 +339,7 @@ class MVTecDataModule(LightningDataModule):
             Ranks().maximum_(dataset.outcome)
 
     def teardown(self, stage: str) -> None:
-        """Say which files were left out, which masks show no defect, and what a cache was good for."""
-        if self.cache is not None and stage == "test":
-            self.cache.report()
+        """Say which files were left out, and which masks show no defect."""
         dataset = {"fit": self._train, "validate": self._validation}.get(stage, self._test)
         skipped = dataset.skipped()
         if skipped:

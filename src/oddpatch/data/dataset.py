@@ -1,17 +1,13 @@
 """Images of a category as a torch dataset: decoded, preprocessed, with their ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from oddpatch.cache.features import Cached, Entry, FeatureCache, stack
-from oddpatch.cache.kept import KeptFeatures
 from oddpatch.data.alignment import Registration
 from oddpatch.data.decoding import marks_background, read_mask
 from oddpatch.data.layout import Sample, some
@@ -20,6 +16,7 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE, Batch
 
 OnError = Literal["raise", "skip"]
+T = TypeVar("T")
 
 # What became of an item, as bits kept in shared memory because workers are other processes.
 _SKIPPED, _EMPTY_MASK, _CROPPED_DEFECT, _MARKED_BACKGROUND = 1, 2, 4, 8
@@ -34,8 +31,13 @@ class Item:
     label: int
     index: int
     path: str
-    cached: Cached | None = None  # the image's features: then it was not decoded, and `image` is (3, 0, 0)
-    entry: Entry | None = None  # where its features are to be kept, once they are known
+
+
+class Placement(NamedTuple):
+    """What decides how the mask of an image is prepared, beside the settings."""
+
+    size: tuple[int, int]  # (H, W) of the image in its file
+    registration: Registration | None = None  # onto the reference, where images are aligned
 
 
 class ItemError(DataError):
@@ -64,6 +66,8 @@ class MVTecDataset(Dataset[Item | None]):
         DataError: on access, an image or mask is unusable or they differ in size (not with "skip").
     """
 
+    decodes = True
+
     def __init__(
         self,
         samples: Sequence[Sample],
@@ -79,10 +83,6 @@ class MVTecDataset(Dataset[Item | None]):
         self.preprocess = preprocess
         self.on_error = on_error
         self.mask_threshold = mask_threshold
-        #: Where to look for features, so that images need not be decoded.
-        self.cache: FeatureCache | None = None
-        #: Features of all images that will be asked for; those without any were skipped when they were made.
-        self.kept: KeptFeatures | None = None
         #: What became of each item so far, in this process or its workers.
         self.outcome = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
 
@@ -91,73 +91,62 @@ class MVTecDataset(Dataset[Item | None]):
 
     def __getitem__(self, index: int) -> Item | None:
         """Item at `index`; None if it is unusable and `on_error` is "skip"."""
-        return self._item(index, None)
+        return self.attempt(index, lambda index: self.decode(index)[0])
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item | None]:
-        """The items of a batch: with their features if the cache has those of all, else with their images."""
-        if self.kept is not None:
-            return [self._kept_item(index, self.kept.load(index)) for index in indices]
-        cached: list[Cached | None] = []
-        for index in indices if self.cache is not None else ():
-            cached.append(self._find(index))
-            if cached[-1] is None:  # the backbone will have to run anyway, on the batch as it would be without a cache
-                break
-        complete = len(cached) == len(indices) and None not in cached
-        return [self._item(index, cached[i] if complete else None) for i, index in enumerate(indices)]
+        """The items of a batch."""
+        return [self[index] for index in indices]
 
-    def _find(self, index: int) -> Cached | None:
-        assert self.cache is not None
+    def attempt(self, index: int, load: Callable[[int], T]) -> T | None:
+        """What `load` gives for `index`; None if the file is unusable and `on_error` is "skip".
+
+        Raises:
+            ItemError: the file is unusable, and `on_error` is "raise".
+        """
         try:
-            return self.cache.load(self.cache.key(Path(self.samples[index].path).read_bytes()))
-        except OSError:  # decoding says what is wrong with the file
-            return None
-
-    def image(self, index: int) -> Tensor:
-        """The prepared image (3, h, w) of an item whose features came from the cache."""
-        return self.preprocess.load(self.samples[index].path)
-
-    def _item(self, index: int, cached: Cached | None) -> Item | None:
-        try:
-            return self._load(index) if cached is None else self._load_cached(index, cached)
+            return load(index)
         except DataError as error:
             if self.on_error == "raise":
                 raise ItemError(str(error)) from None
             self.outcome[index] |= _SKIPPED
             return None
 
-    def _load(self, index: int) -> Item:
-        sample = self.samples[index]
-        key = self._key(sample.path)
-        image = self.preprocess.read(sample.path)  # (3, H, W)
+    def decode(self, index: int) -> tuple[Item, Placement]:
+        """The item at `index`, and where its mask lies.
+
+        Raises:
+            DataError: the image or its mask is unusable.
+        """
+        path = self.samples[index].path
+        image = self.preprocess.read(path)  # (3, H, W)
         try:
             registration = self.preprocess.register(image)
             prepared = self.preprocess(image, registration)  # (3, h, w)
         except DataError as error:
-            raise DataError(f"{sample.path}: {error}") from None
-        mask = self._mask(index, (image.shape[1], image.shape[2]), registration)  # (1, h, w)
-        # Not kept if the file has changed while it was read.
-        same = key is not None and key == self._key(sample.path)
-        entry = Entry(key, _facts(image, registration)) if key and same else None
-        return Item(prepared, mask, sample.label, index, str(sample.path), entry=entry)
+            raise DataError(f"{path}: {error}") from None
+        placement = Placement((image.shape[1], image.shape[2]), registration)
+        return self._item(index, prepared, self._mask(index, *placement)), placement
 
-    def _load_cached(self, index: int, cached: Cached) -> Item:
+    def without_pixels(self, index: int, placement: Placement | None) -> Item:
+        """The item at `index` with an image of (3, 0, 0), which is not decoded: for whoever knows its features.
+
+        Args:
+            placement: as `decode` gave it; None for an empty mask, where nothing is measured on it.
+        """
+        empty = torch.zeros(1, *self.preprocess.image_size, dtype=torch.uint8)
+        return self._item(index, torch.empty(3, 0, 0), self._mask(index, *placement) if placement else empty)
+
+    def _item(self, index: int, image: Tensor, mask: Tensor) -> Item:
         sample = self.samples[index]
-        height, width, *registered = cached.facts
-        registration = None
-        if registered:
-            registration = Registration(np.array(registered[:9]).reshape(3, 3), registered[9])
-        mask = self._mask(index, (int(height), int(width)), registration)  # (1, h, w)
-        return Item(torch.empty(3, 0, 0), mask, sample.label, index, str(sample.path), cached=cached)
+        return Item(image, mask, sample.label, index, str(sample.path))
 
-    def _kept_item(self, index: int, cached: Cached | None) -> Item | None:
-        """A good image that was seen before; nothing is measured on its mask, which is empty."""
-        if cached is None:
-            return None
-        sample, mask = self.samples[index], torch.zeros(1, *self.preprocess.image_size, dtype=torch.uint8)
-        return Item(torch.empty(3, 0, 0), mask, sample.label, index, str(sample.path), cached=cached)
+    def image(self, index: int) -> Tensor:
+        """The prepared image (3, h, w) of an item that came without pixels."""
+        return self.preprocess.load(self.samples[index].path)
 
-    def _key(self, path: Path) -> str | None:
-        return self.cache.key(path.read_bytes()) if self.cache is not None and path.is_file() else None
+    def collate(self, items: Sequence[Item | None]) -> Batch:
+        """`collate` at the size of these images."""
+        return collate(items, self.preprocess.image_size)
 
     def _mask(self, index: int, original_size: tuple[int, int], registration: Registration | None) -> Tensor:
         mask, region = self._whole_mask(index, original_size, registration), self.preprocess.roi_mask
@@ -223,37 +212,27 @@ class MVTecDataset(Dataset[Item | None]):
     def _reason(self, index: int) -> str:
         # Workers leave only a flag behind; reading the few bad files again tells what was wrong.
         try:
-            self._load(index)
+            self.decode(index)
         except DataError as error:
             return str(error)
         return f"{self.samples[index].path}: could not be read at the time, but can be now"
-
-
-def _facts(image: Tensor, registration: Registration | None) -> tuple[float, ...]:
-    """What the mask of an image (3, H, W) depends on, see `Entry`."""
-    size = (float(image.shape[1]), float(image.shape[2]))
-    return size if registration is None else (*size, *registration.matrix.ravel().tolist(), registration.quality)
 
 
 def collate(items: Sequence[Item | None], image_size: tuple[int, int]) -> Batch:
     """Stack items, leaving out those that were skipped; with none left, the batch has B = 0.
 
     Args:
-        items: as `MVTecDataset` gives them: all with features, or none.
+        items: as `MVTecDataset` gives them: all with pixels, or none.
         image_size: (h, w) of the items, needed if all were skipped.
     """
     kept = [item for item in items if item is not None]
     image, mask = torch.empty(0, 3, *image_size), torch.empty(0, 1, *image_size, dtype=torch.uint8)
     if kept:
         image, mask = torch.stack([item.image for item in kept]), torch.stack([item.mask for item in kept])
-    cached = [item.cached for item in kept if item.cached is not None]
-    entries = [item.entry for item in kept if item.entry is not None]
     return Batch(
         image=image,
         mask=mask,
         label=torch.tensor([item.label for item in kept], dtype=torch.int64),
         index=torch.tensor([item.index for item in kept], dtype=torch.int64),
         path=[item.path for item in kept],
-        features=stack(cached) if cached else None,
-        entries=entries if kept and len(entries) == len(kept) else None,
     )

@@ -6,15 +6,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from oddpatch.cache.kept import KeptFeatures
+from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.errors import DataError
 from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
+from oddpatch.learning.kept import KeptFeatures, KeptImages
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.models.base import FeatureShape
+from oddpatch.models.calibration import FEWEST
 from oddpatch.ops.gallery import Spool
+from oddpatch.ops.ranks import Ranks
 from oddpatch.resources import check_memory
-from oddpatch.types import Batch
+from oddpatch.types import Batch, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +29,25 @@ class OneEpoch(AnomalyModule):
         super().__init__(*args, **kwargs)
         # Nothing is learned by gradient: there is no optimizer and no loss.
         self.automatic_optimization = False
+        #: See `oddpatch.models.calibration.Calibration.folds`.
+        self.folds: Sequence[int] = ()
+        self.fold_detectors: FoldDetectors | None = None
+        #: Features of the images fitted to, for those of them that are scored afterwards.
+        self.kept: KeptFeatures | None = None
+        self._too_few = False
+
+    def divide(self, data: MVTecDataModule) -> None:
+        """Settle which good images are fitted to, and which are scored afterwards for the threshold."""
+        calibration = self.model.calibration
+        self.folds = calibration.folds(len(data.train_samples))
+        data.hold_out(self.folds, fit_too=calibration.fits_all)
 
     def configure_optimizers(self) -> None:
         """None: a frozen backbone and a fitted detector have nothing to optimise."""
 
     def on_train_start(self) -> None:
         """Refuse a run that will not fit into memory before the backbone runs."""
-        data, detector = self.trainer.datamodule, self.model.detector  # type: ignore[attr-defined]
+        data, detector = self.data, self.model.detector
         image_size = self.model.preprocess.image_size
         shapes = self.model.backbone.feature_shapes(image_size)
         if self.trainer.world_size > 1:
@@ -40,7 +55,7 @@ class OneEpoch(AnomalyModule):
         calibration, count = self.model.calibration, len(data.fitted)
         needed, remedy = detector.required_memory(shapes, count)
         if calibration.fits_all and max(self.folds, default=-1) >= 0:
-            data.kept = self._keep_features(shapes, count)
+            self.kept = self._keep_features(shapes, count)
             if calibration.method == "leave_one_out" and detector.leaves_out:
                 detector.required_memory(shapes, count - 1)  # it may need as many images
                 detector.expect_left_out()
@@ -74,14 +89,36 @@ class OneEpoch(AnomalyModule):
             self.model.detector.update(features, batch.index)
             if self.fold_detectors is not None:
                 self.fold_detectors.update(features, batch.index)
-            if (kept := self.trainer.datamodule.kept) is not None:  # type: ignore[attr-defined]
-                kept.keep(batch.index, features)
+            if self.kept is not None:
+                self.kept.keep(batch.index, features)
 
     def on_train_end(self) -> None:
         """Fit the detector to what the epoch took in."""
         self.timing["embed"] = time.perf_counter() - self._epoch_start
-        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
-        self.num_fitted = self.trainer.datamodule.num_fitted()  # type: ignore[attr-defined]
+        self.data.gather()
+        self.num_fitted = self.data.num_fitted()
         with self.timed("fit"):
             for detector in (self.model.detector, *(self.fold_detectors.detectors if self.fold_detectors else ())):
                 distributed.fit(detector, self.progress)
+        if (kept := self.kept) is not None:
+            self.data.wrap["calibration"] = lambda dataset: KeptImages(dataset, kept)
+            # Files that were skipped may leave too few.
+            self._too_few = sum(Ranks().exchange(len(kept))) < FEWEST
+
+    def score_left_out(self, batch: Batch) -> Prediction | None:
+        """Score good images, those that were fitted to as if they had not been."""
+        if self.kept is None:
+            return self.score(batch)
+        if self._too_few:
+            return None
+        score = self.model.detector.score_left_out if self.fold_detectors is None else self.fold_detectors
+        return score(self.kept.load(batch.index), batch.index, self.model.preprocess.image_size)
+
+    def on_validation_epoch_end(self) -> None:
+        """Set the thresholds, which nothing is kept for from then on."""
+        self.fold_detectors = None
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
+            del self.data.wrap["calibration"]
+        super().on_validation_epoch_end()

@@ -2,22 +2,21 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from oddpatch.checkpoint import relative_name
+from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.data.layout import Sample
-from oddpatch.learning.folds import FoldDetectors
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
 from oddpatch.metrics.thresholds import at_threshold, max_excluding
 from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
 from oddpatch.models.calibration import FEWEST
-from oddpatch.ops.ranks import Ranks
 from oddpatch.types import Batch, Prediction
 from oddpatch.wording import counted
 
@@ -43,6 +42,12 @@ def pixels_unknown(samples: Sequence[Sample]) -> str:
     return f"{counted(defective, 'defective image')} without a mask"
 
 
+class _HasData(Protocol):
+    """A Trainer at work: Lightning does not declare its datamodule."""
+
+    datamodule: MVTecDataModule
+
+
 class AnomalyModule(L.LightningModule):
     """Scores images with an `AnomalyModel` under a Lightning Trainer; nothing here is about one method.
 
@@ -52,7 +57,6 @@ class AnomalyModule(L.LightningModule):
         model: preprocessing, backbone and detector.
         fpr_limits: false-positive rates up to which PRO is integrated; the first is the headline `au_pro`.
         config: what the model was built from, as plain containers; it is saved in the checkpoint.
-        folds: see `oddpatch.models.calibration.Calibration.folds`; needed to fit, not to test.
     """
 
     def __init__(
@@ -60,19 +64,20 @@ class AnomalyModule(L.LightningModule):
         model: AnomalyModel,
         fpr_limits: Sequence[float] = (0.3,),
         config: dict[str, Any] | None = None,
-        folds: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config or {}
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics(fpr_limits=tuple(fpr_limits))
-        self.folds = folds
+        #: Gives the feature maps [(B, C_l, h_l, w_l)] of a batch.
+        self.compute_features: Callable[[Batch], list[Tensor]] = self._run_backbone
+        #: Images so far whose features were known without their pixels: what they took is no measure of speed.
+        self.num_without_pixels = 0
         #: Paths of the images the detector was fitted to, by index, where they are not the datamodule's.
         self.train_images: list[str] | None = None
         #: How many images the detector was fitted to.
         self.num_fitted = 0
-        self.fold_detectors: FoldDetectors | None = None
         self.progress: ProgressFn = no_progress
         #: Metric values of the last test, and why others could not be computed.
         self.results: dict[str, Any] = {}
@@ -94,19 +99,21 @@ class AnomalyModule(L.LightningModule):
         finally:
             self.timing[stage] = self.timing.get(stage, 0.0) + time.perf_counter() - start
 
-    # -- features, from the backbone or a cache ---------------------------------------------------------------------
+    @property
+    def data(self) -> MVTecDataModule:
+        """The images of the run that goes on."""
+        return cast(_HasData, self.trainer).datamodule
+
+    # -- features and scores ----------------------------------------------------------------------------------------
 
     def features(self, batch: Batch) -> list[Tensor]:
-        """Feature maps [(B, C_l, h_l, w_l)] of a batch: what the cache had, or what the backbone gives and it keeps."""
-        cache = self.trainer.datamodule.cache  # type: ignore[attr-defined]
-        if batch.features is not None:
-            if cache is not None:
-                cache.found += len(batch.index)
-            return batch.features
-        features = self.model.backbone(batch.image)
-        if cache is not None and batch.entries:
-            cache.store(batch.entries, features)
-        return features
+        """Feature maps [(B, C_l, h_l, w_l)] of a batch."""
+        if not batch.image.numel():
+            self.num_without_pixels += len(batch.index)
+        return self.compute_features(batch)
+
+    def _run_backbone(self, batch: Batch) -> list[Tensor]:
+        return self.model.backbone(batch.image)
 
     def score(self, batch: Batch, with_maps: bool = True) -> Prediction:
         """Score a batch; anomaly maps can take far longer than scores, and are left out where nobody needs them."""
@@ -122,9 +129,6 @@ class AnomalyModule(L.LightningModule):
         self._epoch_start = time.perf_counter()
         # Scores of the good images left out, the highest pixels of their maps, and scores of labelled validation.
         self.good_scores, self.good_pixels, self.validation = ImageMetrics(), ImageMetrics(), ImageMetrics()
-        kept = self.trainer.datamodule.kept  # type: ignore[attr-defined]
-        # Files that were skipped may leave too few.
-        self._too_few = kept is not None and sum(Ranks().exchange(len(kept))) < FEWEST
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch, batch_index: int, dataloader_idx: int = 0
@@ -132,36 +136,27 @@ class AnomalyModule(L.LightningModule):
         """Score good images that were left out of the fit, or labelled ones to set a threshold on."""
         if not len(batch.image):
             return None
-        part = self.trainer.datamodule.validation_parts[dataloader_idx]  # type: ignore[attr-defined]
+        part = self.data.validation_parts[dataloader_idx]
         if part == "validation":
-            prediction = self.score(batch, with_maps=False)
-            self.validation.update(prediction.score, batch.label, batch.index)
-            return prediction
-        if self._too_few:
+            scored = self.score(batch, with_maps=False)
+            self.validation.update(scored.score, batch.label, batch.index)
+            return scored
+        if (prediction := self.score_left_out(batch)) is None:
             return None
-        prediction = self._score_left_out(batch)
         self.good_scores.update(prediction.score, batch.label, batch.index)
         if prediction.anomaly_map is not None:
             highest = max_excluding(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
             self.good_pixels.update(torch.from_numpy(highest), batch.label, batch.index)
         return prediction
 
-    def _score_left_out(self, batch: Batch) -> Prediction:
-        """Score good images, those that were fitted to as if they had not been."""
-        if not self.model.calibration.fits_all:
-            return self.score(batch)
-        assert batch.features is not None, "kept in training"
-        score = self.model.detector.score_left_out if self.fold_detectors is None else self.fold_detectors
-        return score(batch.features, batch.index, self.model.preprocess.image_size)
+    def score_left_out(self, batch: Batch) -> Prediction | None:
+        """Score good images as new ones; None if they are too few for a threshold."""
+        return self.score(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Set the thresholds."""
-        data, calibration = self.trainer.datamodule, self.model.calibration  # type: ignore[attr-defined]
+        data, calibration = self.data, self.model.calibration
         parts = data.validation_parts
-        self.fold_detectors = None
-        if data.kept is not None:
-            data.kept.close()
-            data.kept = None
         data.gather()
         if "calibration" in parts:
             self._calibrate()
@@ -185,7 +180,7 @@ class AnomalyModule(L.LightningModule):
             )
             return
         self.model.calibration.calibrate(scores, self.good_pixels.rows[0], index)
-        samples = self.trainer.datamodule.train_samples  # type: ignore[attr-defined]
+        samples = self.data.train_samples
         self.good_scored = [
             ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
             for i, score in zip(index.tolist(), scores.tolist(), strict=True)
@@ -196,7 +191,7 @@ class AnomalyModule(L.LightningModule):
         """Paths of the training images, by index."""
         if self.train_images is not None:
             return self.train_images
-        return [str(sample.path) for sample in self.trainer.datamodule.train_samples]  # type: ignore[attr-defined]
+        return [str(sample.path) for sample in self.data.train_samples]
 
     @property
     def threshold_set_by(self) -> list[str]:
@@ -209,14 +204,14 @@ class AnomalyModule(L.LightningModule):
         described = self.model.calibration.describe()
         if described is None:
             return None
-        root = self.trainer.datamodule.root  # type: ignore[attr-defined]
+        root = self.data.root
         return {**described, "set_by": [relative_name(path, root) for path in self.threshold_set_by]}
 
     # -- scoring and measuring --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Note why nothing will be measured where there is nothing to test on: Lightning then runs no test hook."""
-        if stage == "test" and not self.trainer.datamodule.test_samples:  # type: ignore[attr-defined]
+        if stage == "test" and not self.data.test_samples:
             names = (*self.image_metrics.names, *self.pixel_metrics.names)
             self.absent = dict.fromkeys(names, "the dataset has no test images")
 
@@ -224,7 +219,7 @@ class AnomalyModule(L.LightningModule):
         """Forget the results of an earlier test, and see who will need maps."""
         self.results, self.absent, self.scored = {}, {}, []
         self.pixel_metrics.computed = None
-        self.pixels_unknown = pixels_unknown(self.trainer.datamodule.test_samples)  # type: ignore[attr-defined]
+        self.pixels_unknown = pixels_unknown(self.data.test_samples)
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         self._with_maps = not self.pixels_unknown or any(getattr(it, "needs_maps", False) for it in callbacks)
         self._epoch_start = time.perf_counter()
@@ -242,7 +237,7 @@ class AnomalyModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Compute every metric that these images allow, and log them."""
         self.timing["test"] = time.perf_counter() - self._epoch_start
-        self.trainer.datamodule.gather()  # type: ignore[attr-defined]
+        self.data.gather()
         with self.timed("metrics"):
             pixels_unknown = self.pixels_unknown
             if not self.model.detector.localizes:
@@ -253,7 +248,7 @@ class AnomalyModule(L.LightningModule):
                 metric.reset()
             if pixels_unknown:
                 self.absent.update(dict.fromkeys(self.pixel_metrics.names, pixels_unknown))
-            samples = self.trainer.datamodule.test_samples  # type: ignore[attr-defined]
+            samples = self.data.test_samples
             scores, _, indices = self.image_metrics.rows
             self.scored = [
                 ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
