@@ -13,11 +13,11 @@ from test_pipeline import config, tiny, tiny_backbone  # noqa: F401
 from oddpatch import factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.cli import main as cli
-from oddpatch.cli.explain import find_matches, most_anomalous, patch_box
 from oddpatch.cli.update import new_version
 from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError
 from oddpatch.figures.explanation import Box, Match
+from oddpatch.inference.explain import find_matches, most_anomalous, patch_box
 
 GRID, PATCHES = (8, 8), 64  # of 32 x 32 pixels at stride 4
 

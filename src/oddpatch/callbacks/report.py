@@ -72,7 +72,7 @@ class HtmlReport(L.Callback):
 
 def nearest_patch(module: Any, data: Any, example: Example) -> tuple[Any, Any, str, float] | None:
     """An image's most anomalous patch and the normal patch nearest to it, where the detector keeps normal patches."""
-    from oddpatch.cli.explain import find_matches
+    from oddpatch.inference.explain import find_matches
     from oddpatch.models.patchcore import PatchCore
 
     detector = module.model.detector

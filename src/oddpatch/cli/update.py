@@ -27,9 +27,9 @@ def update(
 ) -> None:
     """Add good images to a fitted PatchCore without the old ones, and write it as a new version."""
     from oddpatch.checkpoint import read_checkpoint, write_checkpoint
-    from oddpatch.cli.explain import memory_bank_of, train_images_of
     from oddpatch.data.walk import summary
     from oddpatch.factory import CHECKPOINT, restore
+    from oddpatch.inference.explain import memory_bank_of, train_images_of
     from oddpatch.temporary import drafting
 
     for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):

@@ -1,0 +1,156 @@
+"""Which normal patches the patches of an image are nearest to: what `oddpatch explain` and the report show."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oddpatch.data.decoding import to_uint8
+from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.factory import restore
+from oddpatch.figures.explanation import Box, Match, draw_explanation, write_animation
+from oddpatch.models.base import AnomalyModel
+from oddpatch.models.patchcore import PatchCore
+
+
+class Explanation(NamedTuple):
+    """What `explain` has drawn."""
+
+    matches: list[Match]  # those shown, the most anomalous first, or all of them row by row
+    absent: list[str]  # training images among them that are not below `root`, sorted
+    root: Path  # folder of the categories
+    picture: Path  # the file written
+
+
+def explain(
+    run: Path,
+    image: Path,
+    out: Path | None = None,
+    top: int = 3,
+    animate: bool = False,
+    root: Path | None = None,
+    trust: Sequence[str] = (),
+) -> Explanation:
+    """Draw an image's most anomalous patches, each beside the nearest normal patch and the image that it comes from.
+
+    >>> explain(Path("outputs/RUN"), Path("part.png")).matches[0].train_image
+
+    Args:
+        run: folder of a finished run of PatchCore.
+        image: file to explain.
+        out: picture to write; None for `IMAGE-explained.png` or `.gif` in the current folder.
+        top: how many patches to draw, none beside another.
+        animate: write a GIF of every patch in turn instead.
+        root: where the folder of the categories is now, if it was moved.
+        trust: see `oddpatch.factory.restore`.
+
+    Raises:
+        ConfigError: `top` is below 1, or the run is of another method.
+        CheckpointError: the run cannot be read, or does not say where its patches come from.
+        DataError: the image cannot be read.
+        ResourceError: the picture cannot be written.
+    """
+    if top < 1:
+        raise ConfigError(f"--top={top}: choose at least 1")
+    model, about = restore(run, trust)
+    detector = memory_bank_of(model, run, "explain")
+    names = train_images_of(about, run)
+    preprocess = model.preprocess
+    preprocessed = preprocess.load(image)  # (3, H, W)
+    matches = find_matches(model, detector, preprocessed, names)
+    if not animate:
+        matches = most_anomalous(matches, top, detector.patch_size * matches[0].patch.width)
+    root = root or Path(about["config"]["data"]["root"])
+
+    @lru_cache(maxsize=256)
+    def picture(name: str) -> NDArray[np.uint8] | None:
+        path = root / name
+        return to_uint8(preprocess.to_image(preprocess.load(path))) if path.is_file() else None
+
+    out = out or Path(f"{image.stem}-explained{'.gif' if animate else '.png'}")
+    shown = to_uint8(preprocess.to_image(preprocessed))
+    if animate:
+        write_animation(out, shown, matches, picture)
+    else:
+        draw_explanation(shown, image.name, matches, picture).save(out)
+    absent = sorted({match.train_image for match in matches if picture(match.train_image) is None})
+    return Explanation(matches, absent, root, out)
+
+
+def memory_bank_of(model: AnomalyModel, run: Path, command: str) -> PatchCore:
+    """The detector of a run if it keeps a memory bank of patches.
+
+    Raises:
+        ConfigError: it is of another method.
+        CheckpointError: the memory bank does not say which image each patch comes from.
+    """
+    if not isinstance(model.detector, PatchCore):
+        method = type(model.detector).__name__
+        raise ConfigError(
+            f"{run} was fitted with {method}, which keeps no memory bank of patches: {command} takes a run of PatchCore"
+        )
+    detector = model.detector
+    if detector.source.shape != (len(detector.memory_bank), 2) or detector.source.dtype != torch.int64:
+        raise CheckpointError(f"{run}: the memory bank does not say where its patches come from: train again")
+    return detector
+
+
+def train_images_of(about: dict[str, Any], run: Path) -> list[str]:
+    """Paths of the training images, by index, as the checkpoint's description names them.
+
+    Raises:
+        CheckpointError: it names none.
+    """
+    if not about["train_images"]:
+        raise CheckpointError(f"{run} does not name its training images: train again")
+    return list(about["train_images"])
+
+
+@torch.inference_mode()
+def find_matches(model: AnomalyModel, detector: PatchCore, image: Tensor, names: list[str]) -> list[Match]:
+    """Every patch of a preprocessed image (3, H, W), row by row, with its nearest normal patch.
+
+    Args:
+        model: whose backbone embeds the image.
+        detector: its detector.
+        image: on the model's device.
+        names: paths of the training images, by index.
+
+    Raises:
+        CheckpointError: the memory bank comes from an image that the checkpoint does not name.
+    """
+    distances, source = detector.nearest_normal(model.backbone(image[None]))  # (1, h, w), (1, h, w, 2)
+    grid = (distances.shape[1], distances.shape[2])
+    size = (image.shape[1], image.shape[2])
+    rows = source.flatten(0, 2).tolist()
+    for index in (min(rows)[0], max(rows)[0]):
+        if not 0 <= index < len(names):
+            raise CheckpointError(
+                f"the memory bank holds patches of training image {index}, but the checkpoint names only {len(names)} "
+                "images: train again"
+            )
+    return [
+        Match(patch_box(place, grid, size), patch_box(there, grid, size), names[index], distance)
+        for place, (distance, (index, there)) in enumerate(zip(distances.flatten().tolist(), rows, strict=True))
+    ]
+
+
+def patch_box(place: int, grid: tuple[int, int], size: tuple[int, int]) -> Box:
+    """Pixels of the patch at a position, counted row by row, of a grid (h, w) over an image of size (H, W)."""
+    height, width = size[0] / grid[0], size[1] / grid[1]
+    return Box(place % grid[1] * width, place // grid[1] * height, width, height)
+
+
+def most_anomalous(matches: list[Match], count: int, apart: float) -> list[Match]:
+    """The `count` farthest patches, none of them less than `apart` pixels, in both directions, from a farther one."""
+    chosen: list[Match] = []
+    for match in sorted(matches, key=lambda match: -match.distance):
+        across = [(abs(match.patch.left - c.patch.left), abs(match.patch.top - c.patch.top)) for c in chosen]
+        if len(chosen) < count and all(max(pair) >= apart for pair in across):
+            chosen.append(match)
+    return chosen
