@@ -15,7 +15,6 @@ from PIL import Image
 from test_pipeline import run, tiny
 
 from oddpatch.cli.main import main
-from oddpatch.cli.predict import output_names
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +184,6 @@ def test_the_others_are_inspected_where_a_source_is_missing(finished, tmp_path, 
         {"path": f"{tmp_path}/empty", "error": f"{tmp_path}/empty: no image in this folder"},
     ]
     assert (record["path"], record["is_anomalous"]) == (str(good), False)
-
-
-def test_outputs_never_share_a_name(tmp_path):
-    paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.z.png")]
-    names = output_names(paths)
-    assert [name.as_posix() for name in names.values()] == ["a/x_png", "a/x_jpg", "b/x", "b/y.z"]
 
 
 def test_how_much_of_an_image_is_inspected_is_said(finished, tmp_path, predict):

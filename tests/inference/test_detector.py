@@ -1,6 +1,13 @@
 """The detector of a finished run gives the numbers of its test, whatever form the image comes in."""
 
 import csv
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from dataclasses import fields
+from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +16,11 @@ from conftest import make_dataset, use_tiny_backbone
 from PIL import Image
 from test_pipeline import run, tiny
 
-from oddpatch import AnomalyDetector, factory
-from oddpatch.errors import ConfigError, DataError
-from oddpatch.inference.detector import to_tensor
+from oddpatch import AnomalyDetector, Detection, factory
+from oddpatch.errors import ConfigError, DataError, NameTooLongError, ResourceError
+from oddpatch.inference.scorer import Prepared, to_tensor
+from oddpatch.inference.sources import Files, Frame
+from oddpatch.models.calibration import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -133,26 +142,166 @@ def test_scores_are_scaled_by_the_median_of_good_images(finished):
         np.testing.assert_allclose(scaled, 0.5 * (1 + ratio / (1 + abs(ratio))), rtol=1e-5)
 
 
-def test_two_detectors_of_one_model_do_not_disturb_each_other(finished):
+def test_detectors_leave_the_model_as_it_is(finished):
     model, _ = factory.restore(finished / "run")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings, described = dict(vars(model.calibration)), model.calibration.describe()
-    one = AnomalyDetector(model)
-    first = (one.image_threshold, one.pixel_threshold)
-    loose = AnomalyDetector(model, target_fpr=0.3)
-    assert loose.image_threshold < first[0]
-    assert loose.pixel_threshold < first[1]
-    again = AnomalyDetector(model)
-    assert (one.image_threshold, one.pixel_threshold) == (again.image_threshold, again.pixel_threshold) == first
-    assert model.calibration.describe() == described
-    assert dict(vars(model.calibration)) == settings
+    for wanted in ({}, {"target_fpr": 0.3}, {"threshold": 0.0, "max_pixels": 10}):
+        AnomalyDetector(model, **wanted)
+        assert model.calibration.describe() == described
+        assert dict(vars(model.calibration)) == settings
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
     for module in (model, model.detector):
         module.train()
-    AnomalyDetector(model)
-    assert model.training
+        AnomalyDetector(model)
+        assert module.training
+        model.eval()
     assert model.detector.fitted.device.type == "cpu"
+
+
+def of(detector, path):
+    """What tells detectors of different settings apart."""
+    try:
+        result = detector(path)
+    except DataError as error:
+        return str(error)
+    return detector.image_threshold, detector.pixel_threshold, result.is_anomalous, [r.area for r in result.regions]
+
+
+SETTINGS = [{}, {"target_fpr": 0.3}, {"max_pixels": 100}, {"threshold": 0.0, "pixel_threshold": 0.5, "min_area": 20}]
+
+
+@pytest.mark.parametrize("order", [SETTINGS, SETTINGS[::-1]], ids=["forwards", "backwards"])
+def test_two_detectors_of_one_model_do_not_disturb_each_other(finished, order):
+    path = finished / "tile/test/spot/001.png"
+    alone = [of(AnomalyDetector.load(finished / "run", **settings), path) for settings in order]
+    assert len(set(map(str, alone))) == len(order)
+    model, _ = factory.restore(finished / "run")
+    together = [AnomalyDetector(model, **settings) for settings in order]
+    assert [of(detector, path) for detector in together] == alone
+    assert [of(detector, path) for detector in together[::-1]] == alone[::-1]
+
+
+def same(one, other):
+    """Whether two results agree to the last bit, but for the time they took."""
+    for field in fields(Detection):
+        if field.name != "seconds":
+            np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+
+
+def test_a_stream_gives_each_image_or_its_error_in_order_to_the_last_bit(finished, tmp_path):
+    detector = AnomalyDetector.load(finished / "run", min_area=600)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    small = tmp_path / "small.png"
+    Image.new("RGB", (48, 12)).save(small)  # of fewer pixels than a region must have
+    good = [*sorted((finished / "tile/test/spot").iterdir()), *sorted((finished / "tile/test/good").iterdir())]
+    source = Files([str(good[0]), str(tmp_path), *map(str, good[1:]), "nowhere"])
+    results = list(detector.stream((frame for frame in source), batch_size=3))
+    assert [frame.name for frame, _ in results] == [frame.name for frame in source]
+    told = {frame.name: str(result) for frame, result in results if isinstance(result, DataError)}
+    assert list(told) == ["nowhere", str(tmp_path / "broken.png"), str(small)]
+    assert told["nowhere"] == "nowhere: no such file or folder"
+    assert told[str(small)].startswith(f"{small}: min_area=600")
+    assert all(told[str(path)].startswith(f"{path}: ") for path in (tmp_path / "broken.png", small))
+    found = [result for _, result in results if not isinstance(result, DataError)]
+    # In batches as they come, with what could not be prepared left out.
+    images = [detector.scorer.prepare(path) for path in (good[0], small, *good[1:])]
+    batches = [images[:1], images[1:4], images[4:7], images[7:]]
+    scores = [score for batch in batches for score, _ in detector.scorer.score(batch)]
+    assert [result.score for result in found] == [scores[0], *scores[2:]]
+    for path, result in zip(good, found, strict=True):
+        assert result.score == pytest.approx(detector(path).score, rel=1e-6)
+    for one, other in zip(detector.stream(good, 1), map(detector, good), strict=True):
+        same(one[1], other)
+
+
+def test_a_stream_without_end_is_inspected_as_it_comes_and_ends_when_it_is_closed(finished, detector):
+    image = np.array(Image.open(finished / "tile/test/spot/000.png"))
+    taken = []
+
+    def camera():
+        for number in count():
+            taken.append(number)
+            yield Frame(f"camera 0, image {number}", DataError("no light") if number == 4 else image, time=number / 25)
+
+    before = set(threading.enumerate())
+    with closing(detector.stream(camera(), batch_size=1)) as results:
+        first = list(islice(results, 10))
+    assert [frame.time for frame, _ in first] == [number / 25 for number in range(10)]
+    assert [number for number, (_, result) in enumerate(first) if isinstance(result, DataError)] == [4]
+    assert len(taken) < 100
+    for thread in set(threading.enumerate()) - before:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_saving_is_part_of_the_stream_and_its_errors_are_those_of_the_image_or_of_all(finished, detector):
+    good = sorted((finished / "tile/test/good").iterdir())
+    saved = []
+
+    def save(frame, image, detection):
+        if frame.name == str(good[1]):
+            raise NameTooLongError("its name is too long")
+        saved.append((frame.name, tuple(image.shape), detection.score))
+
+    results = list(detector.stream(good, 2, save))
+    assert str(results[1][1]) == "its name is too long"
+    del results[1]
+    assert sorted(saved) == sorted((frame.name, (3, 48, 48), result.score) for frame, result in results)
+
+    def full(*_):
+        raise ResourceError("the disk is full")
+
+    with pytest.raises(ResourceError, match="the disk is full"):
+        list(detector.stream(good, 2, full))
+
+
+class Brightness:
+    """A scorer that knows neither torch's models nor a backbone: as something exported would be."""
+
+    def __init__(self, calibration):
+        self.calibration, self.settings = calibration, {"roi": None, "fit": "stretch"}
+
+    def prepare(self, image, max_pixels=None):
+        original = to_tensor(image)
+        return Prepared(original, original, None, 1.0)
+
+    def score(self, images):
+        maps = [image.pixels.mean(dim=0).numpy() for image in images]
+        return [(float(brightness.max()), brightness) for brightness in maps]
+
+    def lay_out(self, anomaly_map, image):
+        return anomaly_map
+
+
+def test_any_scorer_will_do():
+    calibration = Calibration("holdout", target_fpr=0.2)
+    calibration.calibrate(torch.arange(9) / 20, torch.arange(9) / 20, torch.arange(9))
+    detector = AnomalyDetector(Brightness(calibration))
+    dark, spot = np.full((2, 6, 8), 30, np.uint8)
+    spot[2:4, 5:7] = 255
+    results = detector([dark, spot])
+    assert [result.is_anomalous for result in results] == [False, True]
+    assert [region.box for region in results[1].regions] == [(5, 2, 2, 2)]
+    assert results[1].p_value < 1 / 8 < results[0].p_value
+
+
+def test_loading_a_detector_loads_what_it_needs_and_no_more(finished):
+    script = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import pytest, conftest
+with pytest.MonkeyPatch.context() as patch:
+    conftest.use_tiny_backbone(patch)
+    from oddpatch import AnomalyDetector
+    AnomalyDetector.load(sys.argv[1])
+unwanted = ("lightning", "pytorch_lightning", "hydra", "oddpatch.learning", "oddpatch.pipeline", "oddpatch.cli")
+print([name for name in sys.modules if name.startswith(unwanted)])
+"""
+    command = [sys.executable, "-c", script, finished / "run", Path(__file__).parent.parent]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

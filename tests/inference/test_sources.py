@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from oddpatch.inference.sources import find_images
+from oddpatch.errors import DataError
+from oddpatch.inference.sources import Files, output_names
 
 
 @pytest.fixture
@@ -18,8 +19,12 @@ def parts(tmp_path, monkeypatch):
 
 
 def found(*sources, **options):
-    images, left_out, errors = find_images(list(sources), **options)
-    return [path.as_posix() for path in images], [path.as_posix() for path, _ in left_out], list(errors)
+    files = Files(list(sources), **options)
+    return (
+        [path.as_posix() for path in files.paths],
+        [path.as_posix() for path, _ in files.left_out],
+        list(files.errors),
+    )
 
 
 EVERYTHING = ["parts/a.png", "parts/b.png", "parts/deep/c.png", "parts/deep/er/e.png"]
@@ -64,9 +69,9 @@ def test_sources_without_images_are_errors_of_their_own(parts):
     (parts / "text/x.txt").touch()
     (parts / "gone").symlink_to("nowhere")
     sources = ["parts/empty", "parts/nowhere", "parts/*.tif", "parts/gone", "parts/text", "parts/note.*", "parts/a.png"]
-    images, left_out, errors = find_images(sources)
-    assert images == [Path("parts/a.png")]
-    assert errors == {
+    files = Files(sources)
+    assert files.paths == [Path("parts/a.png")]
+    assert files.errors == {
         "parts/empty": "parts/empty: no image in this folder",
         "parts/nowhere": "parts/nowhere: no such file or folder",
         "parts/*.tif": "parts/*.tif: no such file or folder",
@@ -74,7 +79,13 @@ def test_sources_without_images_are_errors_of_their_own(parts):
         "parts/text": "parts/text: no image in this folder (1 left out, unknown suffix: parts/text/x.txt)",
         "parts/note.*": "parts/note.*: no image matches (1 left out, unknown suffix: parts/note.txt)",
     }
-    assert len(left_out) == 3
+    assert len(files.left_out) == 3
+    frames = list(files)
+    assert len(frames) == len(files) == 7
+    assert [frame.name for frame in frames] == [*files.errors, "parts/a.png"]
+    assert [str(frame.image) for frame in frames] == [*files.errors.values(), "parts/a.png"]
+    assert all(isinstance(frame.image, DataError) for frame in frames[:-1])
+    assert frames[-1].time == (parts / "a.png").stat().st_mtime
 
 
 def test_links_in_a_circle_end_in_patterns_too(parts):
@@ -95,5 +106,14 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(parts, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert found("parts/**/*.png") == (EVERYTHING[:3], ["parts/deep/er"], [])
-    _, _, errors = find_images(["parts/deep/er"])
-    assert errors["parts/deep/er"].endswith("(1 left out, cannot be read (Permission denied): parts/deep/er)")
+    assert (
+        Files(["parts/deep/er"])
+        .errors["parts/deep/er"]
+        .endswith("(1 left out, cannot be read (Permission denied): parts/deep/er)")
+    )
+
+
+def test_outputs_never_share_a_name(tmp_path):
+    paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png", "b/y.z.png", "a/x_png.tif")]
+    names = output_names(paths)
+    assert [name.as_posix() for name in names.values()] == ["a/x_png_2", "a/x_jpg", "b/x", "b/y.z", "a/x_png"]

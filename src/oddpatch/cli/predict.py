@@ -2,34 +2,22 @@
 
 import json
 import sys
-import time
-from collections.abc import Iterator
-from enum import StrEnum
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from oddpatch.cli.common import Trust
-from oddpatch.errors import ConfigError, DataError, NameTooLongError
+from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import shown
 from oddpatch.wording import counted
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from oddpatch.inference.detector import AnomalyDetector, Detection
+    from oddpatch.inference.outputs import Save
 
 ALL_GOOD, SOME_ANOMALOUS, ERROR = 0, 1, 2
-
-
-class Save(StrEnum):
-    """What can be saved of each image."""
-
-    heatmap = "heatmap"
-    overlay = "overlay"
-    mask = "mask"
-    map = "map"
 
 
 def predict(
@@ -72,143 +60,49 @@ def predict(
 
     from oddpatch.data.walk import summary
     from oddpatch.inference.detector import AnomalyDetector
-    from oddpatch.inference.sources import find_images
+    from oddpatch.inference.outputs import Save, Tally, describe
+    from oddpatch.inference.outputs import save as write
+    from oddpatch.inference.sources import Files
 
-    wanted = _saves(save)
-    paths, left_out, errors = find_images(sources, all_files)
-    if not paths:
-        raise DataError("; ".join(errors.values()))
+    kinds = _kinds(save)
+    source = Files(sources, all_files)
+    if not source.paths:
+        raise DataError("; ".join(source.errors.values()))
     detector = AnomalyDetector.load(
         run, device=device, engine=engine, threshold=_number(threshold), pixel_threshold=pixel_threshold,
         target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
         max_pixels=max_pixels, trust=trust or (),
     )  # fmt: skip
     if detector.image_threshold is None:
-        raise ConfigError(f"{run} has no threshold: {detector.model.calibration.absent}, or give --threshold VALUE")
-    if wanted - {Save.map} and detector.pixel_threshold is None:
+        raise ConfigError(f"{run} has no threshold: {detector.scorer.calibration.absent}, or give --threshold VALUE")
+    if kinds - {Save.map} and detector.pixel_threshold is None:
         raise ConfigError(f"--save={save}: the run has no pixel threshold: give --pixel-threshold VALUE, or save map")
-    names = output_names(paths)
     terminal = sys.stdout.isatty() and not json_lines
-    for line in summary(left_out):
+    for line in summary(source.left_out):
         typer.echo(f"warning: {line}", err=True)
-    for source, error in errors.items():
-        _tell({"path": source, "error": error}, sys.stdout, terminal)
-    shares: list[tuple[float, Path]] = []
-    counts = {"good": 0, "anomalous": 0, "failed": len(errors), "left out": len(left_out)}
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("inspecting", total=len(paths))
-        for path, image, result, latency in inspect(detector, paths, batch_size):
-            record = describe(path, result, latency)
-            if not isinstance(result, str):
-                shares.append((result.inspected, path))
-                try:
-                    _save(out / names[path], image, result, wanted)
-                except NameTooLongError as error:  # of this file alone
-                    result, record = str(error), describe(path, str(error), latency)
-            counts["failed" if isinstance(result, str) else "anomalous" if result.is_anomalous else "good"] += 1
+    tally = Tally()
+    results = detector.stream(source, batch_size, partial(write, out, kinds) if kinds else None)
+    with (
+        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar,
+        closing(results),
+    ):
+        for frame, result in bar.track(results, len(source), description="inspecting"):
+            tally.add(frame, result)
             bar.console.file.flush()
-            _tell(record, sys.stdout, terminal)
-            bar.advance(task)
-    if (little := partly_inspected(detector, shares)) is not None:
+            _tell(describe(frame, result), terminal)
+    if (little := tally.partly_inspected(detector.scorer.settings)) is not None:
         typer.echo(f"warning: {little}", err=True)
     if terminal:
+        counts = {**tally.counts, "left out": len(source.left_out)}
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        typer.echo(f"{counted(len(paths), 'image')}: {said}" + (f"; saved in {out}" if wanted else ""))
-    failed = counts["failed"] or (strict and left_out)
-    raise typer.Exit(ERROR if failed else SOME_ANOMALOUS if counts["anomalous"] else ALL_GOOD)
+        typer.echo(f"{counted(tally.images, 'image')}: {said}" + (f"; saved in {out}" if kinds else ""))
+    failed = tally.counts["failed"] or (strict and source.left_out)
+    raise typer.Exit(ERROR if failed else SOME_ANOMALOUS if tally.counts["anomalous"] else ALL_GOOD)
 
 
-def partly_inspected(detector: "AnomalyDetector", shares: list[tuple[float, Path]]) -> str | None:
-    """One line if a crop, or where an image lies, left out much of some images; a region of interest is meant to."""
-    from oddpatch.data.inspected import ENOUGH
+def _kinds(text: str) -> "set[Save]":
+    from oddpatch.inference.outputs import Save
 
-    preprocess = detector.model.preprocess
-    few = [] if preprocess.roi else sorted(pair for pair in shares if pair[0] < ENOUGH)
-    if not few:
-        return None
-    remedy = "fit again with data.crop=null" if preprocess.frame.fit == "crop" else "they lie in part off the reference"
-    return (
-        f"{len(few)} of {len(shares)} images were inspected in part, {shown(few[0][1])} to {few[0][0]:.1%} of its "
-        f"area: {remedy}"
-    )
-
-
-def inspect(
-    detector: "AnomalyDetector", paths: list[Path], batch_size: int
-) -> Iterator[tuple[Path, "Tensor | None", "Detection | str", float]]:
-    """(path, image (3, H, W), what is said of it, seconds) of each file; an error's text for one that cannot be used.
-
-    The seconds are those from opening the file to the decision, a batch's shared evenly among its images.
-    """
-    for first in range(0, len(paths), batch_size):
-        batch = paths[first : first + batch_size]
-        start = time.perf_counter()
-        images: dict[Path, Tensor] = {}
-        results: dict[Path, Detection | str] = {}
-        for path in batch:
-            try:
-                images[path] = detector.read(path)
-            except DataError as error:
-                results[path] = str(error)
-        results.update(_inspect_each(detector, images))
-        latency = (time.perf_counter() - start) / len(batch)
-        for path in batch:
-            yield path, images.get(path), results[path], latency
-
-
-def _inspect_each(detector: "AnomalyDetector", images: dict[Path, "Tensor"]) -> dict[Path, "Detection | str"]:
-    """Inspect a batch; if one of its images cannot be used, each alone, so that the others can."""
-    try:
-        return dict(zip(images, detector.inspect(list(images.values())), strict=True)) if images else {}
-    except DataError as error:
-        if len(images) == 1:
-            return dict.fromkeys(images, str(error))
-    return {path: _inspect_each(detector, {path: image})[path] for path, image in images.items()}
-
-
-def describe(path: Path, result: "Detection | str", latency: float) -> dict[str, Any]:
-    """One image's line of JSON."""
-    if isinstance(result, str):
-        return {"path": str(path), "error": result}
-    return {
-        "path": str(path),
-        "score": result.score,
-        "p_value": result.p_value,
-        "anomaly_score": result.anomaly_score,
-        "is_anomalous": result.is_anomalous,
-        "regions": [region.to_dict() for region in result.regions],
-        "inspected": round(result.inspected, 4),
-        "latency_ms": round(1000 * latency, 2),
-    }
-
-
-def output_names(paths: list[Path]) -> dict[Path, Path]:
-    """A name below the output folder for each image, without its suffix: its path below what all have in common.
-
-    Two images that differ in suffix alone keep it, so that neither's results are written over the other's.
-    """
-    folders = [path.resolve().parent for path in paths]
-    common = Path(*_common(folders))
-    names = {path: folder.relative_to(common) / path.stem for path, folder in zip(paths, folders, strict=True)}
-    counts: dict[Path, int] = {}
-    for name in names.values():
-        counts[name] = counts.get(name, 0) + 1
-    return {
-        path: name if counts[name] == 1 else name.with_name(path.name.replace(".", "_")) for path, name in names.items()
-    }
-
-
-def _common(folders: list[Path]) -> tuple[str, ...]:
-    parts = [folder.parts for folder in folders]
-    shared = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return tuple(shared)
-
-
-def _saves(text: str) -> set[Save]:
     known = ", ".join(Save)
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
@@ -224,42 +118,10 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _save(base: Path, image: "Tensor | None", detection: "Detection", wanted: set[Save]) -> None:
-    """Write what is wanted of one image, each file whole or not at all.
-
-    Raises:
-        ResourceError: a file cannot be written; a `NameTooLongError` if others of shorter names can.
-    """
-    from oddpatch.data.decoding import to_uint8
-    from oddpatch.figures.overlay import heatmap, overlay
-    from oddpatch.files import replacing
-
-    assert image is not None
-    if detection.anomaly_map is None or not wanted:
-        return
-    if Save.map in wanted:
-        import tifffile
-
-        with replacing(base.with_name(f"{base.name}_map.tiff"), "wb") as file:
-            tifffile.imwrite(file, detection.anomaly_map, compression=None)
-    pictures: dict[str, Any] = {}
-    if Save.heatmap in wanted and detection.normalized_map is not None:
-        pictures["heatmap"] = heatmap(detection.normalized_map)
-    if Save.overlay in wanted:
-        pictures["overlay"] = overlay(to_uint8(image), detection)
-    if Save.mask in wanted:
-        pictures["mask"] = detection.mask
-    for name, picture in pictures.items():
-        from PIL import Image
-
-        with replacing(base.with_name(f"{base.name}_{name}.png"), "wb") as file:
-            Image.fromarray(picture).save(file, "PNG")
-
-
-def _tell(record: dict[str, Any], file: TextIO, terminal: bool) -> None:
+def _tell(record: dict[str, Any], terminal: bool) -> None:
     if not terminal:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
+        sys.stdout.write(json.dumps(record) + "\n")
+        sys.stdout.flush()
     elif "error" in record:
         typer.secho(f"error      {shown(record['error'])}", fg="red")
     else:

@@ -145,6 +145,13 @@ def read_header(path: str | Path) -> Header | None:
         return None if array is None else Header((array.shape[0], array.shape[1]), _is_deep(array))
 
 
+def pixels_in_header(path: str | Path) -> int | None:
+    """Pixels of an image file; None where only decoding it would tell."""
+    with suppress(Exception), open_lazily(Path(path), _pillow_formats()) as image:
+        return image.width * image.height
+    return None
+
+
 def find_full_scale(paths: Iterable[str | Path], max_pixels: int | None = None) -> int | None:
     """The full scale of the sensor that took a set of images: the highest value, up to the next power of two, less one.
 

@@ -1,24 +1,27 @@
 """`AnomalyDetector`: a finished run as a function of an image."""
 
-from collections.abc import Iterator, Sequence
-from copy import deepcopy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, overload
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, device
 
-from oddpatch.data.decoding import to_rgb_float
-from oddpatch.errors import ConfigError, DataError
+from oddpatch.errors import ConfigError, DataError, NameTooLongError
+from oddpatch.factory import restore
 from oddpatch.inference.regions import Region, find_regions
+from oddpatch.inference.scorer import ImageLike, Prepared, Scored, Scorer, TorchScorer
+from oddpatch.inference.sources import Frame
+from oddpatch.inference.throughput import Overlap
 from oddpatch.metrics.thresholds import anomaly_score
 from oddpatch.models.base import AnomalyModel
-
-ImageLike = str | Path | Image.Image | NDArray[Any] | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +37,29 @@ class Detection:
     regions: list[Region]  # above the pixel threshold, most anomalous first
     mask: NDArray[np.uint8] | None  # (H, W), 255 on the anomalous regions
     inspected: float  # share of the image that was looked at: less than 1 with a crop or a region of interest
+    seconds: float  # spent on it: decoding, its share of its batch, the decision; not waiting
+
+
+#: Is called with each frame, its image (3, H, W) in [0, 1] or uint8, and what was found, by several threads at once.
+SaveFn = Callable[[Frame, Tensor, Detection], None]
 
 
 class AnomalyDetector:
     """A fitted model with its preprocessing and thresholds; the numbers are those of the run's own test.
 
-    >>> detector = AnomalyDetector.load("outputs/...")
+    >>> detector = AnomalyDetector.load("outputs/RUN")
     >>> result = detector("part.png")
     >>> result.is_anomalous, result.p_value, [region.box for region in result.regions]
 
     Args:
-        model: a fitted model; it stays as it is.
+        model: a fitted model, or another `Scorer`. It stays as it is: detectors of one model do not disturb each other.
         threshold: image threshold: "conformal" (from good images left out of the fit), "validation" (F1-max of
             labelled images), "auto" (the first of these that the run has; none if it has none), or a raw score.
-        pixel_threshold: raw anomaly value from which on pixels are anomalous; None for the run's.
+        pixel_threshold: raw anomaly value above which pixels are anomalous; None for the run's.
         target_fpr: wanted rate of false alarms, for the conformal thresholds; None for the run's.
         min_area: pixels of the image that a region must have.
         merge_distance: regions of an image with at most so many pixels between them count as one.
-        device: where to compute.
+        device: where a model computes.
         max_pixels: larger images are refused; None for the run's limit.
 
     Raises:
@@ -60,18 +68,18 @@ class AnomalyDetector:
 
     def __init__(
         self,
-        model: AnomalyModel,
+        model: AnomalyModel | Scorer,
         threshold: float | str = "auto",
         pixel_threshold: float | None = None,
         target_fpr: float | None = None,
         min_area: int = 1,
         merge_distance: int = 0,
-        device: str | torch.device = "cpu",
+        device: "str | device" = "cpu",
         max_pixels: int | None = None,
     ) -> None:
-        self.device, self.model = _on_device(model, device)
+        self.scorer: Scorer = TorchScorer(model, device) if isinstance(model, AnomalyModel) else model
         self.min_area, self.merge_distance, self.max_pixels = min_area, merge_distance, max_pixels
-        calibration = model.calibration
+        calibration = self.scorer.calibration
         if target_fpr is not None and not calibration.calibrated:
             raise ConfigError(f"target_fpr={target_fpr} needs a threshold from good images: {calibration.absent}")
         self.target_fpr = calibration.target_fpr if target_fpr is None else target_fpr
@@ -82,7 +90,7 @@ class AnomalyDetector:
     def _resolve(self, threshold: float | str) -> float | None:
         if not isinstance(threshold, str):
             return float(threshold)
-        calibration = self.model.calibration
+        calibration = self.scorer.calibration
         known = calibration.thresholds(self.target_fpr)
         if threshold == "auto":
             return next(iter(known.values()), None)
@@ -99,7 +107,7 @@ class AnomalyDetector:
         cls,
         run: str | Path,
         *,
-        device: str | torch.device = "cpu",
+        device: "str | device" = "cpu",
         engine: str | None = None,
         trust: Sequence[str] = (),
         **settings: Any,
@@ -117,10 +125,8 @@ class AnomalyDetector:
             CheckpointError: there is none, or it cannot be read.
             ConfigError: see `AnomalyDetector`.
         """
-        from oddpatch.factory import restore
-
         model, _ = restore(Path(run), trust, **({} if engine is None else {"engine": engine}))
-        return cls(_on_device(model, device, own=True)[1], device=device, **settings)
+        return cls(TorchScorer(model, device, own=True), **settings)
 
     @overload
     def __call__(self, image: ImageLike) -> Detection: ...
@@ -137,54 +143,92 @@ class AnomalyDetector:
         Raises:
             DataError: an image cannot be read, or has values outside these ranges.
         """
-        if isinstance(image, list):
-            return list(self.stream(image))
-        return next(self.stream([image]))
+        if not isinstance(image, list):  # threads would cost more than they save
+            steps = self._score([self._prepare(frame) for frame in _frames([image])])
+            return _found(self._finish(None, steps[0]))
+        with closing(self.stream(image)) as results:
+            return [_found(result) for result in results]
 
-    def stream(self, images: Sequence[ImageLike], batch_size: int = 16) -> Iterator[Detection]:
-        """Inspect images a batch at a time, in order; no more than a batch is held in memory."""
-        for start in range(0, len(images), batch_size):
-            yield from self.inspect([self.read(image) for image in images[start : start + batch_size]])
+    def stream(
+        self, images: Iterable[Frame | ImageLike], batch_size: int = 16, save: SaveFn | None = None
+    ) -> Iterator[tuple[Frame, Detection | DataError]]:
+        """Inspect a stream of images, in order: each with what was found, or the error of this image alone.
 
-    def read(self, image: ImageLike) -> Tensor:
-        """An image as `inspect` takes it, scaled as those the run was fitted to.
+        Decoding, inference and what follows it run side by side in threads, a few batches ahead of the consumer; no
+        more is held in memory. Close the iterator (`contextlib.closing`) where it is left early: that ends the threads.
+
+        >>> source = Files(["parts/"])
+        >>> for frame, result in detector.stream(source):
+        ...     print(frame.name, result if isinstance(result, DataError) else result.is_anomalous)
+
+        Args:
+            images: a source (see `oddpatch.inference.sources`), or images as for `__call__`; it may be without end.
+            batch_size: images scored at once. 1 for a camera: a batch waits until it is full.
+            save: writes what is wanted of each image.
 
         Raises:
-            DataError: it cannot be read, or is none of the kinds that `AnomalyDetector` takes.
+            Exception: whatever `images` or `save` raise, except a `DataError` or `NameTooLongError` of `save`, which
+                is that of its image.
         """
-        preprocess = self.model.preprocess
-        if isinstance(image, str | Path):
-            return preprocess.read(image, self.max_pixels)
-        return to_tensor(image, preprocess.full_scale)
+        with Overlap() as overlap:
+            ahead = batch_size + overlap.workers
+            steps = overlap.map(self._prepare, _frames(images), ahead)
+            yield from overlap.map(partial(self._finish, save), self._batches(steps, batch_size), ahead)
 
-    @torch.inference_mode()
-    def inspect(self, images: Sequence[Tensor]) -> list[Detection]:
-        """Inspect decoded images (3, H, W), float in [0, 1] or uint8, of any sizes, in one batch."""
-        preprocess = self.model.preprocess
-        registrations = [preprocess.register(image) for image in images]
-        pairs = zip(images, registrations, strict=True)
-        prepared = torch.stack([preprocess(image, registration) for image, registration in pairs])  # (B, 3, h, w)
-        score, maps = self.model(prepared.to(self.device))
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        laid: list[NDArray[np.float32] | None] = [None] * len(images)
-        if maps is not None:
-            maps = maps.float().cpu()
-            laid = [
-                preprocess.to_original(maps[i : i + 1], size, registration=registrations[i])[0, 0].numpy()
-                for i, size in enumerate(sizes)
-            ]
-        shares = [preprocess.share(*pair) for pair in zip(sizes, registrations, strict=True)]
-        return [self._judge(*rest) for rest in zip(score.tolist(), laid, shares, strict=True)]
+    def _prepare(self, frame: Frame) -> "_Step":
+        start = time.perf_counter()
+        try:
+            if isinstance(frame.image, DataError):
+                raise frame.image
+            image = self.scorer.prepare(frame.image, self.max_pixels)
+        except DataError as error:
+            return _Step(frame, error)
+        return _Step(frame, image, time.perf_counter() - start)
 
-    def _judge(self, score: float, anomaly_map: NDArray[np.float32] | None, share: float) -> Detection:
-        calibration, threshold = self.model.calibration, self.image_threshold
+    def _batches(self, steps: Iterator["_Step"], batch_size: int) -> Iterator["_Step"]:
+        while batch := list(islice(steps, batch_size)):
+            yield from self._score(batch)
+
+    def _score(self, batch: list["_Step"]) -> list["_Step"]:
+        """Score the images of a batch; what could not be prepared stays as it is."""
+        start = time.perf_counter()
+        images = [step.image for step in batch if isinstance(step.image, Prepared)]
+        scored = iter(self.scorer.score(images) if images else ())
+        share = (time.perf_counter() - start) / max(len(images), 1)
+        return [
+            step._replace(scored=next(scored), seconds=step.seconds + share)
+            if isinstance(step.image, Prepared)
+            else step
+            for step in batch
+        ]
+
+    def _finish(self, save: SaveFn | None, step: "_Step") -> tuple[Frame, Detection | DataError]:
+        frame, image = step.frame, step.image
+        if isinstance(image, DataError):
+            return frame, image
+        try:
+            detection = self._judge(image, step.scored, step.seconds)
+            if save is not None:
+                save(frame, image.original, detection)
+        except DataError as error:
+            return frame, DataError(f"{frame.name}: {error}")
+        except NameTooLongError as error:  # of the files of this image alone
+            return frame, DataError(str(error))
+        return frame, detection
+
+    def _judge(self, image: Prepared, scored: Scored, seconds: float) -> Detection:
+        start = time.perf_counter()
+        score, small_map = scored
+        calibration, threshold = self.scorer.calibration, self.image_threshold
         p_value = anomaly = None
         if calibration.calibrated:
             p_value = float(calibration.p_values(score))
             if threshold is not None:
                 anomaly = float(anomaly_score(score, _median(calibration.image_scores), threshold))
-        normalized = mask = None
+        anomaly_map = normalized = mask = None
         regions: list[Region] = []
+        if small_map is not None:
+            anomaly_map = self.scorer.lay_out(small_map, image)  # (H, W)
         if anomaly_map is not None and self.pixel_threshold is not None:
             if self.min_area > anomaly_map.size:
                 height, width = anomaly_map.shape
@@ -197,7 +241,19 @@ class AnomalyDetector:
                 typical = _median(calibration.pixel_scores)
                 normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
         is_anomalous = None if threshold is None else score > threshold
-        return Detection(score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, share)
+        seconds += time.perf_counter() - start
+        return Detection(
+            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, seconds
+        )
+
+
+class _Step(NamedTuple):
+    """How far an image has come."""
+
+    frame: Frame
+    image: Prepared | DataError
+    seconds: float = 0.0
+    scored: Scored = (math.nan, None)
 
 
 def _median(scores: Tensor) -> float:
@@ -205,26 +261,16 @@ def _median(scores: Tensor) -> float:
     return float(np.median(scores.cpu().numpy()))
 
 
-def _on_device(model: AnomalyModel, device: str | torch.device, own: bool = False) -> tuple[torch.device, AnomalyModel]:
-    """The device, and the model on it, ready to score: a copy if it would have to be changed and is not our own."""
-    try:
-        wanted, now = torch.device(device), model.detector.fitted.device
-        there = now.type == wanted.type and wanted.index in (None, now.index)
-        return wanted, (model if own or (there and not model.training) else deepcopy(model)).to(wanted).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}): choose cpu") from error
+def _frames(images: Iterable[Frame | ImageLike]) -> Iterator[Frame]:
+    for number, image in enumerate(images):
+        if isinstance(image, Frame):
+            yield image
+        else:
+            name = str(image) if isinstance(image, str | Path) else f"image {number}"
+            yield Frame(name, image, output=PurePath(f"image-{number}"))
 
 
-def to_tensor(image: Image.Image | NDArray[Any] | Tensor, full_scale: int | None = None) -> Tensor:
-    """(3, H, W) float32 in [0, 1] of an image in memory, see `oddpatch.data.decoding.to_rgb_float`.
-
-    Raises:
-        DataError: it is none of these.
-    """
-    if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] not in (1, 3):
-            raise DataError(f"tensor {tuple(image.shape)}: give (3, H, W), or an array (H, W, 3)")
-        image = image.detach().cpu().permute(1, 2, 0).numpy()
-    if isinstance(image, Image.Image | np.ndarray):
-        return to_rgb_float(image, full_scale=full_scale)
-    raise DataError(f"{type(image).__name__} is no image: give a path, a PIL image, an array or a tensor")
+def _found(result: tuple[Frame, Detection | DataError]) -> Detection:
+    if isinstance(result[1], DataError):
+        raise result[1]
+    return result[1]

@@ -1,48 +1,104 @@
-"""Which images a user means by files, folders and glob patterns."""
+"""Where images come from: files, folders and glob patterns, as frames. A video or a camera would be another source.
+
+A source is an iterable of `Frame`, whose consumer asks neither for files nor, before it has ended, for its length.
+"""
 
 import glob
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from pathlib import Path
+from itertools import chain, count
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from oddpatch.data.walk import BROKEN_LINK, LeftOut, Walk, listing, summary, walk
+from oddpatch.errors import DataError
+from oddpatch.inference.scorer import ImageLike
 
 
-class Found(NamedTuple):
-    """What sources hold."""
+class Frame(NamedTuple):
+    """One image of a source, or why there is none."""
 
-    images: list[Path]  # each once, in the order of the sources and by name
-    left_out: list[LeftOut]
-    errors: dict[str, str]  # by source: why there is no image in it
+    name: str  # what to call it in results and errors, such as its path
+    image: ImageLike | DataError  # a path is decoded when it is its turn; an error stands in the place of the image
+    time: float | None = None  # when it was taken, in seconds since the epoch; of a file, when it was last changed
+    output: PurePath = PurePath("image")  # name of files made from it, without a suffix; no other frame has it
 
 
-def find_images(sources: list[str], all_files: bool = False) -> Found:
-    """Look for images in each source.
+class Files:
+    """The images that files, folders and patterns stand for, each once, in the order of these and by name.
 
     A file is taken whatever its name, a folder is walked (see `oddpatch.data.walk`), and so is every folder that a
-    pattern matches; of the files that a pattern matches those are taken that a walk would take.
+    pattern matches; of the files that a pattern matches those are taken that a walk would take. No file is opened.
+
+    >>> source = Files(["parts/", "more/*.tif"])
+    >>> [frame.name for frame in source], source.left_out
 
     Args:
+        sources: files, folders and patterns; one that holds no image gives a frame with an error, before all others.
         all_files: take files whatever their names.
+
+    Attributes:
+        paths: of the images.
+        left_out: files and folders that were not looked at, and why.
+        errors: by source, why there is no image in it.
     """
-    images: dict[Path, None] = {}
-    left_out: dict[LeftOut, None] = {}
-    errors: dict[str, str] = {}
-    for source in sources:
-        path = Path(source)
-        if os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a folder above is closed to us
-            found = Walk([path], [])
-        elif os.path.isdir(path):  # noqa: PTH112
-            found = walk(path, all_files=all_files)
-        else:
-            found = _matches(source, all_files)
-        images.update(dict.fromkeys(found.files))
-        left_out.update(dict.fromkeys(found.left_out))
-        if not found.files:
-            errors[source] = f"{source}: {_why(path, found)}"
-    return Found(list(images), list(left_out), errors)
+
+    def __init__(self, sources: list[str], all_files: bool = False) -> None:
+        images: dict[Path, None] = {}
+        left_out: dict[LeftOut, None] = {}
+        self.errors: dict[str, str] = {}
+        for source in sources:
+            path = Path(source)
+            if os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a folder above is closed to us
+                found = Walk([path], [])
+            elif os.path.isdir(path):  # noqa: PTH112
+                found = walk(path, all_files=all_files)
+            else:
+                found = _matches(source, all_files)
+            images.update(dict.fromkeys(found.files))
+            left_out.update(dict.fromkeys(found.left_out))
+            if not found.files:
+                self.errors[source] = f"{source}: {_why(path, found)}"
+        self.paths, self.left_out = list(images), list(left_out)
+
+    def __len__(self) -> int:
+        return len(self.errors) + len(self.paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for source, error in self.errors.items():
+            yield Frame(source, DataError(error))
+        for path, output in output_names(self.paths).items():
+            yield Frame(str(path), path, _changed(path), output)
+
+
+def output_names(paths: list[Path]) -> dict[Path, Path]:
+    """A name below an output folder for each image, without its suffix: its path below what all have in common.
+
+    Two images that differ in suffix alone keep it, so that neither's results are written over the other's.
+    """
+    if not paths:
+        return {}
+    folders = [path.resolve().parent for path in paths]
+    common = os.path.commonpath(folders)
+    names = {path: folder.relative_to(common) / path.stem for path, folder in zip(paths, folders, strict=True)}
+    counts = Counter(names.values())
+    taken = {name for name, times in counts.items() if times == 1}
+    for path, name in names.items():
+        if counts[name] > 1:
+            own = name.with_name(path.name.replace(".", "_"))
+            tried = (own.with_name(f"{own.name}_{number}") for number in count(2))
+            names[path] = next(free for free in chain([own], tried) if free not in taken)
+            taken.add(names[path])
+    return names
+
+
+def _changed(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # whoever decodes it says why
+        return None
 
 
 def _why(path: Path, found: Walk) -> str:
