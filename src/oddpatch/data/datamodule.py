@@ -47,7 +47,8 @@ class Images(Protocol):
 
     def __getitems__(self, indices: Sequence[Any]) -> Sequence[Any]: ...
 
-    def collate(self, items: Sequence[Any]) -> Any: ...
+    def collate(self, items: Sequence[Any]) -> Any:
+        """A batch of these items."""
 
 
 #: Puts something around a dataset, such as a cache of what would be computed from it.
