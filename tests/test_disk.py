@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import resource
 import time
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_nothing(small_disk, how):
     told = f"{small_disk}/result cannot be written (No space left on device): free disk space, or choose another folder"
     assert str(raised.value) == told
     assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize("how", WRITERS[:-1])  # the source of a copy is as large
+def test_a_limit_is_told_though_the_disk_is_not_full(tmp_path, how):
+    """As of a quota, of which Pillow and archives tell no more than that something went wrong."""
+    (tmp_path / "disk").mkdir()
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, allowed[1]))
+    try:
+        with pytest.raises(ResourceError) as raised:
+            write(how, tmp_path / "disk/result")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    told = "cannot be written (File too large): raise the limit of file sizes (ulimit -f), or choose another folder"
+    assert str(raised.value) == f"{tmp_path}/disk/result {told}"
+    assert not list((tmp_path / "disk").iterdir())
 
 
 @pytest.mark.parametrize("how", WRITERS)

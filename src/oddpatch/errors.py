@@ -11,6 +11,7 @@ INTERRUPTED = 130
 REMEDIES = {
     errno.ENOSPC: "free disk space, or choose another folder",
     errno.EDQUOT: "free disk space, or choose another folder",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose another folder",
     errno.EROFS: "choose another folder",
     errno.EACCES: "give access to it, or choose another folder",
     errno.EPERM: "give access to it, or choose another folder",

@@ -19,6 +19,8 @@ from oddpatch.errors import REMEDIES, NameTooLongError, ResourceError
 PARTIAL, DRAFT, LABEL = ".partial", ".draft", 40
 #: Seconds after which a temporary file of another machine's process, of which nothing is known, is left over.
 ABANDONED = 24 * 3600.0
+#: In what Pillow tells, without an error number, where it cannot write.
+_FROM_PILLOW = "when writing image file"
 _TEMPORARY = re.compile(
     rf"\..*\.(?P<host>[0-9a-f]{{8}})-(?P<pid>\d+)(?P<kind>{re.escape(PARTIAL)}|{re.escape(DRAFT)})", re.DOTALL
 )
@@ -74,9 +76,7 @@ def drafting(folder: Path) -> Iterator[Path]:
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
     """What to raise where `path` could not be written: the file, the system's reason, and what can be done."""
-    code = error.errno
-    if code is None and _is_full(path.parent):  # as of Pillow's encoders and of archives, which do not say
-        code = errno.ENOSPC
+    code = error.errno or _refusal(path.parent)  # Pillow's encoders and archives do not say
     reason = os.strerror(code) if code else " ".join(str(error).split())
     kind = NameTooLongError if code == errno.ENAMETOOLONG else ResourceError
     return kind(f"{path} cannot be written ({reason}): {REMEDIES.get(code or 0, 'choose another folder')}")
@@ -100,7 +100,7 @@ def remove_leftovers(folder: Path, *, recursive: bool = True) -> None:
 def _is_about(error: OSError, path: Path, is_ours: Callable[[Path], bool]) -> bool:
     """Whether an error is that `path` cannot be written: not one of a file that is read meanwhile."""
     names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    if error.errno is None and not _is_full(path.parent):
+    if error.errno is None and _FROM_PILLOW not in str(error) and _refusal(path.parent) is None:
         return False
     return not names or any(map(is_ours, names))
 
@@ -125,11 +125,14 @@ def _is_left(path: Path, host: str, pid: int) -> bool:
     return time.time() - written > ABANDONED
 
 
-def _is_full(folder: Path) -> bool:
+def _refusal(folder: Path) -> int | None:
+    """Error number with which the system refuses another file in a folder; None if it takes it."""
     try:
-        return shutil.disk_usage(folder).free < 2**16
-    except OSError:
-        return False
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(2**20))  # of a disk, quota or limit that has just been used up nothing is left
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def _host() -> str:
