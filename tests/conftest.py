@@ -1,5 +1,8 @@
 """A tiny dataset and a tiny backbone, so that most tests need neither real images nor weights."""
 
+import copy
+import functools
+import io
 import os
 import shutil
 import subprocess
@@ -16,6 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer.main
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
@@ -108,6 +113,21 @@ def no_job_is_left_running() -> Iterator[None]:
     yield
     if (module := sys.modules.get("hydra.core.hydra_config")) is not None:
         module.HydraConfig.instance().cfg = None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """Typer makes its commands and Hydra reads its files each time they are called: here both do so once a process."""
+    load = OmegaConf.load
+    parsed = functools.cache(lambda text: load(io.StringIO(text)))
+
+    def load_once(file: Any) -> Any:
+        return copy.deepcopy(parsed(file.read())) if isinstance(file, io.TextIOWrapper) else load(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        patch.setattr(OmegaConf, "load", staticmethod(load_once))
+        yield
 
 
 @pytest.fixture(scope="session")
