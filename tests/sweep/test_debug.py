@@ -8,6 +8,7 @@ from conftest import CONFIGS
 from sklearn.metrics import roc_auc_score
 from test_pipeline import config, predictions, run, tiny
 
+from oddpatch import factory
 from oddpatch.data.few import few
 from oddpatch.data.layout import Sample
 from oddpatch.errors import ConfigError
@@ -28,6 +29,15 @@ def test_smoke_goes_through_everything_with_a_few_tiny_images(tiles, tmp_path, t
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["num_train_images"], metrics["num_test_images"]) == (10, 12)
     assert {"image_auroc", "pixel_auroc", "au_pro"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("choice", ["leave_one_out", "holdout", "cross", "none"])
+def test_smoke_sets_the_threshold_as_any_run_does(tiles, tmp_path, choice):
+    chosen = config("train", f"calibration={choice}", out=tmp_path).calibration
+    smoke = config("train", "debug=smoke", f"calibration={choice}", out=tmp_path)
+    assert smoke.calibration == chosen
+    folds = factory.make(chosen).folds(smoke.data.train_images)
+    assert any(fold >= 0 for fold in folds) == (choice != "none")  # its images are enough for each
 
 
 def test_a_few_images_are_at_least_one(tiles, tmp_path, tiny_backbone):
