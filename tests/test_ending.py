@@ -101,6 +101,34 @@ def test_a_signal_to_a_forked_child_is_no_news_to_its_parent(tmp_path):
     assert end(process, signal.SIGTERM)[0] == 143
 
 
+@pytest.mark.parametrize(
+    ("reader", "told"),
+    [
+        ("gone", ""),
+        ("full", "the output cannot be written (No space left on device): messages are lost, the run goes on\n"),
+    ],
+)
+def test_a_run_goes_on_where_its_output_cannot_be_printed(tmp_path, reader, told):
+    script = (
+        "import logging, sys; from oddpatch import ending, logs\n"
+        "ending.go_on_unread()\n"
+        "logging.getLogger().addHandler(logs.console_handler())\n"
+        "for _ in range(3): logging.warning('here'); print('there', flush=True)\n"
+        "sys.stdout.write('to the end')\n"
+        "open('done', 'w').close()\n"
+    )
+    if reader == "gone":
+        reading, output = os.pipe()
+        os.close(reading)
+    else:
+        output = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run([sys.executable, "-c", script], stdout=output, stderr=subprocess.PIPE, text=True, check=False,
+                          cwd=tmp_path)  # fmt: skip
+    os.close(output)
+    assert (done.returncode, done.stderr) == (0, told)
+    assert (tmp_path / "done").exists()
+
+
 TINY = (
     "data=mvtec", "data.category=tile", "data.resize=32", "data.crop=32", "data.batch_size=5", "model=padim",
     "model.num_features=10", "backbone=resnet18", "backbone.weights=random", "trainer.accelerator=cpu",
@@ -158,6 +186,18 @@ def test_termination_of_a_run(tiles, tmp_path, where, overrides, swallow):
     assert "Traceback" not in told
     nothing_half_written(tmp_path)
     assert not left_running(process)
+
+
+@pytest.mark.slow
+def test_a_run_and_a_sweep_come_to_their_end_though_nobody_reads(tiles, tmp_path):
+    for flags in ([f"hydra.run.dir={tmp_path}/run"], ["-m", "seed=0", f"hydra.sweep.dir={tmp_path}/sweep"]):
+        process = train(tiles, tmp_path, "data.num_workers=0", *flags)
+        process.stdout.readline()
+        process.stdout.close()  # of stdout and stderr
+        assert process.wait(300) == 0
+    assert len(list(tmp_path.rglob("metrics.json"))) == 2
+    for log in tmp_path.rglob("train.log"):
+        assert "Broken" not in log.read_text()
 
 
 @pytest.mark.slow

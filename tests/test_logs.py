@@ -1,16 +1,18 @@
 """Log messages where the output is no terminal, and errors that are told in one line."""
 
+import contextlib
 import logging
 import os
 import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT
 from omegaconf import OmegaConf
 
 from oddpatch.errors import ConfigError, in_one_line
-from oddpatch.logs import console_handler
+from oddpatch.logs import LogFile, console_handler
 
 
 def test_a_message_is_one_line_however_long(capsys):
@@ -23,6 +25,21 @@ def test_a_message_is_one_line_however_long(capsys):
     assert told[0].endswith("caf\\udce9.png is broken: mend it")
     assert told[0].startswith("WARNING  /data/a long name/")
     assert told[1] == "INFO     second"
+
+
+def test_a_log_file_on_a_full_disk_is_told_once(small_disk, capfd):
+    log = LogFile(str(small_disk / "train.log"))
+    for _ in range(3):
+        log.handle(logging.makeLogRecord({"msg": "x" * 200_000}))
+    full = f"{small_disk}/train.log cannot be written (No space left on device): messages are lost, the run goes on\n"
+    assert capfd.readouterr().err == full
+    with contextlib.suppress(OSError):  # as logging does at the end
+        log.close()
+
+
+def test_the_log_of_a_run_is_such_a_file():
+    handlers = yaml.safe_load((ROOT / "configs/hydra/job_logging/rich.yaml").read_text())["handlers"]
+    assert handlers["file"]["class"] == f"{LogFile.__module__}.{LogFile.__qualname__}"
 
 
 def test_errors_of_libraries_that_a_user_can_mend_are_one_line():

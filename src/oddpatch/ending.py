@@ -1,5 +1,6 @@
 """How a program ends that is told to end: by Ctrl-C, by SIGTERM, or because nobody reads what it prints any more."""
 
+import io
 import os
 import select
 import signal
@@ -85,6 +86,43 @@ def drop_unwritten() -> None:
         except (OSError, ValueError):
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def go_on_unread() -> None:
+    """Have what cannot be printed any more go nowhere: for programs whose results are files, not what they print.
+
+    That a reader has gone is its own business; of a full disk and the like one line is told.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):  # neither closed nor captured
+            setattr(sys, name, _reopen(stream))
+
+
+class _Output(io.FileIO):
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if not isinstance(error, BrokenPipeError):
+                tell_lost("the output", error)
+            return super().write(data)
+
+
+def _reopen(stream: Any) -> Any:
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False)),
+        stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through,
+    )  # fmt: skip
+
+
+def tell_lost(place: str, error: OSError) -> None:
+    """Tell, if there is still where to, that messages cannot be written."""
+    reason = os.strerror(error.errno) if error.errno else error
+    with suppress(OSError):
+        os.write(2, f"{place} cannot be written ({reason}): messages are lost, the run goes on\n".encode())
 
 
 def follow_parent() -> None:

@@ -1,4 +1,4 @@
-"""Where log messages go on the terminal."""
+"""Where log messages go: to the terminal, and into a run's log file."""
 
 import logging
 import sys
@@ -6,7 +6,23 @@ import sys
 import rich
 from rich.logging import RichHandler
 
+from oddpatch.ending import tell_lost
 from oddpatch.files import escape_on_terminal
+
+
+class LogFile(logging.FileHandler):
+    """A run's log file. Where it cannot be written, one line says so, and the run goes on: it has results to write."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called while the error is handled; logging's own way is a traceback for each message."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            tell_lost(self.baseFilename, error)
 
 
 def console_handler() -> logging.Handler:

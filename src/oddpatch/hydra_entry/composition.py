@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
 
-from oddpatch.ending import ending_when_told
+from oddpatch.ending import ending_when_told, go_on_unread
 from oddpatch.environment import read_env
 from oddpatch.errors import ConfigError, in_one_line
 from oddpatch.files import escape_on_terminal, shown
@@ -34,10 +34,11 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(main)
     def wrapped(*cfg: DictConfig) -> Any:
-        terminal = Console(stderr=True)
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
+        go_on_unread()
         escape_on_terminal()
         sys.argv[1:] = as_typed(sys.argv[1:], _top_level(configs / f"{name}.yaml"))
+        terminal = Console(stderr=True)
         with ending_when_told(lambda word: terminal.print(word, style="red")):
             try:
                 read_env()
