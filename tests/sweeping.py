@@ -35,7 +35,7 @@ class Stand:
                 raise ending
             if text in command:
                 return ending
-        metrics = {"image_auroc": 0.9, "num_test_images": 13, "weights": "random", "run": RUN}
+        metrics = {"image_auroc": 0.9, "num_train_images": 2, "num_test_images": 13, "weights": "random", "run": RUN}
         (folder / "metrics.json").write_text(json.dumps(metrics))
         return Ending(0, "")
 

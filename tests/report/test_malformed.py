@@ -73,6 +73,17 @@ def test_metrics_of_another_type(run, key, monkeypatch, capsys):
         all_end_in_a_line(run, monkeypatch, capsys)
 
 
+@pytest.mark.parametrize("key", ["num_train_images", "run.image_size", "run.model", "run.category"])
+def test_metrics_that_lack_something(run, key, monkeypatch, capsys):
+    content = json.loads((run / "metrics.json").read_text())
+    del (content["run"] if key.startswith("run.") else content)[key.removeprefix("run.")]
+    (run / "metrics.json").write_text(json.dumps(content))
+    for command in commands(run):
+        code, lines = told(monkeypatch, capsys, *command)
+        assert (code, len(lines)) == (2, 1)
+        assert "metrics.json" in lines[0]
+
+
 @pytest.mark.parametrize(
     "key",
     ["model", "backbone", "data", "fpr_limits", "calibration", "model._target_", "backbone.name", "data.crop", "run"],

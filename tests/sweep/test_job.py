@@ -115,6 +115,54 @@ def test_a_job_without_a_result_has_failed(monkeypatch, tmp_path, stand, root):
     assert table(tmp_path / "s")[0]["reason"] == "it left no metrics.json"
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "[" * 100_000, b"\xff", '{"image_auroc": 0.9}'])
+def test_a_job_whose_metrics_cannot_be_read_has_failed(monkeypatch, tmp_path, stand, root, text):
+    def damaged(script, arguments, environment, console, lock):
+        (lock.path.parent / "metrics.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return Ending(0, "")
+
+    monkeypatch.setattr(job, "run_script", damaged)
+    assert sweep(monkeypatch, tmp_path / "s", *root) == 1
+    (row,) = table(tmp_path / "s")
+    assert row["status"] == "failed"
+    assert "metrics.json" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("status", "doen"), ("identity", {"config": 1, "code": [], "data": None}), ("identity", None),
+        ("overrides", "x"), ("overrides", [1]), ("reason", None), ("objective", [0.9]), ("objective", "0.9"), ("objective", float("nan")),
+        ("seconds", None), ("attempt", "1"), ("attempt", True), ("host", 7), ("other", 1),
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_counts_as_not_run(tmp_path, name, value, caplog):
+    Record("done", identity.Identity("a", "b", None), ["seed=1"], objective=1).write(tmp_path)
+    assert Record.read(tmp_path).objective == 1
+    content = json.loads((tmp_path / "job.json").read_text())
+    (tmp_path / "job.json").write_text(json.dumps({**content, name: value}))
+    assert Record.read(tmp_path) is None
+    assert "job.json" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"[" * 100_000, b"\xff\xfe", b'{"status": "done"}', b"nul"])
+def test_a_record_that_is_none_counts_as_not_run(tmp_path, data, caplog):
+    (tmp_path / "job.json").write_bytes(data)
+    assert Record.read(tmp_path) is None
+    assert "job.json" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("data", [b"[" * 4096, b'{"host": "x", "pid": "y"}', b'{"host": 1, "pid": [2]}', b"\xff"])
+def test_a_lock_that_does_not_say_who_holds_it(tmp_path, data):
+    with JobLock(tmp_path):
+        (tmp_path / ".lock").write_bytes(data)
+        assert locking.held_by(tmp_path) == Holder("an unknown host", 0)
+
+
+def test_a_holder_of_an_impossible_number_is_dead():
+    assert Holder(socket.gethostname(), 2**70).is_dead()
+
+
 def test_a_job_of_another_sweep_is_left_to_it(monkeypatch, tmp_path, stand, root):
     assert sweep(monkeypatch, tmp_path / "s", *root) == 0
     folder = next((tmp_path / "s").glob("padim*"))

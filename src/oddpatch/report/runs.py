@@ -97,17 +97,17 @@ def _wrong_metric(metrics: Mapping[str, Any]) -> str | None:
         "run": names is None or (isinstance(names, dict) and all(isinstance(names.get(name), str) for name in named)),
         "test_set": isinstance(metrics.get("test_set"), str | None),
         "run.experiment": not isinstance(names, dict) or isinstance(names.get("experiment"), str | None),
-        "run.image_size": size is None or _is_size(size),
+        "run.image_size": not isinstance(names, dict) or ("image_size" in names and (size is None or _is_size(size))),
         "weights": isinstance(metrics.get("weights"), str | None),
-        "num_train_images": type(metrics.get("num_train_images", 0)) is int,
+        "num_train_images": type(metrics.get("num_train_images")) is int,
         "absent": _maps(metrics.get("absent", {}), lambda reason: isinstance(reason, str)),
         "confidence": _maps(metrics.get("confidence", {}), _is_interval),
         "image_auroc_by_defect_type": _maps(
-            metrics.get("image_auroc_by_defect_type", {}), lambda value: value is None or _is_number(value)
+            metrics.get("image_auroc_by_defect_type", {}), lambda value: value is None or is_number(value)
         ),
     }
     checks |= {
-        name: _is_number(value)
+        name: is_number(value)
         for name, value in metrics.items()
         if name.startswith(("image_", "pixel_", "au_pro")) and name not in checks
     }
@@ -123,10 +123,11 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_number(end) for end in value)
+    return isinstance(value, list) and len(value) == 2 and all(is_number(end) for end in value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value out of a file is a number that can be measured; a truth value is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -213,7 +214,7 @@ def _read_parts(folder: Path) -> dict[str, Any]:
         if value is not None and not _is_part(value, named=part in ("model", "backbone")):
             raise CheckpointError(f"{path}: {part} is not as oddpatch writes it: restore it, or remove it")
     limits = config.get("fpr_limits")
-    if limits is not None and not (isinstance(limits, list) and limits and all(_is_number(one) for one in limits)):
+    if limits is not None and not (isinstance(limits, list) and limits and all(is_number(one) for one in limits)):
         raise CheckpointError(f"{path}: fpr_limits is not as oddpatch writes it: restore it, or remove it")
     return config
 

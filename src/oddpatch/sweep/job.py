@@ -2,9 +2,7 @@
 
 import functools
 import inspect
-import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -15,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from oddpatch.errors import INTERRUPTED, ConfigError, OddpatchError
+from oddpatch.errors import INTERRUPTED, CheckpointError, ConfigError, OddpatchError
 from oddpatch.hydra_entry.overrides import quoted
+from oddpatch.report.runs import METRICS, is_number, read_run
 from oddpatch.sweep.identity import Identity, identify
 from oddpatch.sweep.locking import JobBusyError, JobLock
 from oddpatch.sweep.process import run_script
@@ -27,7 +26,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-METRICS = "metrics.json"
 #: Category that stands for all of a dataset.
 ALL = "all"
 #: Overrides that are about the sweep, and mean nothing to one job of it.
@@ -119,11 +117,14 @@ def _run(cfg: DictConfig, script: Path, folder: Path, lock: JobLock, record: Rec
         code, record.reason = run_script(script, job_arguments(folder), environment, console, lock)
         if code == 0 and not (folder / METRICS).is_file():
             code, record.reason = 1, f"it left no {METRICS}"
-        record.status = "done" if code == 0 else "interrupted" if code == INTERRUPTED else "failed"
         if code == 0:
-            record.objective = objective(folder, cfg.objective)
-            if record.identity.data is None:  # the job has rendered its data
-                record.identity = identify(cfg, script)
+            try:
+                record.objective = objective(folder, cfg.objective)
+            except CheckpointError as error:
+                code, record.reason = 1, str(error)
+        record.status = "done" if code == 0 else "interrupted" if code == INTERRUPTED else "failed"
+        if code == 0 and record.identity.data is None:  # the job has rendered its data
+            record.identity = identify(cfg, script)
     except BaseException:
         record.status, record.reason = "interrupted", "it was interrupted"
         raise
@@ -149,9 +150,13 @@ def _clear(folder: Path) -> None:
 
 
 def objective(folder: Path, name: str) -> float | None:
-    """A metric of a finished job; None if it is absent."""
-    value = json.loads((folder / METRICS).read_text(encoding="utf-8")).get(name)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    """A metric of a finished job; None if it is absent.
+
+    Raises:
+        CheckpointError: the job's metrics cannot be read.
+    """
+    value = read_run(folder).metrics.get(name)
+    return float(value) if is_number(value) else None
 
 
 def overrides() -> dict[str, list[str]]:

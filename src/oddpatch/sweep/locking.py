@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from oddpatch.errors import ConfigError, OddpatchError, in_one_line
+from oddpatch.files import parse_json
 from oddpatch.temporary import unwritable
 
 #: Names of the files that are locked, by a job of a sweep and by a run.
@@ -43,7 +44,7 @@ class Holder(NamedTuple):
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return True
         except PermissionError:
             return False
@@ -121,8 +122,9 @@ class JobLock:
     def _holder(self) -> Holder:
         for _ in range(10):
             try:
-                return Holder(**json.loads(os.pread(self._file, 4096, 0)))
-            except (ValueError, TypeError):  # taken this moment, and not signed yet
+                holder = Holder(**parse_json(os.pread(self._file, 4096, 0).decode()))
+                return Holder(str(holder.host), int(holder.pid))
+            except (ValueError, TypeError, OverflowError):  # taken this moment, and not signed yet
                 time.sleep(0.05)
         return Holder("an unknown host", 0)
 

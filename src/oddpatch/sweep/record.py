@@ -7,9 +7,10 @@ import socket
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
-from oddpatch.files import replacing
+from oddpatch.files import parse_json, replacing, shown
+from oddpatch.report.runs import is_number
 from oddpatch.sweep.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,29 @@ class Record:
     def read(cls, folder: Path) -> "Record | None":
         """The record of a job's folder; None if there is none that can be read."""
         try:
-            content = json.loads((folder / NAME).read_text(encoding="utf-8"))
-            return cls(**{**content, "identity": Identity(**content["identity"])})
+            content = parse_json((folder / NAME).read_text(encoding="utf-8"))
+            found = cls(**{**content, "identity": Identity(**content["identity"])})
+            found._check()
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
-            log.warning("%s cannot be read (%s): the job counts as not run", folder / NAME, error)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("%s cannot be read (%s): the job counts as not run", shown(folder / NAME), shown(error))
             return None
+        return found
+
+    def _check(self) -> None:
+        """Raise a `TypeError` for a field of another type than it has here."""
+        for name, kinds in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if name == "status":
+                right = value in get_args(Status)
+            elif name == "identity":
+                right = all(isinstance(one, str | None) for one in value)
+            elif name == "overrides":
+                right = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            elif kinds is float or name == "objective":
+                right = is_number(value) or (value is None and name == "objective")
+            else:
+                right = isinstance(value, kinds) and not isinstance(value, bool)
+            if not right:
+                raise TypeError(f"{name} is {value!r:.100}")

@@ -1,9 +1,7 @@
 """What a sweep ends with: a table on the terminal, `sweep.csv`, `sweep.html` and the report over its runs."""
 
 import csv
-import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oddpatch.errors import OddpatchError
-from oddpatch.files import replacing, to_cell
-from oddpatch.sweep.job import METRICS
+from oddpatch.errors import CheckpointError, OddpatchError
+from oddpatch.files import replacing, shown, to_cell
+from oddpatch.report.runs import is_number, read_run
 from oddpatch.sweep.outcome import Outcome, Status
 
 log = logging.getLogger(__name__)
@@ -93,21 +91,15 @@ def rows(outcomes: Sequence[Outcome], folder: Path) -> list[dict[str, Any]]:
 def _metrics(outcome: Outcome) -> Mapping[str, Any]:
     if not outcome.finished:
         return {}
-    path = outcome.job.folder / METRICS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        log.warning("%s cannot be read (%s): its numbers are missing from the tables", path, error)
+        return read_run(outcome.job.folder).metrics
+    except CheckpointError as error:
+        log.warning("%s; its numbers are missing from the tables", shown(error))
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {
-        name: float(value)
-        for name, value in metrics.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    numbers = {name: float(value) for name, value in metrics.items() if is_number(value)}
     return {name: numbers[name] for name in (*_FIRST, *sorted(numbers.keys() - set(_FIRST))) if name in numbers}
 
 
