@@ -315,6 +315,11 @@ def payloads(canary: Path) -> dict[str, Change]:
         for value in values:
             found[f"{path} is {str(value)[:40]!r} ({type(value).__name__})"] = put(path, value)
 
+    for side in (30_000, 10**9, 10**400):
+        found[f"images have sides of {str(side)[:12]}"] = lambda content, side=side: content["oddpatch"][
+            "preprocess"
+        ].update(resize=side, crop=side)
+
     # Weights and fitted state.
     for name, make in {
         "of another shape": lambda t: t[:, :3],
@@ -328,6 +333,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "a list": lambda t: t.tolist(),
         "text": lambda t: "os.system",
         "none": lambda t: None,
+        "larger than the file": lambda t: t.new_zeros(()).expand(2**40, 36),
         "of whole numbers in another shape": lambda t: torch.ones(2, 2, 2, dtype=torch.int64),
     }.items():
         found[f"memory bank is {name}"] = tensor("detector.memory_bank", make)
@@ -427,3 +433,14 @@ def watched() -> Iterator[list[str]]:
         yield seen
     finally:
         _watching = None
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """What a test does itself in between."""
+    global _watching
+    kept, _watching = _watching, None
+    try:
+        yield
+    finally:
+        _watching = kept

@@ -158,5 +158,7 @@ def _check_tensors(state: Any, path: Path) -> None:
             raise CheckpointError(
                 f"{path}: state_dict holds {str(name)[:100]!r}, which is no plain tensor: train again"
             )
+        if tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():  # an expanded one
+            raise CheckpointError(f"{path}: {name[:100]!r} is larger than what the file holds of it: train again")
         if tensor.is_floating_point() and not name.endswith(MAY_BE_NAN) and not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name[:100]!r} holds values that are not finite: train again")

@@ -10,9 +10,11 @@ import torch
 
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.data.transforms import Preprocess
-from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
+from oddpatch.errors import CheckpointError, ConfigError, OddpatchError, ResourceError
 from oddpatch.known import Kind, Spec, read_spec
+from oddpatch.limits import free_memory
 from oddpatch.models.base import AnomalyModel
+from oddpatch.resources import format_bytes
 from oddpatch.settings import check_types
 
 CHECKPOINT = Path("checkpoints/fitted.ckpt")
@@ -81,6 +83,7 @@ def restore(folder: Path, trust: Sequence[str] = (), **runtime: Any) -> tuple[An
     Raises:
         CheckpointError: the run has no readable checkpoint, or one that asks for other code than oddpatch's.
         ConfigError: `trust` names no package.
+        ResourceError: it asks for larger images than this machine has memory for.
     """
     path = folder / CHECKPOINT if folder.is_dir() else folder
     content = read_checkpoint(path)
@@ -104,10 +107,24 @@ def _build(specs: dict[Kind, Spec], about: dict[str, Any], runtime: dict[str, An
     # The weights come from the checkpoint: none are looked for, and none need to be on this machine.
     backbone = make_known(specs["backbone"], weights="random", **runtime)
     backbone.weights_origin = about["weights"]
+    _check_room(about["preprocess"], backbone)
     detector = make_known(specs["model"], channels=backbone.channels, strides=backbone.strides)
     calibration = make_known(specs["calibration"])
     calibration.absent = about["no_threshold"]
     return AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration)
+
+
+def _check_room(preprocess: dict[str, Any], backbone: Any) -> None:
+    """Refuse a size of images that this machine has no memory for, before anything of that size is made."""
+    height, width = Preprocess(**{**preprocess, "align": None, "roi": None}).image_size
+    # The image, its feature maps, and the anomaly map with what it is made of; twice that while the network computes.
+    floats = 3 + 2 + sum(c / s**2 for c, s in zip(backbone.channels, backbone.strides, strict=True))
+    needed, free = 2 * 4 * height * width * floats, free_memory()
+    if needed > free:
+        raise ResourceError(
+            f"inspecting one image at {height}x{width} pixels needs {format_bytes(needed)} of memory but only "
+            f"{format_bytes(free)} is available: give more memory, or train again with a smaller data.resize"
+        )
 
 
 def _reason(error: Exception) -> str:
