@@ -1,5 +1,8 @@
 """Errors of composition in one line with the nearest name; the config printed; W&B's command line."""
 
+import runpy
+import sys
+
 import pytest
 import yaml
 from conftest import CONFIGS, ROOT
@@ -35,6 +38,11 @@ def told(*overrides, name="train"):
         ("model.epsilon", "write KEY=VALUE"),
         ("seed=it's", "type 'seed=\"it'\"'\"'s\"'"),
         ("seed=a(b", "type 'seed=\"a(b\"'; lists are 'KEY=[1,2]'"),
+        ("model=null", "model=null: model is chosen by name: there are gaussian, padim, "),
+        ("model=5", "model=5: model is chosen by name: there are gaussian, padim, "),
+        ("=x", "write KEY=VALUE"),
+        ("+=1", "write KEY=VALUE"),
+        ("@x=1", "write KEY=VALUE"),
         ("hydra/launcher=nonsense", "hydra/launcher=nonsense is not installed: pip install 'oddpatch[sweep]'"),
     ],
 )
@@ -43,6 +51,25 @@ def test_what_is_misspelt_is_told_with_what_is_near(override, hint):
     assert hint in line
     assert line.startswith(override[:5])
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["model=null"], "error: model=null: model is chosen by name: there are gaussian, padim"),
+        (["~backbone="], "error: Could not delete 'backbone='"),
+        (["+model=padim"], "error: model appears more than once"),
+        (["-m", "--cfg", "job"], "error: Only one of --run, --multirun, --cfg"),
+    ],
+)
+def test_what_hydra_raises_for_a_command_line_is_one_line(arguments, hint, monkeypatch, capsys):
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as error:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert error.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(hint)
 
 
 def test_names_are_those_of_the_chosen_groups():

@@ -6,12 +6,13 @@ import inspect
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Quote, QuotedString, Sweep
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -43,16 +44,26 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 read_env()
                 return main(*cfg)
-            except (ConfigCompositionException, OverrideParseException) as error:
-                message = explain(error, get_args_parser().parse_args(sys.argv[1:]).overrides, configs, name)
             except Exception as error:
-                if (told := in_one_line(error)) is None:
+                if _of_composition(error):
+                    message = explain(error, get_args_parser().parse_args(sys.argv[1:]).overrides, configs, name)
+                elif (told := in_one_line(error)) is not None:
+                    message = told
+                else:
                     raise
-                message = told
             terminal.print(f"error: {shown(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
             sys.exit(1)
 
     return wrapped
+
+
+def _of_composition(error: Exception) -> bool:
+    """Whether a command line cannot be composed, for which Hydra raises errors of any type."""
+    if isinstance(error, ConfigCompositionException | OverrideParseException):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised_by = str(frame.f_globals.get("__name__"))
+    return raised_by.startswith(("hydra._internal.", "hydra.core.")) and "instantiate" not in raised_by
 
 
 def explain(error: Exception, overrides: Iterable[str], configs: Path, name: str) -> str:
@@ -70,7 +81,8 @@ def explain(error: Exception, overrides: Iterable[str], configs: Path, name: str
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_choice(error)
     misspelt = next(_misspelt(overrides, configs, name), None)
-    return misspelt or " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    told = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return misspelt or told or f"{' '.join(overrides)}: cannot be composed: correct it"
 
 
 def _to_type(override: str, overrides: Sequence[str]) -> str:
@@ -110,12 +122,24 @@ def _misspelt(overrides: Iterable[str], configs: Path, name: str) -> Iterator[st
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
+    groups = set(_groups(configs))
+    for override in parsed:
+        key = override.key_or_group
+        if not key:
+            yield f"{override.input_line}: write KEY=VALUE"
+        elif key in groups and not override.is_delete() and not isinstance(override.value(), str | list | Sweep):
+            choices = ", ".join(sorted(path.stem for path in (configs / key).glob("*.yaml")))
+            yield f"{override.input_line}: {key} is chosen by name" + (f": there are {choices}" if choices else "")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(configs), version_base="1.3"):
-        groups = set(_groups(configs))
-        # Of a sweep, one value of each group will do: the choices of a group have much the same keys.
-        chosen = [f"{o.get_key_element()}={_first_value(o)}" for o in parsed if o.key_or_group in groups]
-        cfg = compose(name, chosen, return_hydra_config=True)
+    # Of a sweep, one value of each group will do: the choices of a group have much the same keys.
+    chosen = [f"{o.get_key_element()}={_first_value(o)}" for o in parsed if o.key_or_group in groups]
+    try:
+        with initialize_config_dir(str(configs), version_base="1.3"):
+            cfg = compose(name, chosen, return_hydra_config=True)
+    except Exception as error:
+        if not _of_composition(error):
+            raise
+        return  # a choice is what is wrong, and Hydra's own words say how
     keys = set(_keys(cfg)) | groups
     for override in parsed:
         key = override.key_or_group
