@@ -1,11 +1,12 @@
 """Files: complete when they appear under their name, inside the folder they belong to, and read without surprises."""
 
+import errno
 import io
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -51,8 +52,12 @@ def inside(base: Path, name: str | Path, source: object) -> Path:
     path = base / name
     try:
         within = path.resolve().is_relative_to(base.resolve()) and ".." not in Path(name).parts
-    except (OSError, ValueError, RuntimeError):  # links in a circle, a zero byte
-        within = False
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise DataError(f"{source}: names {str(name)!r:.100}, which is too long for a file: shorten it") from error
+        within = False  # links in a circle, a zero byte
     if not within:
         raise DataError(
             f"{source}: names {str(name)!r}, which leads out of {base}: correct it, or copy what a link leads to"

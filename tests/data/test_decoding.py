@@ -458,6 +458,21 @@ def test_decompression_bomb(tmp_path, rng, monkeypatch, kind):
     assert Image.MAX_IMAGE_PIXELS == 100
 
 
+@pytest.mark.parametrize("tag", [256, 257])
+def test_an_image_without_pixels_is_none(tmp_path, tag):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((6, 7), np.uint16))
+    with tifffile.TiffFile(path) as file:
+        place = file.pages.first.tags[tag].valueoffset
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + bytes(2) + data[place + 2 :])
+    assert read_header(path) is None
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match="no image") as error:
+            read(path)
+        one_line(error, path)
+
+
 def test_8_bit_images_may_stay_as_they_are(tmp_path, rng):
     path = tmp_path / "a.png"
     for pixels in (colour(rng), colour(rng)[..., 0]):

@@ -177,3 +177,30 @@ def test_a_manifest_names_images_of_its_category_only(tmp_path, name, text):
     assert isinstance(error.value, ValueError)  # a DataError or a ConfigError, both are one line
     assert "\n" not in str(error.value)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize("value", [["scratch"], {"a": 1}, None, 7, True])
+@pytest.mark.parametrize("key", ["labelName", "filename"])
+def test_labels_and_names_of_unity_are_texts(tmp_path, key, value):
+    picture(tmp_path / "a.png")
+    entry = {"instanceId": 1, "labelName": "scratch", "color": [1, 2, 3, 4], "pixelValue": [1, 2, 3, 4]}
+    for kind in ("Semantic", "Instance"):
+        annotation = {"@type": f"x.{kind}SegmentationAnnotation", "filename": "a.png", "instances": [entry]}
+        place = entry if key == "labelName" else annotation
+        capture = {"@type": "x", "id": "c", "filename": "a.png", "annotations": [annotation]}
+        path = tmp_path / "0.frame_data.json"
+        path.write_text(json.dumps({"captures": [capture]}))
+        assert len(plan_unity(tmp_path, "new", defects=["scratch"]).items) == 1
+        sound, place[key] = place[key], value
+        path.write_text(json.dumps({"captures": [capture]}))
+        refused(lambda: plan_unity(tmp_path, "new", defects=["scratch"]), str(path), "is not what Unity Perception")
+        place[key] = sound
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\0"])
+def test_names_that_no_file_can_have(tmp_path, name):
+    picture(tmp_path / "good/a.png")
+    path = tmp_path / "good/captures_0.json"
+    path.write_text(json.dumps({"captures": [{"filename": name, "format": "PNG"}]}))
+    (tmp_path / "good/annotation_definitions.json").write_text('{"annotation_definitions": []}')
+    refused(lambda: plan_unity(tmp_path, "new"), str(path))

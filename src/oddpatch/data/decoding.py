@@ -262,13 +262,20 @@ def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Arra
     limit = max_pixels or pixels_that_fit()
     deep = read_deep(data, limit)
     if deep is not None:
-        return deep
+        return _checked(deep)
     try:
         return _upright(open_lazily(data, _pillow_formats(), limit))
     except UnidentifiedImageError:
         if Path(path).suffix.lower() in _OPENCV_SUFFIXES:
-            return read_with_opencv(data)
+            return _checked(read_with_opencv(data))
         raise
+
+
+def _checked(array: Array) -> Array:
+    """What was decoded, if it is (H, W) or (H, W, C): scientific formats hold other shapes too."""
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DataError(f"holds an array of shape {array.shape}, which is no image: save it as (H, W) or (H, W, 3)")
+    return array
 
 
 def _bytes(path: Path) -> bytes:

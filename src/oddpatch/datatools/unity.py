@@ -77,11 +77,10 @@ def read_recording(root: Path, rename: Rename = str) -> Recording:
     recording = Recording(left_out=left_out)
 
     def find(path: Path, name: str) -> Path:
-        folder, renamed = path.parent, rename(name)
+        renamed = rename(name)
+        found = inside(path.parent, renamed, path)
         # Relative to the JSON; of the legacy format to the dataset, its parent, though some tools flatten that.
-        if path in legacy and not (folder / renamed).is_file():
-            folder = folder.parent
-        return inside(folder, renamed, path)
+        return found if path not in legacy or found.is_file() else inside(path.parent.parent, renamed, path)
 
     for path in frames:
         _read(path, partial(_solo, path, recording=recording, find=find))
@@ -158,6 +157,13 @@ def _read(path: Path, use: Callable[[Any], None]) -> None:
         raise DataError(f"{path}: is not valid JSON ({error}): render it anew") from error
 
 
+def _text(given: Any) -> str:
+    """A label or the name of a file."""
+    if not isinstance(given, str):
+        raise TypeError(f"a text in place of {given!r:.100}")
+    return given
+
+
 def _value(given: Any) -> Value:
     """A class index, `[r, g, b, a]` of bytes, or `{"r": ...}` of bytes or of floats up to 1."""
     if isinstance(given, int):
@@ -186,7 +192,7 @@ def _solo(path: Path, frame: Any, recording: Recording, find: Find) -> None:
         instances = [
             Instance(
                 str(entry["instanceId"]),
-                entry["labelName"],
+                _text(entry["labelName"]),
                 _value(entry["color"]),
                 counted.get((capture["id"], str(entry["instanceId"]))),
             )
@@ -194,10 +200,10 @@ def _solo(path: Path, frame: Any, recording: Recording, find: Find) -> None:
         ]
         recording.captures.append(
             Capture(
-                find(path, capture["filename"]),
-                find(path, semantic["filename"]) if semantic else None,
-                {e["labelName"]: _value(e["pixelValue"]) for e in (semantic or {}).get("instances", [])},
-                find(path, instance["filename"]) if instance else None,
+                find(path, _text(capture["filename"])),
+                find(path, _text(semantic["filename"])) if semantic else None,
+                {_text(e["labelName"]): _value(e["pixelValue"]) for e in (semantic or {}).get("instances", [])},
+                find(path, _text(instance["filename"])) if instance else None,
                 instances,
             )
         )
@@ -206,7 +212,9 @@ def _solo(path: Path, frame: Any, recording: Recording, find: Find) -> None:
 def _defined(content: Any) -> set[str]:
     """Label names of the definitions; key points and other annotators have specs of another kind."""
     definitions = content.get("annotationDefinitions", content.get("annotation_definitions", []))
-    return {spec["label_name"] for entry in definitions for spec in entry.get("spec") or [] if "label_name" in spec}
+    return {
+        _text(spec["label_name"]) for entry in definitions for spec in entry.get("spec") or [] if "label_name" in spec
+    }
 
 
 def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
@@ -215,7 +223,7 @@ def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
     for capture in content["captures"]:
         annotations = capture.get("annotations") or []
         names = {  # an instance's label is told by the boxes
-            str(value["instance_id"]): value["label_name"]
+            str(value["instance_id"]): _text(value["label_name"])
             for annotation in annotations
             for value in annotation.get("values") or []
             if "label_name" in value and "instance_id" in value
@@ -226,11 +234,11 @@ def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
                 continue
             spec = specs.get(str(annotation["annotation_definition"]), {}).get("spec") or []
             if any("pixel_value" in entry for entry in spec):
-                semantic = find(path, annotation["filename"])
-                values = {entry["label_name"]: _value(entry["pixel_value"]) for entry in spec}
+                semantic = find(path, _text(annotation["filename"]))
+                values = {_text(entry["label_name"]): _value(entry["pixel_value"]) for entry in spec}
             coloured = [value for value in annotation.get("values") or [] if "color" in value]
             if coloured:
-                instance = find(path, annotation["filename"])
+                instance = find(path, _text(annotation["filename"]))
                 instances = [
                     Instance(
                         str(v["instance_id"]), names.get(str(v["instance_id"]), "unknown"), _value(v["color"]), None
@@ -238,5 +246,5 @@ def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
                     for v in coloured
                 ]
         if semantic or instance or str(capture.get("format", "")).upper() in ("PNG", "JPG", "JPEG"):
-            image = find(path, capture["filename"])
+            image = find(path, _text(capture["filename"]))
             recording.captures.append(Capture(image, semantic, values, instance, instances))
