@@ -73,6 +73,17 @@ def test_metrics_of_another_type(run, key, monkeypatch, capsys):
         all_end_in_a_line(run, monkeypatch, capsys)
 
 
+def test_the_form_of_patchcorevit_needs_image_auroc(run, monkeypatch, capsys):
+    content = json.loads((run / "metrics.json").read_text())
+    del content["image_auroc"]
+    (run / "metrics.json").write_text(json.dumps(content))
+    code, lines = told(
+        monkeypatch, capsys, "report", run, "--metric", "au_pro", "--results-json", run.parent / "results.json"
+    )
+    assert (code, len(lines)) == (2, 1)
+    assert str(run) in lines[0]
+
+
 @pytest.mark.parametrize("key", ["num_train_images", "run.image_size", "run.model", "run.category"])
 def test_metrics_that_lack_something(run, key, monkeypatch, capsys):
     content = json.loads((run / "metrics.json").read_text())

@@ -132,7 +132,8 @@ def test_a_job_whose_metrics_cannot_be_read_has_failed(monkeypatch, tmp_path, st
     ("name", "value"),
     [
         ("status", "doen"), ("identity", {"config": 1, "code": [], "data": None}), ("identity", None),
-        ("overrides", "x"), ("overrides", [1]), ("reason", None), ("objective", [0.9]), ("objective", "0.9"), ("objective", float("nan")),
+        ("overrides", "x"), ("overrides", [1]),
+        ("reason", None), ("objective", [0.9]), ("objective", "0.9"), ("objective", float("nan")),
         ("seconds", None), ("attempt", "1"), ("attempt", True), ("host", 7), ("other", 1),
     ],
 )  # fmt: skip

@@ -159,7 +159,7 @@ class PixelStatistics:
                 raise ValueError(f"{field.name} has another type or shape")
             if not array.size or not np.isfinite(array).all() or (array.dtype == np.int64 and array.min() < 0):
                 raise ValueError(f"{field.name} is empty, or holds values that cannot be")
-        images, rows = len(self.normal), len(np.unique(self.region_image))
+        images, defective = len(self.normal), np.unique(self.region_image)
         fits = (
             self.normal.shape[1] == len(self.edges)
             and bool((np.diff(self.edges) > 0).all())
@@ -169,8 +169,9 @@ class PixelStatistics:
             and self.region_size.sum() == len(self.defect_scores)
             and bool((np.diff(self.region_image) >= 0).all())
             and self.region_image.max() < images
-            and self.pairs.shape == (rows, images)
+            and self.pairs.shape == (len(defective), images)
             and bool(((self.fpr_limits > 0) & (self.fpr_limits <= 1)).all())
+            and bool((self.pairs / 2 <= np.outer(self.num_defect[defective], self.num_normal / 1.0)).all())
         )
         if not fits:
             raise ValueError("the arrays do not go together")

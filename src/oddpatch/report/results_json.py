@@ -48,7 +48,7 @@ def results_of(columns: Sequence[Column]) -> dict[str, Any]:
 
 
 def _of_category(run: FinishedRun) -> dict[str, Any]:
-    if "image_f1_max_threshold" not in run.metrics:
+    if not {"image_f1_max_threshold", "image_auroc"} <= run.metrics.keys():
         reason = run.metrics.get("absent", {}).get("image_f1_max", "not measured")
         raise ConfigError(f"{run.folder} has no image F1-max ({reason}): leave the run out")
     threshold = run.metrics["image_f1_max_threshold"]

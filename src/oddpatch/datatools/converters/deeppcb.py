@@ -90,7 +90,7 @@ def _listed(path: Path, pairs: dict[str, _Pair]) -> list[str]:
     stems = [Path(line.split()[0]).stem for line in _lines(path) if line.strip()]
     for stem in stems:
         if stem not in pairs:
-            raise DataError(f"{path}: names {stem}, of which there are no images: unpack the whole dataset")
+            raise DataError(f"{path}: names {stem:.100}, of which there are no images: unpack the whole dataset")
     return stems
 
 
@@ -116,7 +116,7 @@ def _boxes(path: Path) -> list[tuple[int, ...]]:
             or not all(v.isascii() and v.isdigit() and len(v) < 10 for v in values)
             or int(values[4]) not in TYPES
         ):
-            raise DataError(f"{path}:{number}: {line!r} is not `x1 y1 x2 y2 type` with a type of 1..6")
+            raise DataError(f"{path}:{number}: {line[:100]!r} is not `x1 y1 x2 y2 type` with a type of 1..6")
         boxes.append(tuple(int(v) for v in values))
     if not boxes:
         raise DataError(f"{path}: has no box, though its image is a defective one: remove the pair")

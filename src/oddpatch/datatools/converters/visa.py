@@ -56,7 +56,7 @@ def _listed(source: Path, table: Path, name: str) -> Plan:
             raise DataError(f"{missing}: missing, though {table} names it: unpack the dataset anew")
         if row["split"] not in ("train", "test"):
             raise DataError(
-                f"{table}: {row['image']} has the split {row['split']!r}, neither train nor test: correct it"
+                f"{table}: {row['image']} has the split {row['split']!r:.100}, neither train nor test: correct it"
             )
         mask = None if good else binary(paths[1])
         items.append(Item(paths[0], row["split"], GOOD if good else DEFECT_TYPE, paths[0].name, mask))
