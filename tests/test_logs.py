@@ -87,3 +87,10 @@ def said_once(arguments, told, folder):
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not done.stdout
+
+
+def test_names_in_our_messages_change_no_terminal(capsys):
+    handler = console_handler()
+    for name, text in (("oddpatch.x", "\\x1b[2J\\x07"), ("other", "\x1b[2J\x07")):
+        handler.handle(logging.LogRecord(name, logging.WARNING, "", 0, "%s", ("\x1b[2J\x07",), None))
+        assert capsys.readouterr().out == f"WARNING  {text}\n"

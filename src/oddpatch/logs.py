@@ -7,7 +7,7 @@ import rich
 from rich.logging import RichHandler
 
 from oddpatch.ending import tell_lost
-from oddpatch.files import escape_on_terminal
+from oddpatch.files import escape_on_terminal, shown
 
 
 class LogFile(logging.FileHandler):
@@ -28,8 +28,18 @@ class LogFile(logging.FileHandler):
 def console_handler() -> logging.Handler:
     """Rich's on a terminal; elsewhere a message is one line, however long: file names in it can be searched for."""
     escape_on_terminal()
+    handler: logging.Handler
     if rich.get_console().is_terminal:
-        return RichHandler(show_time=False, show_path=False, markup=False)
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+        handler = RichHandler(show_time=False, show_path=False, markup=False)
+    else:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+    handler.addFilter(show_names)
     return handler
+
+
+def show_names(record: logging.LogRecord) -> bool:
+    """Filter of a handler: our messages hold the names of files, which change no terminal."""
+    if record.name.partition(".")[0] == "oddpatch":
+        record.msg, record.args = shown(record.getMessage()), ()
+    return True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from oddpatch.errors import CheckpointError, ConfigError, DataError
+from oddpatch.files import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +199,7 @@ def _print(
     for letter, run in (("A", first), ("B", second)):
         names = run.names
         told = f"{letter}  {names['model']} {names['backbone']} {names['category']}  {run.folder}"
-        console.print(Text(told + ("  RANDOM WEIGHTS: not a result" if run.is_random else "")), soft_wrap=True)
+        console.print(Text(shown(told) + ("  RANDOM WEIGHTS: not a result" if run.is_random else "")), soft_wrap=True)
     if first.names["image_size"] != second.names["image_size"]:
         console.print("pixel metrics are taken at different image sizes")
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -219,4 +220,4 @@ def _print(
         console.print(f"DeLong's test of image AUROC: {found}")
     console.print(f"paired bootstrap: {settings.draws} draws of the same images for both, seed {settings.seed}")
     for name, reason in absent.items():
-        console.print(Text(f"{name}: {reason}"), soft_wrap=True)
+        console.print(Text(shown(f"{name}: {reason}")), soft_wrap=True)

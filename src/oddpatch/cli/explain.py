@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from oddpatch.cli.common import Trust
+from oddpatch.cli.common import Trust, tell
 from oddpatch.wording import counted
 
 
@@ -27,8 +27,8 @@ def explain(
 
     done = explain(run, image, out, top, gif, data_root, trust or ())
     for number, match in enumerate(() if gif else done.matches, start=1):
-        typer.echo(f"{number}  distance {match.distance:.6g}  nearest normal patch in {match.train_image}")
+        tell(f"{number}  distance {match.distance:.6g}  nearest normal patch in {match.train_image}")
     if done.absent:
         absent = f"{counted(len(done.absent), 'training image')} not in {done.root}, such as {done.absent[0]}"
-        typer.echo(f"{absent}: set --data-root", err=True)
-    typer.echo(f"written: {done.picture}")
+        tell(f"{absent}: set --data-root", err=True)
+    tell(f"written: {done.picture}")

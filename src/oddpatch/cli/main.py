@@ -1,5 +1,6 @@
 """`oddpatch` on the command line. Commands live in `oddpatch.cli`; each imports what it needs when it runs."""
 
+import logging
 import sys
 import traceback
 from contextlib import suppress
@@ -18,6 +19,7 @@ from oddpatch.ending import conclude, drop_unwritten, ending_when_told
 from oddpatch.environment import read_env
 from oddpatch.errors import in_one_line
 from oddpatch.files import escape_on_terminal, shown
+from oddpatch.logs import show_names
 
 app = typer.Typer(
     help="Industrial visual inspection: learn what good parts look like, find the odd patch.",
@@ -52,6 +54,8 @@ app.command()(report)
 def main() -> None:
     """Run the command line; an error the user can mend is one line. The exit code of every error is 2."""
     escape_on_terminal()
+    if logging.lastResort is not None:  # what prints the warnings of a program that sets up no logging
+        logging.lastResort.addFilter(show_names)
     terminal = Console(stderr=True)
 
     def tell(word: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oddpatch.cli.common import Trust
+from oddpatch.cli.common import Trust, tell
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import shown
 from oddpatch.wording import counted
@@ -79,7 +79,7 @@ def predict(
         raise ConfigError(f"--save={save}: the run has no pixel threshold: give --pixel-threshold VALUE, or save map")
     terminal = sys.stdout.isatty() and not json_lines
     for line in summary(source.left_out):
-        typer.echo(f"warning: {line}", err=True)
+        tell(f"warning: {line}", err=True)
     tally = Tally()
     results = detector.stream(source, batch_size, partial(write, out, kinds) if kinds else None)
     with (
@@ -91,11 +91,11 @@ def predict(
             bar.console.file.flush()
             _tell(describe(frame, result), terminal)
     if (little := tally.partly_inspected(detector.scorer.settings)) is not None:
-        typer.echo(f"warning: {little}", err=True)
+        tell(f"warning: {little}", err=True)
     if terminal:
         counts = {**tally.counts, "left out": len(source.left_out)}
         said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        typer.echo(f"{counted(tally.images, 'image')}: {said}" + (f"; saved in {out}" if kinds else ""))
+        tell(f"{counted(tally.images, 'image')}: {said}" + (f"; saved in {out}" if kinds else ""))
     failed = tally.counts["failed"] or (strict and source.left_out)
     raise typer.Exit(ERROR if failed else SOME_ANOMALOUS if tally.counts["anomalous"] else ALL_GOOD)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from oddpatch.cli.common import tell
+
 if TYPE_CHECKING:
     from oddpatch.report.table import Report
 
@@ -58,7 +60,7 @@ def report(
         else:
             with replacing(output) as file:
                 file.write(text)
-            typer.echo(f"written: {output}", err=True)
+            tell(f"written: {output}", err=True)
     if results_json is not None:
         from oddpatch.report.results_json import results_of
 
@@ -66,12 +68,12 @@ def report(
         with replacing(results_json) as file:
             json.dump(content, file, indent=4)
             file.write("\n")
-        typer.echo(f"written: {results_json}", err=True)
+        tell(f"written: {results_json}", err=True)
     if roc is not None:
         from oddpatch.figures.roc import draw_roc
 
         draw_roc(columns_of(found), roc)
-        typer.echo(f"written: {roc}", err=True)
+        tell(f"written: {roc}", err=True)
 
 
 def _render(built: "Report", format_: Format) -> str:

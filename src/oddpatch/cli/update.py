@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oddpatch.cli.common import Trust
+from oddpatch.cli.common import Trust, tell
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.wording import counted
 
@@ -38,7 +38,7 @@ def update(
     target = new_version(run, out)
     images, left_out = good_images(folder)
     for line in summary(left_out):
-        typer.echo(f"warning: {line}", err=True)
+        tell(f"warning: {line}", err=True)
     with drafting(target) as scratch:  # which is there when it is complete
         model, about = restore(run, trust or ())
         detector = memory_bank_of(model, run, "update")
@@ -46,7 +46,7 @@ def update(
         before = len(detector.memory_bank)
         take_in(model, images, len(names), batch_size)
         detector.extend(coreset_size)
-        typer.echo(recalibrate(model, about, images, batch_size))
+        tell(recalibrate(model, about, images, batch_size))
 
         content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
         content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
@@ -63,11 +63,11 @@ def update(
             target = new_version(run, out)
         (scratch / "new").rename(target)
     new = int((detector.source[:, 0] >= len(names)).sum())
-    typer.echo(
+    tell(
         f"{counted(len(images), 'image')} added, {counted(len(left_out), 'file')} left out; the memory bank held "
         f"{before} patches and holds {len(detector.memory_bank)}, of which {new} are new"
     )
-    typer.echo(f"written: {target}; test it with: python eval.py run={target}")
+    tell(f"written: {target}; test it with: python eval.py run={target}")
 
 
 def new_version(run: Path, out: Path | None) -> Path:

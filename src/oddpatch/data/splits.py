@@ -41,7 +41,9 @@ def read_parts(manifest: Path) -> dict[str, str]:
         raise DataError(f"{manifest}: names {twice} twice: remove one")
     for path, part in parts.items():
         if part not in _PARTS and not part.removeprefix(_FOLD).isdecimal():
-            raise DataError(f"{manifest}: {path} is in part {part!r:.100}: give train, test, unused, or fold0, fold1, ...")
+            raise DataError(
+                f"{manifest}: {path} is in part {part!r:.100}: give train, test, unused, or fold0, fold1, ..."
+            )
     return parts
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from oddpatch.files import shown
 from oddpatch.wording import listed
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def print_summary(module: "AnomalyModule", folder: Path, console: Console | None
             console.print(table)
     console.print()
     for line in not_measured(module.absent):
-        console.print(Text(f"not measured: {line}"))
+        console.print(Text(shown(f"not measured: {line}")))
     stages = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in module.timing.items())
     console.print(Text(stages, style="dim"))
     if module.model.backbone.weights_origin == "random":
         console.print(Text("random weights: these numbers say nothing about the method", style="bold red"))
-    console.print(Text(str(folder)), soft_wrap=True)
+    console.print(Text(shown(folder)), soft_wrap=True)
 
 
 def _metrics(module: "AnomalyModule") -> Table:
@@ -119,5 +120,5 @@ def _types(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         anomalous = [] if row["is_anomalous"] is None else [str(row["is_anomalous"])]
         auroc = "" if row["auroc"] is None else f"{row['auroc']:.4f}"
-        table.add_row(Text(row["name"]), str(row["count"]), auroc, *anomalous, f"{row['median']:.4g}")
+        table.add_row(Text(shown(row["name"])), str(row["count"]), auroc, *anomalous, f"{row['median']:.4g}")
     return table

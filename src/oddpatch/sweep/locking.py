@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from oddpatch.errors import ConfigError, OddpatchError, in_one_line
-from oddpatch.files import parse_json
+from oddpatch.files import parse_json, shown
 from oddpatch.temporary import unwritable
 
 #: Names of the files that are locked, by a job of a sweep and by a run.
@@ -214,5 +214,6 @@ def _in_one_line() -> Iterator[None]:
         yield
     except (OddpatchError, OmegaConfBaseException) as error:
         terminal = Console(stderr=True)
-        terminal.print(f"error: {in_one_line(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        told = shown(in_one_line(error) or error)
+        terminal.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

@@ -49,7 +49,7 @@ def print_table(outcomes: Sequence[Outcome], objective: str, console: Console | 
         told = f"{value:.4f}" if value is not None else outcome.reason
         seconds = f"{outcome.record.seconds:.0f} s" if outcome.record and outcome.status == "done" else ""
         status = Text(outcome.status, style=STYLES[outcome.status])
-        table.add_row(Text(names[outcome.job.folder]), status, seconds, Text(told))
+        table.add_row(Text(shown(names[outcome.job.folder])), status, seconds, Text(shown(told)))
     console.print()
     console.print(table)
     console.print(Text(f"\n{count(outcomes)}", style="bold"))
@@ -181,7 +181,7 @@ def conclude(outcomes: Sequence[Outcome], folder: Path, objective: str) -> None:
     reported = print_report([outcome.job.folder for outcome in outcomes if outcome.finished], folder / "report.html")
     write_html(table, count(outcomes), folder / "sweep.html", reported)
     print_table(outcomes, objective)
-    Console().print(Text(str(folder / "sweep.html")), soft_wrap=True)
+    Console().print(Text(shown(folder / "sweep.html")), soft_wrap=True)
 
 
 def print_report(folders: Sequence[Path], page: Path) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from oddpatch.cli.common import tell
 from oddpatch.cli.data.common import DRY, FORCE, WORKERS, progress_bar, say, show_table
 from oddpatch.wording import counted
 
@@ -41,7 +42,7 @@ def align(
         require_quality(placed, min_quality)
     for p in placed:
         if p.registration.quality < min_quality:
-            typer.echo(f"warning: left out {p.sample.path}: quality {p.registration.quality:.2f}", err=True)
+            tell(f"warning: left out {p.sample.path}: quality {p.registration.quality:.2f}", err=True)
     if not dry_run:
         with progress_bar("writing") as progress:
             write_aligned(kept, alignment, source, target, reference, force=force, progress=progress)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from oddpatch.cli.common import tell
+
 if TYPE_CHECKING:
     from oddpatch.datatools.checking import Finding
 
@@ -54,8 +56,8 @@ def check(
     else:
         for report in reports:
             counts = ", ".join(f"{name} {count}" for name, count in report.counts.items())
-            typer.echo(f"{report.category}: {counts}")
-            typer.echo(f"{report.category}: {report.inspected}")
+            tell(f"{report.category}: {counts}")
+            tell(f"{report.category}: {report.inspected}")
             if verbose:
                 show_table(("kind", "file", "what"), report.findings)
             else:
@@ -67,9 +69,9 @@ def check(
             mend(reports[0], fix, force=force)
         left = counted(len(reports[0].dropped), "file"), counted(len(reports[0].rewritten), "mask")
         text = f"{fix}: without {left[0]}, {left[1]} rewritten"
-        typer.echo(f"{'would write: ' if dry_run else ''}{text}", err=as_json)
+        tell(f"{'would write: ' if dry_run else ''}{text}", err=as_json)
     total = sum(len(report.findings) for report in reports)
-    typer.echo(counted(total, "finding"), err=as_json)
+    tell(counted(total, "finding"), err=as_json)
     if total:
         raise typer.Exit(1)
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import typer
 from rich.markup import escape
 
+from oddpatch.cli.common import tell
+from oddpatch.files import shown
+
 if TYPE_CHECKING:
     from oddpatch.datatools.writing import Progress
 
@@ -24,13 +27,13 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     console = Console()
     if not console.is_terminal:
         for row in rows:
-            typer.echo("\t".join(str(cell) for cell in row))
+            typer.echo("\t".join(shown(cell) for cell in row))
     elif rows:
         table = Table()
         for name in head:
             table.add_column(name, overflow="fold")  # a name cut short may be another's
         for row in rows:
-            table.add_row(*[escape(str(cell)) for cell in row])
+            table.add_row(*[escape(shown(cell)) for cell in row])
         console.print(table)
 
 
@@ -41,7 +44,7 @@ def split_names(text: str) -> list[str]:
 
 def say(dry_run: bool, text: str) -> None:
     """Print what was written, or what would be."""
-    typer.echo(f"{'would write: ' if dry_run else ''}{text}")
+    tell(f"{'would write: ' if dry_run else ''}{text}")
 
 
 @contextmanager

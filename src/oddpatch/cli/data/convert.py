@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from oddpatch.cli.common import tell
 from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say
 
 
@@ -36,14 +37,14 @@ def convert(
     for plan in plans:
         check_folder(target / plan.category, force)
     for line in summary(dict.fromkeys(item for plan in plans for item in plan.left_out)):
-        typer.echo(f"warning: {line}", err=True)
+        tell(f"warning: {line}", err=True)
     for plan in plans:
         if not dry_run:
             with progress_bar(plan.category) as progress:
                 write_plan(plan, target, source, layout, link=link, force=force, progress=progress)
         for line in plan.notes:
-            typer.echo(f"note: {line}")
+            tell(f"note: {line}")
         for line in deviations(plan):
-            typer.echo(f"warning: {line}", err=True)
+            tell(f"warning: {line}", err=True)
         found = ", ".join(f"{name} {count}" for name, count in counts(plan).items())
         say(dry_run, f"{target / plan.category}: {found}")

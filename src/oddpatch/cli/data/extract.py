@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from oddpatch.cli.common import tell
 from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say
 
 
@@ -35,5 +36,5 @@ def extract_good(
             manifest=manifest, force=force, dry_run=dry_run, progress=progress,
         )  # fmt: skip
     for line in summary(report.left_out):
-        typer.echo(f"warning: {line}", err=True)
+        tell(f"warning: {line}", err=True)
     say(dry_run, f"{report.copied} copied, {report.there} already there, {report.repeats} repeats; {report.manifest}")

@@ -6,7 +6,9 @@ from typing import Any
 
 import typer
 
+from oddpatch.cli.common import tell
 from oddpatch.cli.data.common import DRY, FORCE, progress_bar, say, split_names
+from oddpatch.files import shown
 from oddpatch.wording import counted
 
 
@@ -41,9 +43,9 @@ def masks(
             pair = (old, new) if rename else None
             report = masks_by_label(source, target, split_names(labels), instances=instances, rename=pair, **common)
     for path, pixels in zip(report.masks, report.pixels, strict=True):
-        typer.echo(f"{path}\t{counted(pixels, 'pixel')}")
+        typer.echo(f"{shown(path)}\t{counted(pixels, 'pixel')}")
     for problem in report.problems:
-        typer.echo(f"warning: {problem}", err=True)
+        tell(f"warning: {problem}", err=True)
     empty = report.pixels.count(0)
     say(dry_run, f"{counted(len(report.masks), 'mask')}, {empty} empty, {counted(len(report.problems), 'problem')}")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from oddpatch.cli.common import tell
 from oddpatch.cli.data.common import DRY, FORCE, SEED, say
 from oddpatch.wording import counted
 
@@ -42,5 +43,5 @@ def split(
         if into:
             splitting.apply_split(assigned, category, into, fold, force)
     for part, types in splitting.summary(assigned).items():
-        typer.echo(f"{part}: " + ", ".join(f"{name} {count}" for name, count in types.items()))
+        tell(f"{part}: " + ", ".join(f"{name} {count}" for name, count in types.items()))
     say(dry_run, f"{counted(len(assigned), 'image')}; {manifest}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from oddpatch.cli.common import tell
 from oddpatch.cli.data.common import DRY, FORCE, progress_bar, show_table
 
 
@@ -33,4 +34,4 @@ def stats(
         show_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
     if not dry_run:
         draw(found, path, category)
-    typer.echo(f"{'would write' if dry_run else 'written'}: {path}", err=as_json)
+    tell(f"{'would write' if dry_run else 'written'}: {path}", err=as_json)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from oddpatch.cli.common import tell
 from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say, split_names
 
 
@@ -35,7 +36,7 @@ def from_unity(
         skip=skip,
     )  # fmt: skip
     for line in summary(plan.left_out):
-        typer.echo(f"warning: {line}", err=True)
+        tell(f"warning: {line}", err=True)
     if not dry_run:
         with progress_bar(target.name) as progress:
             write_plan(plan, target.parent, source, "unity", link=link, force=force, progress=progress)
