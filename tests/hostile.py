@@ -141,6 +141,7 @@ def payloads(canary: Path) -> dict[str, Change]:
     touch = f"touch {canary}"
     call = {"_target_": "os.system", "_args_": [touch]}
     write = {"_target_": "oddpatch.checkpoint.write_checkpoint", "content": {}, "path": str(canary)}
+    statistics = "oddpatch.metrics.uncertainty.pixel_statistics"
     found: dict[str, Change] = {}
 
     # What a file may not name, at every place where a name is looked for.
@@ -155,12 +156,12 @@ def payloads(canary: Path) -> dict[str, Change]:
         "torch.load": {"_target_": "oddpatch.checkpoint.torch.load", "f": str(canary), "weights_only": False},
         "torch.hub": {"_target_": "oddpatch.backbones.weights.torch.hub.load_state_dict_from_url", "url": "http://x"},
         "urllib": {"_target_": "oddpatch.backbones.weights.urllib.request.urlretrieve", "url": "http://localhost:9"},
-        "numpy.load": {"_target_": "oddpatch.metrics.pixel_statistics.np.load", "file": str(canary)},
+        "numpy.load": {"_target_": f"{statistics}.np.load", "file": str(canary)},
         "replacing": {"_target_": "oddpatch.files.replacing", "path": str(canary)},
         "hostile import": {"_target_": "hostile_package.Innocent"},
         "hydra": {"_target_": "hydra.utils.instantiate", "config": call, "_recursive_": False},
         "factory": {"_target_": "oddpatch.factory.make", "part": call},
-        "classmethod": {"_target_": "oddpatch.metrics.pixel_statistics.PixelStatistics.load", "path": str(canary)},
+        "classmethod": {"_target_": f"{statistics}.PixelStatistics.load", "path": str(canary)},
         "class of another kind": {"_target_": "oddpatch.cache.features.FeatureCache", "folder": str(canary)},
         "callback": {"_target_": "oddpatch.callbacks.results.Results", "folder": str(canary)},
         "base": {"_target_": "oddpatch.models.base.Detector"},

@@ -227,7 +227,7 @@ FAULTS = [
         "inference/test_detector.py -k exactly_at",
     ),
     Fault(
-        "region overlaps without the pixel at F1-max", "metrics/pixel_statistics.py",
+        "region overlaps without the pixel at F1-max", "metrics/uncertainty/pixel_statistics.py",
         "self.defect_scores > np.float64(threshold)", "self.defect_scores > threshold",
         "models/test_calibration.py -k f1_max",
     ),

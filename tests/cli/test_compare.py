@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from oddpatch.cli import main as cli
 from oddpatch.metrics import ImageMetrics, PixelMetrics
-from oddpatch.metrics.bootstrap import Confidence, image_metrics_by_draw, resample
-from oddpatch.metrics.pixel_statistics import PixelStatistics
+from oddpatch.metrics.uncertainty.bootstrap import Confidence, image_metrics_by_draw, resample
+from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 from oddpatch.report.runs import read_run
 
 IMAGES = [("good", i) for i in range(8)] + [("scratch", i) for i in range(9)]

@@ -13,7 +13,7 @@ from conftest import make_dataset, use_tiny_backbone
 from test_pipeline import run, tiny
 
 from oddpatch import pipeline
-from oddpatch.metrics.pixel_statistics import PixelStatistics
+from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
 MIN_AREA, TARGET_FPR = 7, 0.3
 SETTINGS = (

@@ -15,7 +15,7 @@ from test_pipeline import config, run, tiny, tiny_backbone  # noqa: F401
 from oddpatch import factory, pipeline
 from oddpatch.errors import ConfigError
 from oddpatch.learning.folds import FoldDetectors
-from oddpatch.metrics.pixel_statistics import PixelStatistics
+from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 from oddpatch.models.base import Detector
 from oddpatch.models.calibration import Calibration
 from oddpatch.models.padim import PaDiM

@@ -14,9 +14,9 @@ from oddpatch.callbacks.loggers import log_results
 from oddpatch.checkpoint import library_versions
 from oddpatch.environment import git_commit
 from oddpatch.files import replacing, to_cell
-from oddpatch.metrics.bootstrap import Confidence, confidence_intervals
 from oddpatch.metrics.operating import operating_figures, overlap_histogram
-from oddpatch.metrics.pixel_statistics import FILE_NAME
+from oddpatch.metrics.uncertainty.bootstrap import Confidence, confidence_intervals
+from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME
 from oddpatch.resources import peak_memory
 
 
@@ -25,7 +25,7 @@ class Results(L.Callback):
 
     Args:
         folder: where `metrics.json`, `predictions.csv` and, if there are masks, `pixel_statistics.npz` go.
-        confidence: draws, level and seed of the confidence intervals, see `oddpatch.metrics.bootstrap.Confidence`.
+        confidence: draws, level and seed of the confidence intervals, see `uncertainty.bootstrap.Confidence`.
 
     Raises:
         ConfigError: a value of `confidence` cannot work.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from oddpatch.metrics.bootstrap import ByDraw, Confidence
+    from oddpatch.metrics.uncertainty.bootstrap import ByDraw, Confidence
     from oddpatch.report.runs import FinishedRun, Scored
 
 
@@ -38,7 +38,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compare two runs on the same images: differences with intervals and p-values, by the paired bootstrap."""
-    from oddpatch.metrics.bootstrap import Confidence
+    from oddpatch.metrics.uncertainty.bootstrap import Confidence
     from oddpatch.report.runs import read_run
 
     if draws < 1:
@@ -68,8 +68,8 @@ def compare_runs(
     import numpy as np
 
     from oddpatch.metrics.arrays import UndefinedMetricError
-    from oddpatch.metrics.bootstrap import image_metrics_by_draw, resample
-    from oddpatch.metrics.comparison import delong_test
+    from oddpatch.metrics.uncertainty.bootstrap import image_metrics_by_draw, resample
+    from oddpatch.metrics.uncertainty.comparison import delong_test
     from oddpatch.report.runs import read_predictions
 
     rows = [read_predictions(run) for run in (first, second)]
@@ -134,8 +134,8 @@ def match_images(
 
 
 def _differences(runs: "tuple[FinishedRun, FinishedRun]", drawn: "list[ByDraw]", level: float) -> list[Difference]:
-    from oddpatch.metrics.bootstrap import intervals
-    from oddpatch.metrics.comparison import bootstrap_p_value
+    from oddpatch.metrics.uncertainty.bootstrap import intervals
+    from oddpatch.metrics.uncertainty.comparison import bootstrap_p_value
 
     shared = [name for name in drawn[0] if name in drawn[1] and all(name in run.metrics for run in runs)]
     by_draw = {name: drawn[1][name] - drawn[0][name] for name in shared}
@@ -153,8 +153,8 @@ def _pixel_differences(
 ) -> tuple[list[Difference], dict[str, str]]:
     import numpy as np
 
-    from oddpatch.metrics.bootstrap import pixel_metrics_by_draw
-    from oddpatch.metrics.pixel_statistics import FILE_NAME, PixelStatistics
+    from oddpatch.metrics.uncertainty.bootstrap import pixel_metrics_by_draw
+    from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME, PixelStatistics
 
     without = [run for run in runs if not (run.folder / FILE_NAME).is_file()]
     if without:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from oddpatch.errors import ConfigError
 from oddpatch.figures.canvas import ALARM, FAINT, FONT, INK, Sheet
 from oddpatch.metrics.curves import roc_curve
-from oddpatch.metrics.pixel_statistics import FILE_NAME, PixelStatistics
+from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME, PixelStatistics
 from oddpatch.report.columns import Column
 from oddpatch.report.runs import FinishedRun, read_predictions
 

@@ -16,8 +16,8 @@ from oddpatch.errors import DataError
 from oddpatch.metrics.arrays import NonFiniteScoreError, UndefinedMetricError, check_fpr_limits, non_finite_message
 from oddpatch.metrics.gather import gather_rows
 from oddpatch.metrics.pixel import PixelRanking, rank_pixels
-from oddpatch.metrics.pixel_statistics import PixelStatistics
 from oddpatch.metrics.ranking import rank
+from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
 _NOTHING_SEEN = "no image was seen: call update() first"
 
@@ -166,7 +166,7 @@ class PixelMetrics(_ByImage):
         self.computed = self.ranking()
         if self.keep_statistics:
             maps, masks = self._in_order("maps"), self._in_order("masks")
-            self.statistics = PixelStatistics.from_maps(maps, masks, self.fpr_limits)
+            self.statistics = PixelStatistics.from_maps(maps, masks, self.fpr_limits, self.computed)
         result = self.computed.metrics(self.fpr_limits)
         return result.auroc, result.ap, result.f1_max, result.f1_threshold, *result.au_pro.values()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.metrics.arrays import ArrayLike, UndefinedMetricError, product, to_numpy, to_scores_and_labels
-from oddpatch.metrics.pixel_statistics import PixelStatistics
+from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
 Weights = NDArray[np.int64]
 #: Values of each metric, one per draw (S,); NaN where a draw leaves a metric undefined.
@@ -122,56 +122,32 @@ class _Curve(NamedTuple):
 def pixel_metrics_by_draw(statistics: PixelStatistics, weights: Weights) -> ByDraw:
     """`pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `au_pro` and its further limits, of each draw.
 
-    AUROC is exact. The others are read off curves that are exact at the bins' edges: F1-max is the largest there,
-    AU-PRO takes the curve between them as straight, and average precision a bin's defect scores as evenly spread.
-    `binning_errors` bounds what that can be off.
+    They are read off curves that are exact at the bins' edges: F1-max is the largest there, AUROC and AU-PRO take the
+    curve between them as straight, and average precision a bin's defect scores as evenly spread. What this is off for
+    the images themselves, whose exact values are known, is taken off every draw.
 
     Args:
         statistics: of the same N images.
         weights: (S, N) multiplicities.
     """
-    _require_same_images(statistics, weights)
-    limits = statistics.fpr_limits
+    if statistics.num_images != weights.shape[1]:
+        raise DataError(
+            f"pixel statistics of {statistics.num_images} images with draws of {weights.shape[1]}: "
+            "they are of different tests, test the run again"
+        )
     values = []
-    for block in _blocks(weights, len(statistics.edges)):
+    once = np.ones_like(weights[:1])
+    for block in (once, *_blocks(weights, len(statistics.edges))):
         with np.errstate(invalid="ignore", divide="ignore"):  # a draw may have no defect pixel at all
             curve = _curve(statistics, block)
+            detection = curve.true / curve.true[:, -1:]
             f1 = (2 * curve.true / (curve.true + curve.false + curve.true[:, -1:])).max(axis=1)
-            areas = [_area(curve, limit) for limit in limits]
-            values.append((_auroc(statistics, block), _average_precision(statistics, curve), f1, *areas))
-    return _joined(values, _pixel_names(statistics))
-
-
-def binning_errors(statistics: PixelStatistics, weights: Weights) -> ByDraw:
-    """The most by which each value of `pixel_metrics_by_draw` can be off, whatever the order of scores within a bin.
-
-    Precision lies between that with all of a bin's normal pixels above its defect pixels and that with none; F1
-    likewise; a rising curve between two known points stays in the rectangle they span, and so within half of it of
-    the line.
-    """
-    _require_same_images(statistics, weights)
-    limits = statistics.fpr_limits
-    values = []
-    for block in _blocks(weights, len(statistics.edges)):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            curve = _curve(statistics, block)
-            false, true = curve.false, curve.true
-            gained, positives = np.diff(true, axis=1), true[:, -1:]
-            middle = _precision(statistics, curve)
-            least = (true[:, :-1] + 1) / (true[:, :-1] + 1 + false[:, 1:])
-            most = true[:, 1:] / (true[:, 1:] + false[:, :-1])
-            off = np.where(gained > 0, gained * np.maximum(most - middle, middle - least), 0.0)
-            best = (2 * true / (true + false + positives)).max(axis=1)
-            reachable = (2 * true[:, 1:] / (true[:, 1:] + false[:, :-1] + positives)).max(axis=1)
-            spans = np.diff(curve.overlap, axis=1)
-            areas = []
-            for limit in limits:
-                rate = false / false[:, -1:]
-                rectangles = np.diff(np.minimum(rate, limit), axis=1) * spans
-                # Of the bin that the limit cuts, the line stops short: there it can be off by the whole rectangle.
-                areas.append(np.sum(np.where(rate[:, 1:] > limit, 1, 0.5) * rectangles, axis=1) / limit)
-            values.append((np.zeros_like(best), off.sum(axis=1) / positives[:, 0], reachable - best, *areas))
-    return _joined(values, _pixel_names(statistics))
+            areas = [_area(curve.false, curve.overlap, limit) for limit in statistics.fpr_limits]
+            values.append((_area(curve.false, detection, 1), _average_precision(statistics, curve), f1, *areas))
+    further = [f"au_pro@{limit:g}" for limit in statistics.fpr_limits[1:]]
+    drawn = _joined(values, ("pixel_auroc", "pixel_ap", "pixel_f1_max", "au_pro", *further))
+    exact = zip(drawn.items(), statistics.exact, strict=True)
+    return {name: np.clip(binned[1:] + (value - binned[0]), 0, 1) for (name, binned), value in exact}
 
 
 def _curve(statistics: PixelStatistics, weights: Weights) -> _Curve:
@@ -183,34 +159,23 @@ def _curve(statistics: PixelStatistics, weights: Weights) -> _Curve:
     return _Curve(false, true, overlap / regions)
 
 
-def _auroc(statistics: PixelStatistics, weights: Weights) -> NDArray[np.float64]:
-    with_defects = weights[:, np.unique(statistics.region_image)]  # (S, M)
-    twice_ranked = np.sum(product(with_defects, statistics.pairs) * weights, axis=1)
-    return twice_ranked / (2.0 * (weights @ statistics.num_defect) * (weights @ statistics.num_normal))
-
-
-def _precision(statistics: PixelStatistics, curve: _Curve) -> NDArray[np.float64]:
-    """(S, K) precision at the middle of each bin's defect scores."""
+def _average_precision(statistics: PixelStatistics, curve: _Curve) -> NDArray[np.float64]:
     # Defect scores are edges: of m that are evenly spread from the next bin down to the edge, the last is at the edge.
     # A single one is met when all of the bin has been passed, as is the whole of a tie.
     distinct = np.maximum(statistics.num_distinct[::-1], 1)  # (K,)
     passed = (distinct + 1) / (2 * distinct)
-    true, false = (part[:, :-1] + np.diff(part, axis=1) * passed for part in (curve.true, curve.false))
-    return true / (true + false)
+    gained = np.diff(curve.true, axis=1)  # (S, K)
+    true, false = curve.true[:, :-1] + gained * passed, curve.false[:, :-1] + np.diff(curve.false, axis=1) * passed
+    return np.sum(np.where(gained > 0, gained * (true / (true + false)), 0.0), axis=1) / curve.true[:, -1]
 
 
-def _average_precision(statistics: PixelStatistics, curve: _Curve) -> NDArray[np.float64]:
-    gained = np.diff(curve.true, axis=1)
-    return np.sum(np.where(gained > 0, gained * _precision(statistics, curve), 0.0), axis=1) / curve.true[:, -1]
-
-
-def _area(curve: _Curve, limit: float) -> NDArray[np.float64]:
-    """(S,) area under the overlap up to `limit`, divided by it."""
-    rate = curve.false / curve.false[:, -1:]
-    width, rise = np.diff(rate, axis=1), np.diff(curve.overlap, axis=1)
+def _area(false: NDArray[np.float64], risen: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
+    """(S,) area under `risen` (S, K + 1) up to a false-positive rate of `limit`, divided by it."""
+    rate = false / false[:, -1:]
+    width, rise = np.diff(rate, axis=1), np.diff(risen, axis=1)
     within = np.diff(np.minimum(rate, limit), axis=1)
-    risen = np.divide(within, width, out=np.zeros_like(width), where=width > 0) * rise
-    return np.sum(within * (curve.overlap[:, :-1] + risen / 2), axis=1) / limit
+    part = np.divide(within, width, out=np.zeros_like(width), where=width > 0) * rise
+    return np.sum(within * (risen[:, :-1] + part / 2), axis=1) / limit
 
 
 def intervals(values: Mapping[str, NDArray[np.float64]], level: float) -> dict[str, tuple[float, float]]:
@@ -253,16 +218,3 @@ def _blocks(weights: Weights, columns: int = 0) -> Iterator[Weights]:
 
 def _joined(blocks: list[tuple[NDArray[np.float64], ...]], names: Sequence[str]) -> ByDraw:
     return dict(zip(names, map(np.concatenate, zip(*blocks, strict=True)), strict=True))
-
-
-def _pixel_names(statistics: PixelStatistics) -> list[str]:
-    further = [f"au_pro@{limit:g}" for limit in statistics.fpr_limits[1:]]
-    return ["pixel_auroc", "pixel_ap", "pixel_f1_max", "au_pro", *further]
-
-
-def _require_same_images(statistics: PixelStatistics, weights: Weights) -> None:
-    if statistics.num_images != weights.shape[1]:
-        raise DataError(
-            f"pixel statistics of {statistics.num_images} images with draws of {weights.shape[1]}: "
-            "they are of different tests, test the run again"
-        )

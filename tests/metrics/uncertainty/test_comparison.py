@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from oddpatch.metrics import UndefinedMetricError
-from oddpatch.metrics.comparison import bootstrap_p_value, delong_test
+from oddpatch.metrics.uncertainty.comparison import bootstrap_p_value, delong_test
 
 
 def by_definition(first, second, labels):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from oddpatch.errors import CheckpointError
-from oddpatch.metrics.pixel_statistics import PixelStatistics
+from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ CHANGES = {
     "defect_scores": [lambda a: a[:-1], lambda a: a - 100, lambda a: a[None], lambda a: a * np.inf],
     "region_size": [lambda a: a * 0, lambda a: a + 1, lambda a: -a, lambda a: a[:1]],
     "region_image": [lambda a: a + 10, lambda a: a[::-1], lambda a: a - 9, lambda a: a.astype(bool)],
-    "pairs": [lambda a: a[:1], lambda a: a.T[:1], lambda a: a.ravel(), lambda a: -a - 1, lambda a: a + 2**40],
+    "exact": [lambda a: a[:3], lambda a: a + 1, lambda a: a[None], lambda a: a.astype(np.float32)],
     "fpr_limits": [lambda a: a * 0, lambda a: a + 5, lambda a: a[:0], lambda a: np.array("x"), lambda a: a.astype("O")],
 }
 
