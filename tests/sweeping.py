@@ -27,8 +27,8 @@ class Stand:
     def __init__(self):
         self.ran, self.endings = [], {}
 
-    def __call__(self, script, arguments, environment, console, lock):
-        folder, command = lock.path.parent, " ".join(arguments)
+    def __call__(self, script, arguments, environment, console, folder):
+        command = " ".join(arguments)
         self.ran.append((folder.name, command, environment))
         for text, ending in self.endings.items():
             if text in command and isinstance(ending, BaseException):

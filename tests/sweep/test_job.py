@@ -1,12 +1,13 @@
 """What happens to a job: run, skipped, run again, left to another sweep. The jobs themselves are stood in for."""
 
-import json
+import errno
+import fcntl
 import os
 import re
 import socket
 import subprocess
 import sys
-import time
+import threading
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
@@ -14,8 +15,9 @@ from omegaconf import OmegaConf
 from sweeping import Stand, basic_launcher, dataset, statuses, sweep, table
 
 from oddpatch import temporary
-from oddpatch.sweep import identity, job, locking
-from oddpatch.sweep.locking import Holder, JobBusyError, JobLock
+from oddpatch.errors import ConfigError
+from oddpatch.sweep import identity, job
+from oddpatch.sweep.locking import Holder, JobBusyError, NoLocksError, held_by, hold, job_lock
 from oddpatch.sweep.process import Ending
 from oddpatch.sweep.record import Record
 
@@ -170,7 +172,7 @@ def test_a_job_of_another_sweep_is_left_to_it(monkeypatch, tmp_path, stand, root
     record = Record.read(folder)
     record.status = "running"
     record.write(folder)
-    with JobLock(folder):
+    with job_lock(folder):
         assert sweep(monkeypatch, tmp_path / "s", *root) == 0
     row = table(tmp_path / "s")[0]
     assert (row["status"], len(stand.ran)) == ("skipped", 1)
@@ -261,36 +263,83 @@ def test_identity_is_of_settings_data_and_code(tmp_path, tiles):
     assert identity.identify(cfg, other).change_from(first) == "the code has changed"
 
 
-def test_a_lock_is_exclusive_and_goes_with_its_owner(tmp_path):
-    with JobLock(tmp_path), pytest.raises(JobBusyError, match=f"process {os.getpid()} on"), JobLock(tmp_path):
+HOLD = (
+    "import sys, time; from pathlib import Path; from oddpatch.sweep.locking import {0}\nlock = {0}(Path(sys.argv[1]))"
+)
+SIGNED = "\nprint('held', flush=True)\n"
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """Starts a process that runs lines and prints "held" at some point."""
+    started = []
+
+    def start(code):
+        started.append(subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE))
+        assert started[-1].stdout.readline() == b"held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_lock_is_exclusive_and_goes_with_its_owner(tmp_path, owner):
+    with job_lock(tmp_path), pytest.raises(JobBusyError, match=f"process {os.getpid()} on"), job_lock(tmp_path):
         pass
-    code = "import sys, time; from pathlib import Path; from oddpatch.sweep.locking import JobLock\n"
-    code += "with JobLock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
-    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-    assert owner.stdout.readline() == b"held\n"
-    assert locking.held_by(tmp_path).pid == owner.pid
-    owner.kill()
-    owner.wait()
-    assert locking.held_by(tmp_path) is None
-    with JobLock(tmp_path):
+    other = owner(HOLD.format("job_lock") + "\nlock.__enter__()" + SIGNED + "time.sleep(60)")
+    assert held_by(tmp_path).pid == other.pid
+    other.kill()
+    other.wait()
+    assert held_by(tmp_path) is None
+    with job_lock(tmp_path):
         pass
 
 
-def test_a_lock_of_a_dead_owner_is_waited_for(tmp_path):
-    """Its job holds the lock a little longer than the process that died; another machine's is not waited for."""
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    with JobLock(tmp_path):
-        (tmp_path / ".lock").write_text(json.dumps(Holder(socket.gethostname(), int(dead.stdout))._asdict()))
-        start = time.monotonic()
-        with pytest.raises(JobBusyError), JobLock(tmp_path, patience=2.5):
-            pass
-        assert time.monotonic() - start >= 2.5
+def test_a_lock_does_not_live_on_in_a_process_that_its_owner_forked(tmp_path, owner):
+    fork = "\nimport os\nif os.fork() == 0: time.sleep(60)\n"
+    other = owner(HOLD.format("hold") + fork + SIGNED + "time.sleep(60)")
+    assert held_by(tmp_path).pid == other.pid
+    other.kill()
+    other.wait()
+    assert held_by(tmp_path) is None
 
 
-def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+def test_the_job_of_a_sweep_that_died_is_waited_for(tmp_path, owner):
+    """It holds the folder a little longer; one that goes on is left alone."""
+    other = owner(HOLD.format("hold") + SIGNED + "time.sleep(60)")
+    with pytest.raises(JobBusyError, match=f"process {other.pid} on"), job_lock(tmp_path, patience=0.2):
+        pass
+    threading.Timer(0.5, other.kill).start()
+    with job_lock(tmp_path):
+        assert other.wait(5) != 0
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path, owner):
+    other = owner(HOLD.format("hold") + SIGNED + "time.sleep(60)")
+    with pytest.raises(ConfigError, match=f"process {other.pid} on .* writes there: wait until"):
+        hold(tmp_path)
+
+
+def test_another_machines_process_is_not_called_dead():
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    assert Holder(socket.gethostname(), int(gone.stdout)).is_dead()
+    assert not Holder("elsewhere", int(gone.stdout)).is_dead()
+    assert not Holder(socket.gethostname(), os.getpid()).is_dead()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, number):
     def flock(*_):
-        raise OSError(37, "No locks available")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(locking.fcntl, "flock", flock)
-    with pytest.raises(Exception, match="without locks"), JobLock(tmp_path):
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(NoLocksError, match="without locks"), job_lock(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_not_taken_for_one_without_locks(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(IsADirectoryError), job_lock(tmp_path):
         pass

@@ -11,7 +11,7 @@ import pytest
 
 from oddpatch.errors import ConfigError
 from oddpatch.sweep import process
-from oddpatch.sweep.locking import JobLock, held_by
+from oddpatch.sweep.locking import held_by, job_lock
 
 
 @pytest.fixture
@@ -23,8 +23,7 @@ def run(monkeypatch, tmp_path):
         script, console = tmp_path / "script.py", tmp_path / "console.log"
         script.write_text("\n".join(lines))
         console.unlink(missing_ok=True)
-        with JobLock(tmp_path) as lock:
-            ending = process.run_script(script, arguments, environment, console, lock)
+        ending = process.run_script(script, arguments, environment, console, tmp_path)
         return ending, console.read_text()
 
     return run
@@ -83,11 +82,11 @@ def test_a_job_ends_with_the_sweep_and_holds_its_lock_until_then(tmp_path):
     )
     sweep = (
         "import sys; from pathlib import Path; from oddpatch.sweep import process\n"
-        "from oddpatch.sweep.locking import JobLock\n"
+        "from oddpatch.sweep.locking import job_lock\n"
         "process.PRELOADED = []\n"
         "if __name__ == '__main__':\n"
-        "    with JobLock(Path(sys.argv[1])) as lock:\n"
-        "        process.run_script(Path(sys.argv[1]) / 'script.py', [], {}, None, lock)\n"
+        "    with job_lock(Path(sys.argv[1])):\n"
+        "        process.run_script(Path(sys.argv[1]) / 'script.py', [], {}, None, Path(sys.argv[1]))\n"
     )
     main = tmp_path / "sweep.py"
     main.write_text(sweep)
@@ -98,8 +97,8 @@ def test_a_job_ends_with_the_sweep_and_holds_its_lock_until_then(tmp_path):
         time.sleep(0.05)
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
-    assert held_by(tmp_path).pid == started.pid  # by the job, which is putting its things away
-    with JobLock(tmp_path):
+    assert held_by(tmp_path).pid == int((tmp_path / "pid").read_text())  # the job, which is putting its things away
+    with job_lock(tmp_path):
         assert (tmp_path / "tidied").exists()
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}/exe").exists()
     assert (tmp_path / "stderr").read_text() == ""

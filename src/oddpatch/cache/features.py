@@ -1,15 +1,15 @@
 """The cache itself: a folder of small files that any number of jobs fill, read and thin out at the same time."""
 
-import fcntl
 import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -189,9 +189,9 @@ class FeatureCache:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """One job makes room at a time; who wrote on meanwhile would leave the size behind."""
-        with (self.folder / ".lock").open("a") as file:
+        with ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                held.enter_context(FileLock(self.folder / ".lock", fallback_to_soft=False))
             except OSError:  # a file system without locks: then two may make room at once
                 log.debug("%s cannot be locked", self.folder)
             yield

@@ -17,7 +17,7 @@ from oddpatch.errors import INTERRUPTED, CheckpointError, ConfigError, OddpatchE
 from oddpatch.hydra_entry.overrides import quoted
 from oddpatch.report.runs import METRICS, is_number, read_run
 from oddpatch.sweep.identity import Identity, identify
-from oddpatch.sweep.locking import JobBusyError, JobLock
+from oddpatch.sweep.locking import JobBusyError, job_lock
 from oddpatch.sweep.process import run_script
 from oddpatch.sweep.record import Record
 from oddpatch.temporary import remove_leftovers
@@ -71,7 +71,7 @@ def run_job(cfg: DictConfig, script: Path) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with JobLock(folder) as lock:
+        with job_lock(folder):
             identity = identify(cfg, script)
             before = Record.read(folder)
             stale = "resume=false" if not cfg.resume else why_again(before, folder, identity)
@@ -82,7 +82,7 @@ def run_job(cfg: DictConfig, script: Path) -> float | None:
                 log.info("%s runs again: %s", folder.name, stale)
             record = Record("running", identity, overrides()["task"])
             record.attempt = before.attempt + 1 if before else 1
-            return _run(cfg, script, folder, lock, record)
+            return _run(cfg, script, folder, record)
     except JobBusyError as busy:
         log.warning("%s is left to another sweep: %s", folder.name, busy)
         return None
@@ -99,7 +99,7 @@ def why_again(record: Record | None, folder: Path, identity: Identity) -> str | 
     return identity.change_from(record.identity)
 
 
-def _run(cfg: DictConfig, script: Path, folder: Path, lock: JobLock, record: Record) -> float | None:
+def _run(cfg: DictConfig, script: Path, folder: Path, record: Record) -> float | None:
     """Run it and keep account of it in `job.json`."""
     record.cuda_visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     record.threads = os.environ.get("OMP_NUM_THREADS")
@@ -114,7 +114,7 @@ def _run(cfg: DictConfig, script: Path, folder: Path, lock: JobLock, record: Rec
     in_order = HydraConfig.get().launcher._target_.endswith(".BasicLauncher")
     console = None if in_order else folder / "console.log"  # jobs side by side would talk over each other
     try:
-        code, record.reason = run_script(script, job_arguments(folder), environment, console, lock)
+        code, record.reason = run_script(script, job_arguments(folder), environment, console, folder)
         if code == 0 and not (folder / METRICS).is_file():
             code, record.reason = 1, f"it left no {METRICS}"
         if code == 0:

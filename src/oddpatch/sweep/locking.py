@@ -1,7 +1,5 @@
-"""One job, one owner: a lock in the job's folder that the kernel lets go of when its owner dies."""
+"""One folder, one writer: locks that the kernel releases when their owner dies, however it ends."""
 
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -13,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -23,10 +23,9 @@ from oddpatch.errors import ConfigError, OddpatchError, in_one_line
 from oddpatch.files import parse_json, shown
 from oddpatch.temporary import unwritable
 
-#: Names of the files that are locked, by a job of a sweep and by a run.
-NAME, RUN = ".lock", ".run.lock"
+#: Names of the files that are locked, by a sweep for each of its jobs and by a run.
+JOB, RUN = ".lock", ".run.lock"
 log = logging.getLogger(__name__)
-_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class Holder(NamedTuple):
@@ -43,12 +42,9 @@ class Holder(NamedTuple):
         if self.host != socket.gethostname():
             return False
         try:
-            os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):
+            return not psutil.pid_exists(self.pid)
+        except OverflowError:  # whatever wrote the file, it is no process of this machine
             return True
-        except PermissionError:
-            return False
-        return False
 
 
 class JobBusyError(Exception):
@@ -63,105 +59,80 @@ class NoLocksError(ConfigError):
     """The file system has no locks."""
 
 
-class JobLock:
-    """Holds a job's folder for this process and for the process it hands the lock to.
+def _acquire(path: Path, patience: float = 1.0) -> FileLock:
+    """Lock a file and sign it, waiting for `patience` seconds: by default for one who only looks at the lock.
 
-    flock is let go of by the kernel when the last process that holds it is gone, however it ended, so there is no
-    stale lock to take over. On a network file system the server does that, if it is mounted with locks (NFS 4, or
-    NFS 3 with lockd; Lustre with `-o flock`); mounted with `nolock` or `local_lock`, machines do not see each other.
+    On a network file system the server releases the lock of a machine that is gone, if it is mounted with locks (NFS 4,
+    or NFS 3 with lockd; Lustre with `-o flock`); mounted with `nolock` or `local_lock`, machines do not see each other.
+
+    Raises:
+        JobBusyError: another process holds it.
+        NoLocksError: the file system has no locks.
+    """
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=patience, poll_interval=0.1)
+    except Timeout:
+        raise JobBusyError(_holder(path)) from None
+    except OSError as error:
+        if error.filename is not None:  # it cannot be opened
+            raise
+        raise NoLocksError(
+            f"{path.parent} is on a file system without locks ({error.strerror}): mount it with locks, or set "
+            "hydra.sweep.dir to another folder"
+        ) from error
+    path.write_text(json.dumps(Holder(socket.gethostname(), os.getpid())._asdict()), encoding="utf-8")
+    return lock
+
+
+def _holder(path: Path) -> Holder:
+    for _ in range(10):
+        try:
+            holder = Holder(**parse_json(path.read_text(encoding="utf-8")))
+            return Holder(str(holder.host), int(holder.pid))
+        except (ValueError, TypeError, OverflowError):  # taken this moment, and not signed yet
+            time.sleep(0.05)
+    return Holder("an unknown host", 0)
+
+
+@contextmanager
+def job_lock(folder: Path, patience: float = 30.0) -> Iterator[None]:
+    """Hold a job's folder for a sweep.
+
+    The job itself runs in another process, which holds the folder as a run: where its sweep has died, it does so until
+    it has put its files away.
 
     Args:
         folder: of the job.
-        patience: seconds to wait while the lock is held for an owner that is dead: its job is about to end.
-            For others it waits a second, as a look at the lock takes it for a moment.
-        name: of the file that is locked.
+        patience: seconds to wait for a run in the folder to end.
 
     Raises:
         JobBusyError: on entering, another process holds it.
         NoLocksError: the file system has no locks.
     """
-
-    def __init__(self, folder: Path, patience: float = 30.0, name: str = NAME) -> None:
-        self.path = folder / name
-        self.patience = patience
-        self._file = -1
-
-    def __enter__(self) -> "JobLock":
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            self._acquire()
-        except BaseException:
-            self._close()
-            raise
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(Holder(socket.gethostname(), os.getpid())._asdict()).encode(), 0)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._close()
-
-    def _acquire(self) -> None:
-        start = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                holder = self._holder()
-            except OSError as error:
-                if error.errno in _UNSUPPORTED:
-                    raise NoLocksError(
-                        f"{self.path.parent} is on a file system without locks ({error.strerror}): mount it with "
-                        "locks, or set hydra.sweep.dir to another folder"
-                    ) from error
-                raise
-            if time.monotonic() - start > (self.patience if holder.is_dead() else min(self.patience, 1.0)):
-                raise JobBusyError(holder)
-            time.sleep(0.1)
-
-    def _holder(self) -> Holder:
-        for _ in range(10):
-            try:
-                holder = Holder(**parse_json(os.pread(self._file, 4096, 0).decode()))
-                return Holder(str(holder.host), int(holder.pid))
-            except (ValueError, TypeError, OverflowError):  # taken this moment, and not signed yet
-                time.sleep(0.05)
-        return Holder("an unknown host", 0)
-
-    def _close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Hand the open file to a process that is being started: the lock is held until both have ended."""
-        from multiprocessing.reduction import DupFd
-
-        return {**self.__dict__, "_file": DupFd(self._file)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({**state, "_file": state["_file"].detach()})
+    with _acquire(folder / JOB):
+        _acquire(folder / RUN, patience).release()
+        yield
 
 
 def held_by(folder: Path) -> Holder | None:
     """The process that runs the job of `folder` now; None if nobody does."""
-    if not (folder / NAME).is_file():
-        return None
     try:
-        with JobLock(folder, patience=0):
-            return None
+        for path in (folder / JOB, folder / RUN):
+            if path.is_file():
+                _acquire(path, patience=0).release()
     except JobBusyError as error:
         return error.holder
+    return None
 
 
-_held: dict[Path, JobLock] = {}
+_held: dict[Path, FileLock] = {}
 
 
 def hold(folder: Path) -> None:
     """Keep a run's folder for this process until it ends, so that no two runs write into it at once.
 
-    The lock is another than that of a sweep's job, which is the sweep's. Ranks are covered by rank zero, or by the
-    process that has started them.
+    Ranks are covered by rank zero, or by the process that has started them.
 
     Raises:
         ConfigError: another process writes there.
@@ -169,9 +140,8 @@ def hold(folder: Path) -> None:
     folder = folder.resolve()
     if folder in _held or os.environ.get("RANK", "0") != "0" or "ODDPATCH_RESULT" in os.environ:
         return
-    lock = JobLock(folder, name=RUN)
     try:
-        _held[folder] = lock.__enter__()
+        _held[folder] = _acquire(folder / RUN)
     except JobBusyError as busy:
         raise ConfigError(
             f"{folder}: {busy.holder} writes there: wait until it has ended, or set hydra.run.dir to another folder"

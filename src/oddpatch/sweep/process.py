@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from oddpatch import ending
 from oddpatch.ending import TERMINATED, Terminated
 from oddpatch.errors import INTERRUPTED, OddpatchError
+from oddpatch.sweep.locking import hold
 
 #: What most jobs import; a job that needs more imports it itself.
 PRELOADED = [
@@ -40,7 +41,7 @@ class Ending(NamedTuple):
 
 
 def run_script(
-    script: Path, arguments: Sequence[str], environment: dict[str, str], console: Path | None, lock: Any
+    script: Path, arguments: Sequence[str], environment: dict[str, str], console: Path | None, folder: Path
 ) -> Ending:
     """Run `script` as a program in a process of its own and wait for it.
 
@@ -50,7 +51,7 @@ def run_script(
     Args:
         environment: variables to set.
         console: file for what the job prints; None for where this process prints.
-        lock: is held by the job too, as long as it runs.
+        folder: is held as a run's by the job, from its first moment to its last.
     """
     # Windows has no forkserver; a spawned process imports everything anew.
     methods = multiprocessing.get_all_start_methods()
@@ -62,7 +63,7 @@ def run_script(
         context.set_forkserver_preload(PRELOADED)
         _start_server()
     told, tell = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(script, list(arguments), environment, console, lock, tell))
+    process = context.Process(target=_main, args=(script, list(arguments), environment, console, folder, tell))
     try:
         process.start()
     except BaseException:  # most likely while the server imports, which nobody waits for any more
@@ -129,7 +130,12 @@ def _stop(process: Any, reason: BaseException) -> None:
 
 
 def _main(
-    script: Path, arguments: list[str], environment: dict[str, str], console: Path | None, lock: Any, tell: Connection
+    script: Path,
+    arguments: list[str],
+    environment: dict[str, str],
+    console: Path | None,
+    folder: Path,
+    tell: Connection,
 ) -> None:
     """In the new process."""
     # Forked by a server, it would start others by one, which imports everything for each of a job's data loaders.
@@ -146,6 +152,7 @@ def _main(
     try:
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the server's
+        hold(folder)
         runpy.run_path(str(script), run_name="__main__")
         code = 0
     except BaseException as error:
@@ -156,7 +163,6 @@ def _main(
         with suppress(BrokenPipeError):  # the sweep is gone, and with it who prints and listens
             _finish(code)
             tell.send(reason)
-        del lock
     sys.exit(code)
 
 
