@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import socket
@@ -157,9 +158,9 @@ def test_a_record_that_is_none_counts_as_not_run(tmp_path, data, caplog):
 
 @pytest.mark.parametrize("data", [b"[" * 4096, b'{"host": "x", "pid": "y"}', b'{"host": 1, "pid": [2]}', b"\xff"])
 def test_a_lock_that_does_not_say_who_holds_it(tmp_path, data):
-    with JobLock(tmp_path):
+    with job_lock(tmp_path):
         (tmp_path / ".lock").write_bytes(data)
-        assert locking.held_by(tmp_path) == Holder("an unknown host", 0)
+        assert held_by(tmp_path) == Holder("an unknown host", 0)
 
 
 def test_a_holder_of_an_impossible_number_is_dead():

@@ -156,7 +156,7 @@ def objective(folder: Path, name: str) -> float | None:
         CheckpointError: the job's metrics cannot be read.
     """
     value = read_run(folder).metrics.get(name)
-    return float(value) if is_number(value) else None
+    return float(value) if value is not None and is_number(value) else None
 
 
 def overrides() -> dict[str, list[str]]:
