@@ -353,6 +353,8 @@ def payloads(canary: Path) -> dict[str, Change]:
     found["weights are missing"] = drop_tensor("backbone.network.conv1.0.weight")
     found["scores are nan"] = tensor("calibration.image_scores", lambda t: t * float("nan"))
     found["scores have two dimensions"] = tensor("calibration.image_scores", lambda t: t.reshape(3, -1))
+    for name in ("image_scores", "pixel_scores"):
+        found[f"{name} is of truth values"] = tensor(f"calibration.{name}", lambda t: t.bool())
     found["scores are of no image"] = tensor("calibration.image_index", lambda t: t + 100)
     found["scores are of fewer images"] = tensor("calibration.image_index", lambda t: t[1:])
     found["scores are of fractions of images"] = tensor("calibration.image_index", lambda t: t.double())

@@ -138,7 +138,8 @@ def _try(model: AnomalyModel, about: dict[str, Any]) -> None:
     """Score one grey image, so that fitted state that does not go together fails here and not later."""
     calibration = model.calibration
     scores, index = calibration.image_scores, calibration.image_index
-    if scores.ndim != 1 or calibration.pixel_scores.ndim != 1 or calibration.f1_threshold.ndim:
+    measured = scores, calibration.pixel_scores, calibration.f1_threshold
+    if [one.ndim for one in measured] != [1, 1, 0] or not all(one.is_floating_point() for one in measured):
         raise ValueError("its calibration holds no list of scores")
     if index.shape != scores.shape or index.dtype != torch.int64 or (len(scores) and not about["held_out"]):
         raise ValueError("its calibration does not say which images it is of")
