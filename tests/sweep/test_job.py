@@ -120,8 +120,8 @@ def test_a_job_without_a_result_has_failed(monkeypatch, tmp_path, stand, root):
 
 @pytest.mark.parametrize("text", ["", "[1]", "[" * 100_000, b"\xff", '{"image_auroc": 0.9}'])
 def test_a_job_whose_metrics_cannot_be_read_has_failed(monkeypatch, tmp_path, stand, root, text):
-    def damaged(script, arguments, environment, console, lock):
-        (lock.path.parent / "metrics.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    def damaged(script, arguments, environment, console, folder):
+        (folder / "metrics.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         return Ending(0, "")
 
     monkeypatch.setattr(job, "run_script", damaged)
