@@ -14,7 +14,8 @@ from oddpatch.factory import CHECKPOINT
 #: In a name: it would clear the terminal, and begin a line of its own.
 EVIL = "e\x1b[2J\nvil"
 COMMANDS = {
-    "predict": lambda p: ("predict", p / f"run{EVIL}", p / EVIL / "tile/test", "--save", "mask"),
+    "predict": lambda p: ("predict", p / f"run{EVIL}", p / EVIL / "tile/test", "--save", "mask",
+                          "--out", p / f"saved{EVIL}"),
     "explain": lambda p: ("explain", p / f"run{EVIL}", p / EVIL / f"tile/test/spot/{EVIL}.png",
                           "--out", p / f"{EVIL}.png"),
     "update": lambda p: ("update", p / f"run{EVIL}", p / EVIL / "tile/test/good", "--out", p / f"new{EVIL}"),
