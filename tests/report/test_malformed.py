@@ -73,7 +73,7 @@ def test_metrics_of_another_type(run, key, monkeypatch, capsys):
         all_end_in_a_line(run, monkeypatch, capsys)
 
 
-def test_the_form_of_patchcorevit_needs_image_auroc(run, monkeypatch, capsys):
+def test_the_form_of_patchcorevit_and_the_roc_need_image_auroc(run, monkeypatch, capsys):
     content = json.loads((run / "metrics.json").read_text())
     del content["image_auroc"]
     (run / "metrics.json").write_text(json.dumps(content))
@@ -82,6 +82,9 @@ def test_the_form_of_patchcorevit_needs_image_auroc(run, monkeypatch, capsys):
     )
     assert (code, len(lines)) == (2, 1)
     assert str(run) in lines[0]
+    code, lines = told(monkeypatch, capsys, "report", run, "--metric", "au_pro", "--roc", run.parent / "roc.png")
+    assert (code, len(lines)) == (2, 1)
+    assert "metrics.json lacks image_auroc" in lines[0]
 
 
 @pytest.mark.parametrize("key", ["num_train_images", "run.image_size", "run.model", "run.category"])

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.errors import ConfigError
+from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.figures.canvas import ALARM, FAINT, FONT, INK, Sheet
 from oddpatch.metrics.curves import roc_curve
 from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME, PixelStatistics
 from oddpatch.report.columns import Column
-from oddpatch.report.runs import FinishedRun, read_predictions
+from oddpatch.report.runs import METRICS, FinishedRun, read_predictions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +73,7 @@ def image_curve(run: FinishedRun, name: str) -> Curve | None:
     if len(set(labels)) < 2:
         return None
     fpr, tpr, _ = roc_curve([row.score for row in rows], labels)
-    return Curve(name, fpr, tpr, float(run.metrics["image_auroc"]))
+    return Curve(name, fpr, tpr, _auroc(run, "image_auroc"))
 
 
 def pixel_curve(run: FinishedRun, name: str) -> Curve | None:
@@ -86,7 +86,13 @@ def pixel_curve(run: FinishedRun, name: str) -> Curve | None:
     for histograms in (statistics.normal, statistics.defect):
         counts = histograms.sum(axis=0)[::-1]  # (K,) from the highest scores
         rates.append(np.append(0.0, np.cumsum(counts) / counts.sum()))
-    return Curve(name, rates[0], rates[1], float(run.metrics["pixel_auroc"]))
+    return Curve(name, rates[0], rates[1], _auroc(run, "pixel_auroc"))
+
+
+def _auroc(run: FinishedRun, metric: str) -> float:
+    if metric not in run.metrics:
+        raise CheckpointError(f"{run.folder / METRICS} lacks {metric}: test the run again by eval.py")
+    return float(run.metrics[metric])
 
 
 def _name(run: FinishedRun, column: Column, several: bool) -> str:
