@@ -551,7 +551,7 @@ def check_checkpoint(case: Case, folder: Path) -> None:
 @cache
 def statistics() -> bytes:
     """A sound pixel_statistics.npz."""
-    from oddpatch.metrics.pixel_statistics import PixelStatistics
+    from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
     rng = np.random.default_rng(0)
     masks = np.zeros((4, 12, 12), np.uint8)
@@ -588,8 +588,8 @@ def array_cases(draw: st.DrawFn) -> bytes:
 
 
 def check_statistics(case: Case, folder: Path) -> None:
-    from oddpatch.metrics.bootstrap import pixel_metrics_by_draw
-    from oddpatch.metrics.pixel_statistics import PixelStatistics
+    from oddpatch.metrics.uncertainty.bootstrap import pixel_metrics_by_draw
+    from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
     path = folder / "pixel_statistics.npz"
     path.write_bytes(case)
@@ -635,11 +635,11 @@ def run_cases() -> SearchStrategy[Case]:
 
 
 def check_run(case: Case, folder: Path) -> None:
-    from oddpatch.metrics.bootstrap import Confidence
     from rich.console import Console
 
     from oddpatch.cli.compare import compare_runs
     from oddpatch.figures.roc import image_curve, pixel_curve
+    from oddpatch.metrics.uncertainty.bootstrap import Confidence
     from oddpatch.report import formats
     from oddpatch.report.columns import columns_of
     from oddpatch.report.page import to_html
