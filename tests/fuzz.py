@@ -279,7 +279,7 @@ def check_tree(case: Case, folder: Path) -> None:
     from oddpatch.data.walk import walk
     from oddpatch.datatools.converting import Options, make_plans, write_plan
     from oddpatch.datatools.splitting import split_by_share
-    from oddpatch.inference.sources import find_images
+    from oddpatch.inference.sources import Files
 
     known, steps = case
     base = folder / "tile"
@@ -291,7 +291,7 @@ def check_tree(case: Case, folder: Path) -> None:
     tries: list[Callable[[], Any]] = [
         lambda: scan(folder, "tile"), lambda: categories(folder), lambda: scan_types(base / "test"),
         lambda: walk(base), lambda: walk(base, all_files=True), lambda: split_by_share(base),
-        lambda: find_images([str(base), f"{base}/**/*.png", f"{base}/*"]),
+        lambda: list(Files([str(base), f"{base}/**/*.png", f"{base}/*"])),
         lambda: MVTecDataModule(str(folder), "tile", mean=[0.5] * 3, std=[0.5] * 3, resize=16, crop=16).setup("fit"),
     ]  # fmt: skip
     for one in tries:
@@ -697,7 +697,7 @@ def check_job(case: Case, folder: Path) -> None:
 
     from oddpatch.sweep.identity import Identity
     from oddpatch.sweep.job import objective, why_again
-    from oddpatch.sweep.locking import JobLock, held_by
+    from oddpatch.sweep.locking import held_by, job_lock
     from oddpatch.sweep.outcome import _outcome
     from oddpatch.sweep.plan import Job
     from oddpatch.sweep.record import Record
@@ -719,7 +719,7 @@ def check_job(case: Case, folder: Path) -> None:
     with refusing():
         objective(folder, "image_auroc")
     held_by(folder)
-    with JobLock(folder):
+    with job_lock(folder):
         pass
 
 
@@ -750,7 +750,8 @@ def cache_cases(draw: st.DrawFn) -> bytes:
         return draw(spoilt_bytes([data], most=4))
     tensors = load_tensors(data)
     for name in draw(st.lists(st.sampled_from(sorted(tensors)), min_size=1, max_size=2, unique=True)):
-        changed = TENSORS[draw(st.sampled_from(sorted(set(TENSORS) - {"list", "none", "expanded", "huge"})))](tensors[name])
+        kind = draw(st.sampled_from(sorted(set(TENSORS) - {"list", "none", "expanded", "huge"})))
+        changed = TENSORS[kind](tensors[name])
         if draw(st.booleans()):
             tensors[name] = changed.contiguous()
         else:
