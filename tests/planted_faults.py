@@ -240,7 +240,7 @@ FAULTS = [
         "self.model.calibration.min_area)", "0)", "learning/test_module.py -k min_area",
     ),
     Fault(
-        "min_area ignored by an update", "cli/update.py",
+        "min_area ignored by an update", "inference/update.py",
         "numpy(), calibration.min_area)", "numpy(), 0)", "cli/test_explain_update.py -k held_out_images",
     ),
     # Reports

@@ -13,11 +13,12 @@ from test_pipeline import config, tiny, tiny_backbone  # noqa: F401
 from oddpatch import factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.cli import main as cli
-from oddpatch.cli.update import new_version
 from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError
 from oddpatch.figures.explanation import Box, Match
+from oddpatch.inference import update
 from oddpatch.inference.explain import find_matches, most_anomalous, patch_box
+from oddpatch.inference.update import new_version
 
 GRID, PATCHES = (8, 8), 64  # of 32 x 32 pixels at stride 4
 
@@ -326,7 +327,7 @@ def test_two_updates_at_once_make_two_versions(run, more, monkeypatch, capsys):
         (run.parent / "run-v2").mkdir(exist_ok=True)  # another process is faster
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(factory, "restore", restore)
+    monkeypatch.setattr(update, "restore", restore)
     code, told, _ = oddpatch(monkeypatch, capsys, "update", run, more)
     assert code == 0
     assert f"written: {run.parent / 'run-v3'}" in told

@@ -75,6 +75,12 @@ class Overlap:
         return _results(queue)
 
 
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """One step on its own, see `Overlap.map`; close the iterator where it is left early."""
+    with Overlap() as overlap:
+        yield from overlap.map(work, items, ahead)
+
+
 def _results(queue: "_Queue[Future[Result] | None]") -> Iterator[Result]:
     while (future := queue.get()) is not None:
         yield future.result()

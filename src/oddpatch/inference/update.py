@@ -1,0 +1,206 @@
+"""Adding good images to a fitted PatchCore: a new version beside the old one, without the images of that one."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from oddpatch.checkpoint import FORMAT, library_versions, read_checkpoint, write_checkpoint
+from oddpatch.data.beside import iter_masks_beside
+from oddpatch.data.walk import Walk, summary, walk
+from oddpatch.environment import git_commit
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.factory import CHECKPOINT, restore
+from oddpatch.inference.explain import memory_bank_of, train_images_of
+from oddpatch.inference.throughput import in_order
+from oddpatch.metrics.thresholds import max_excluding
+from oddpatch.models.base import AnomalyModel
+from oddpatch.models.calibration import Calibration
+from oddpatch.temporary import drafting
+
+
+class Update(NamedTuple):
+    """What `update` has done."""
+
+    folder: Path  # of the new version
+    added: int  # images
+    before: int  # patches in the memory bank
+    after: int
+    new: int  # patches of the added images among those
+    thresholds: str  # what was done about them, in one line
+
+
+def update(
+    run: Path,
+    found: Walk,
+    folder: Path,
+    out: Path | None = None,
+    coreset_size: int | None = None,
+    batch_size: int = 16,
+    trust: Sequence[str] = (),
+) -> Update:
+    """Add good images to a fitted PatchCore and write it as a new version; the old one stays as it is.
+
+    >>> folder = Path("more_good_parts")
+    >>> update(Path("outputs/RUN"), good_images(folder), folder).folder
+
+    Args:
+        run: folder of a finished run of PatchCore.
+        found: the images, and what was left out beside them, as `good_images` gives them.
+        folder: where they were found.
+        out: folder of the new version; None for RUN-v2, RUN-v3, ...
+        coreset_size: patches in the new memory bank; None for as many as now.
+        batch_size: images embedded at once.
+        trust: see `oddpatch.factory.restore`.
+
+    Raises:
+        ConfigError: a setting cannot work, `out` exists, or the run is of another method.
+        CheckpointError: the run cannot be read, or does not say where its patches come from.
+        DataError: an image cannot be read.
+        ResourceError: the new version cannot be written; nothing is left of it.
+    """
+    for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: choose at least 1")
+    images, left_out = found
+    target = new_version(run, out)
+    with drafting(target) as scratch:  # which is there when it is complete
+        model, about = restore(run, trust)
+        detector = memory_bank_of(model, run, "update")
+        names = train_images_of(about, run)
+        before = len(detector.memory_bank)
+        start = len(names)
+        for batch in _batches(model, images, batch_size):
+            model.update(batch, torch.arange(start, start := start + len(batch)))  # (B, 3, h, w), (B,)
+        detector.extend(coreset_size)
+        thresholds = recalibrate(model, about, images, batch_size)
+
+        content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
+        content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
+        content["oddpatch"] = describe_update(
+            about,
+            model.calibration,
+            run,
+            folder,
+            [str(path.resolve()) for path in images],
+            [f"{path}: {why}" for path, why in left_out],
+        )
+        write_checkpoint(content, scratch / "new" / CHECKPOINT)
+        while target.exists():  # another process was faster
+            target = new_version(run, out)
+        (scratch / "new").rename(target)
+    new = int((detector.source[:, 0] >= len(names)).sum())
+    return Update(target, len(images), before, len(detector.memory_bank), new, thresholds)
+
+
+def _batches(model: AnomalyModel, paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
+    """Image files, prepared: (B, 3, h, w) each; the next are read meanwhile."""
+    with closing(in_order(model.preprocess.load, paths, batch_size)) as images:
+        while batch := list(islice(images, batch_size)):
+            yield torch.stack(batch)
+
+
+def new_version(run: Path, out: Path | None) -> Path:
+    """A folder that does not exist yet: `out`, or the run's name with the next free version.
+
+    Raises:
+        ConfigError: `out` exists.
+    """
+    if out is not None:
+        if out.exists():
+            raise ConfigError(f"--out={out} exists and is not overwritten: choose a new folder")
+        return out
+    base = run.resolve() if run.is_dir() else run.resolve().parent.parent
+    stem, _, number = base.name.rpartition("-v")
+    stem, version = (stem, int(number)) if stem and number.isdigit() else (base.name, 1)
+    while (target := base.with_name(f"{stem}-v{version + 1}")).exists():
+        version += 1
+    return target
+
+
+def good_images(folder: Path) -> Walk:
+    """The images in a folder and below it, by path, and what is left out.
+
+    Raises:
+        DataError: there is no such folder, no image in it, or a mask among them.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder: give the folder of the new good images")
+    found = walk(folder)
+    if not found.files:
+        but = f" ({'; '.join(summary(found.left_out))})" if found.left_out else ""
+        raise DataError(f"{folder} holds no image{but}: give the folder of the new good images")
+    for mask, image in iter_masks_beside(found.files):
+        raise DataError(
+            f"{mask} looks like the mask of {image.name} beside it and would be taken for a good part: move the masks "
+            f"out of {folder}"
+        )
+    return found
+
+
+def recalibrate(model: AnomalyModel, about: dict[str, Any], new: list[Path], batch_size: int) -> str:
+    """Score again the good images that gave the thresholds, as those of the old bank do not hold for the new one.
+
+    Where every image was fitted to, the `new` ones serve too. Thresholds are removed where files are missing, or where
+    folds were fitted (calibration=cross).
+
+    Returns:
+        What was done, in one line.
+    """
+    calibration = model.calibration
+    if not calibration.thresholds():
+        return "the run has no threshold, and neither has the new version"
+    calibration.f1_threshold.fill_(float("nan"))
+    root, names = Path(about["config"]["data"]["root"]), about["train_images"]
+    if not calibration.calibrated:
+        calibration.refuse("validation images that set it were scored by the memory bank before the update")
+        return f"threshold removed: {calibration.absent}"
+    index = sorted(calibration.image_index.tolist())  # not those that could not be read
+    paths = [root / names[number] for number in index]
+    if calibration.method == "leave_one_out":
+        index, paths = [*index, *range(len(names), len(names) + len(new))], [*paths, *new]
+    absent = [path for path in paths if not path.is_file()]
+    if calibration.method == "cross" or absent:
+        reason = f"{absent[0]} is missing" if absent else "folds were fitted with calibration=cross"
+        calibration.refuse(f"it was removed by an update, as {reason}: train again with calibration=leave_one_out")
+        return f"thresholds removed: {reason}"
+    scores, pixels, places = [], [], torch.tensor(index)
+    for batch, place in zip(_batches(model, paths, batch_size), places.split(batch_size), strict=True):
+        with torch.inference_mode():
+            if calibration.method == "leave_one_out":
+                prediction = model.detector.score_left_out(model.backbone(batch), place, model.preprocess.image_size)
+            else:
+                prediction = model(batch)
+        scores.append(prediction.score)
+        assert prediction.anomaly_map is not None, "PatchCore makes maps"
+        pixels.append(torch.from_numpy(max_excluding(prediction.anomaly_map[:, 0].numpy(), calibration.min_area)))
+    calibration.calibrate(torch.cat(scores), torch.cat(pixels), places)
+    return f"threshold {calibration.image.value:.4g}, set again on {len(paths)} good images left out of the memory bank"
+
+
+def describe_update(
+    about: dict[str, Any],
+    calibration: Calibration,
+    run: Path,
+    folder: Path,
+    images: list[str],
+    left_out: list[str],
+) -> dict[str, Any]:
+    """The description of the new checkpoint: the old one's, with the new images and where they came from."""
+    step = {"run": str(run.resolve()), "folder": str(folder.resolve()), "images": len(images), "left_out": left_out}
+    return {
+        **about,
+        "format": FORMAT,
+        "version": library_versions()["oddpatch"],
+        "versions": library_versions(),
+        "git_commit": git_commit(),
+        "train_images": [*about["train_images"], *images],
+        "num_fitted": about["num_fitted"] + len(images),
+        "held_out": [*about["held_out"], *(images if calibration.method == "leave_one_out" else [])],
+        "no_threshold": calibration.absent,
+        "updates": [*about.get("updates", []), step],
+    }
