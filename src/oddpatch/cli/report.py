@@ -4,14 +4,11 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from oddpatch.cli.common import tell
-
-if TYPE_CHECKING:
-    from oddpatch.report.table import Report
 
 
 class Format(StrEnum):
@@ -42,19 +39,26 @@ def report(
 ) -> None:
     """One table over many runs: methods and backbones by category, with averages as papers give them."""
     from oddpatch.files import replacing
+    from oddpatch.report import formats
     from oddpatch.report.columns import columns_of
-    from oddpatch.report.formats import print_terminal
+    from oddpatch.report.page import to_html
     from oddpatch.report.runs import find_runs
-    from oddpatch.report.table import DEFAULT_METRICS, build_report
+    from oddpatch.report.table import build_report
 
     found = find_runs(runs)
-    # Of the default metrics those that there are: a method may score whole images only.
-    wanted = metric or [name for name in DEFAULT_METRICS if any(name in run.metrics for run in found)]
-    built = build_report(found, wanted or DEFAULT_METRICS[:1], published, tolerance)
+    built = build_report(found, metric, published, tolerance)
     if format_ == Format.terminal and output is None:
-        print_terminal(built)
+        formats.print_terminal(built)
     else:
-        text = _render(built, format_)
+        render = {
+            Format.terminal: formats.to_text,
+            Format.markdown: formats.to_markdown,
+            Format.csv: formats.to_csv,
+            Format.latex: formats.to_latex,
+            Format.json: formats.to_json,
+            Format.html: to_html,
+        }
+        text = render[format_](built)
         if output is None:
             sys.stdout.write(text)
         else:
@@ -64,9 +68,8 @@ def report(
     if results_json is not None:
         from oddpatch.report.results_json import results_of
 
-        content = results_of(columns_of(found))
         with replacing(results_json) as file:
-            json.dump(content, file, indent=4)
+            json.dump(results_of(columns_of(found)), file, indent=4)
             file.write("\n")
         tell(f"written: {results_json}", err=True)
     if roc is not None:
@@ -74,27 +77,3 @@ def report(
 
         draw_roc(columns_of(found), roc)
         tell(f"written: {roc}", err=True)
-
-
-def _render(built: "Report", format_: Format) -> str:
-    from oddpatch.report import formats
-
-    if format_ == Format.html:
-        from oddpatch.report.page import to_html
-
-        return to_html(built)
-    if format_ == Format.terminal:
-        import io
-
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=120)
-        formats.print_terminal(built, console)
-        return console.file.getvalue()  # type: ignore[attr-defined]
-    render = {
-        Format.markdown: formats.to_markdown,
-        Format.csv: formats.to_csv,
-        Format.latex: formats.to_latex,
-        Format.json: formats.to_json,
-    }
-    return render[format_](built)

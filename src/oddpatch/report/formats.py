@@ -67,6 +67,15 @@ def print_terminal(report: Report, console: "Console | None" = None) -> None:
         console.print(Text(shown(line)))
 
 
+def to_text(report: Report) -> str:
+    """What `print_terminal` prints, 120 characters wide."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    print_terminal(report, Console(file=text, width=120))
+    return text.getvalue()
+
+
 def _fitting(grid: Grid, width: int) -> list[list[int]]:
     """Positions of the columns, in parts that fit into the width; each has one column at least."""
     labels = max(len(text) for row in grid.rows for text in (row.label, section_of(row.dataset)))

@@ -69,7 +69,7 @@ class Report(NamedTuple):
 
 def build_report(
     runs: Sequence[FinishedRun],
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] | None = None,
     with_published: bool = False,
     tolerance: float = 0.01,
 ) -> Report:
@@ -77,7 +77,8 @@ def build_report(
 
     Args:
         runs: finished runs; at least one.
-        metrics: keys of `metrics.json`, a table each.
+        metrics: keys of `metrics.json`, a table each; None for those of `DEFAULT_METRICS` that there are, as a method
+            may score whole images only.
         with_published: put published numbers beside the columns that match some.
         tolerance: how far from a published number one of ours may be to be marked as within.
 
@@ -86,6 +87,8 @@ def build_report(
     """
     if tolerance < 0:
         raise ConfigError(f"tolerance={tolerance} must be 0 or more, such as 0.01")
+    there = [name for name in DEFAULT_METRICS if any(name in run.metrics for run in runs)]
+    metrics = metrics or there or DEFAULT_METRICS[:1]
     for metric in metrics:
         if not any(isinstance(run.metrics.get(metric), float | int) for run in runs):
             known = sorted({k for run in runs for k, v in run.metrics.items() if isinstance(v, float) and "@" not in k})
