@@ -9,7 +9,7 @@ python train.py -m model=padim,patchcore data=mvtec data.category=all    # a swe
 import hydra
 from omegaconf import DictConfig
 
-from oddpatch.hydra_entry.composition import explain_overrides, print_config
+from oddpatch.hydra_entry.composition import explain_overrides
 from oddpatch.hydra_entry.endings import one_line_errors
 from oddpatch.learning.launcher import on_every_device
 from oddpatch.sweep.job import sweep_job
@@ -24,8 +24,6 @@ def main(cfg: DictConfig) -> float | None:
     """Run what the config describes; the headline metric is returned, for sweeps that search."""
     from oddpatch.pipeline import build
 
-    if cfg.print_config:
-        print_config(cfg)
     run = build(cfg)
     run.fit()
     run.calibrate()

@@ -22,7 +22,8 @@ from torch import Tensor
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.data.decoding import is_image_name, read_image
 from oddpatch.data.transforms import Preprocess
-from oddpatch.ops.coreset import covering_radius, k_center_greedy
+from oddpatch.ops.coreset import k_center_greedy
+from oddpatch.ops.neighbours import NearestIndex
 from oddpatch.ops.patches import join_patches
 
 ANOMALIB = "anomalib==2.7.0"
@@ -191,7 +192,8 @@ def compare(points: Tensor, options: argparse.Namespace) -> None:
         print(f"  k_center_greedy is {ratio:.0f} times as fast as anomalib (CPU {blocks.cpu / rate.cpu:.0f}; goal: 50)")
     if options.radius:
         random = torch.randperm(len(points), generator=torch.Generator().manual_seed(0))[:count].to(points.device)
-        radii = [covering_radius(points, points[chosen]) for chosen in (picks, random)]
+        indices = [NearestIndex(points[chosen], num_queries=len(points)) for chosen in (picks, random)]
+        radii = [index.search(points)[0].max().item() for index in indices]
         print(f"  covering radius {radii[0]:.4g}; of {count} random points {radii[1]:.4g}")
 
 

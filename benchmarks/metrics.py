@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -106,13 +107,11 @@ def bootstrap(counts: Sequence[int], size: int, seed: int) -> None:
     print("images  numpy.sort  rank_pixels  statistics  draws  both per 800 images")
     for images in counts:
         maps, masks = make_data(images, size, seed)
-        sort, _ = timed(lambda maps=maps: np.sort(maps, axis=None))
-        ranked, ranking = timed(lambda maps=maps, masks=masks: rank_pixels(maps, masks))
-        gathered, statistics = timed(
-            lambda maps=maps, masks=masks, ranking=ranking: PixelStatistics.from_maps(maps, masks, (0.3, 0.05), ranking)
-        )
+        sort, _ = timed(partial(np.sort, maps, axis=None))
+        ranked, ranking = timed(partial(rank_pixels, maps, masks))
+        gathered, statistics = timed(partial(PixelStatistics.from_maps, maps, masks, (0.3, 0.05), ranking))
         weights = resample(masks.any((1, 2)).astype(int), 1000, seed)
-        drawn, _ = timed(lambda statistics=statistics, weights=weights: pixel_metrics_by_draw(statistics, weights))
+        drawn, _ = timed(partial(pixel_metrics_by_draw, statistics, weights))
         both = (gathered.cpu + drawn.cpu) * 800 / images
         print(f"{images:6d}  {sort.cpu:10.2f}  {ranked.cpu:11.2f}  {gathered.cpu:10.2f}  {drawn.cpu:5.2f}  {both:.2f}")
 

@@ -8,8 +8,6 @@ import yaml
 from conftest import CONFIGS, ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
-from rich.console import Console
 
 from oddpatch.errors import ConfigError
 from oddpatch.hydra_entry import composition
@@ -90,12 +88,6 @@ def test_a_sweep_without_its_package_says_how_to_install_it():
     composition.need_extra("omegaconf")
     with pytest.raises(ConfigError, match=r"needs ray_not_there, .*pip install 'oddpatch\[sweep\]'"):
         composition.need_extra("ray_not_there")
-
-
-def test_the_config_is_printed_resolved(capsys, monkeypatch):
-    monkeypatch.setattr(composition, "Console", lambda: Console(width=200))
-    composition.print_config(OmegaConf.create({"seed": 3, "model": {"seed": "${seed}"}}))
-    assert "model:\n  seed: 3" in "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())
 
 
 def test_the_command_of_a_wandb_sweep_composes():

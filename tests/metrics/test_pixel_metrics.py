@@ -62,8 +62,9 @@ def labelled_maps(draw, ignore=True):
 @settings(deadline=None)
 @given(labelled_maps())
 def test_au_pro_is_the_area_under_the_curve_by_definition(data):
-    result = pixel_metrics(*data, LIMITS).au_pro
-    assert result == pytest.approx({limit: brute_force_au_pro(*data, limit) for limit in LIMITS}, abs=1e-10)
+    maps, masks = data
+    result = pixel_metrics(maps, masks, LIMITS).au_pro
+    assert result == pytest.approx({limit: brute_force_au_pro(maps, masks, limit) for limit in LIMITS}, abs=1e-10)
 
 
 @settings(deadline=None, max_examples=50)

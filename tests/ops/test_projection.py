@@ -5,13 +5,11 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
-from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 from oddpatch.errors import ConfigError
 from oddpatch.ops.projection import (
     DistanceSketch,
     fit_sketch,
-    johnson_lindenstrauss_dim,
     principal_directions,
     random_projection,
     semi_orthogonal,
@@ -20,18 +18,6 @@ from oddpatch.ops.projection import (
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("num_points", [1, 2, 1000, 163_856])
-@pytest.mark.parametrize("eps", [0.1, 0.5, 0.9])
-def test_johnson_lindenstrauss_dim_equals_scikit_learn(num_points: int, eps: float) -> None:
-    assert johnson_lindenstrauss_dim(num_points, eps) == johnson_lindenstrauss_min_dim(num_points, eps=eps)
-
-
-@pytest.mark.parametrize("eps", [0.0, 1.0])
-def test_johnson_lindenstrauss_dim_of_impossible_eps(eps: float) -> None:
-    with pytest.raises(ConfigError, match="eps="):
-        johnson_lindenstrauss_dim(10, eps)
 
 
 def test_random_projection_keeps_distances() -> None:

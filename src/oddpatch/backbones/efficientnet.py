@@ -1,7 +1,6 @@
 """Feature maps at numbered MBConv blocks of `efficientnet_pytorch`, as PaDiM-EfficientNet takes them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from efficientnet_pytorch import EfficientNet
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from oddpatch.backbones.base import Backbone, check_layers
 from oddpatch.backbones.engine import Runtime
-from oddpatch.backbones.weights import WeightsSource, find_weights, mismatch, read_state_dict
-from oddpatch.errors import ConfigError, WeightsError
+from oddpatch.backbones.weights import WeightsSource, load_weights
+from oddpatch.errors import ConfigError
 
 
 class EfficientNetBackbone(Backbone):
@@ -56,7 +55,7 @@ class EfficientNetBackbone(Backbone):
         check_layers(chosen, valid, name)
         self.layers = [layer for layer in order if layer in chosen]
         self.name = name
-        self.weights_origin = self._load(network, weights)
+        self.weights_origin = load_weights(network, weights, WeightsSource(name, url=url_map.get(name)))
 
         positions = [order.index(layer) for layer in self.layers]
         self.channels = [channels[i] for i in positions]
@@ -80,19 +79,6 @@ class EfficientNetBackbone(Backbone):
         if self.head is not None:
             features.append(self.head(x))
         return features
-
-    def _load(self, network: nn.Module, weights: str) -> str:
-        if weights == "random":
-            return "random"
-        path = find_weights(WeightsSource(self.name, url=url_map.get(self.name))) if weights == "pretrained" else None
-        path = path or Path(weights)
-        expected = network.state_dict()
-        given = read_state_dict(path)
-        told = mismatch(expected, given, self.name)
-        if told:
-            raise WeightsError(f"{path}: {told}: use weights of this very architecture")
-        network.load_state_dict(given)
-        return path.name
 
 
 def _describe(network: Any) -> tuple[list[int], list[int]]:

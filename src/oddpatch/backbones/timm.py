@@ -4,7 +4,7 @@ import copy
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oddpatch.backbones.base import Backbone, check_layers
 from oddpatch.backbones.engine import Runtime
-from oddpatch.backbones.weights import WeightsSource, find_weights, mismatch, read_state_dict
+from oddpatch.backbones.weights import WeightsSource, load_weights
 from oddpatch.errors import ConfigError, WeightsError
 
 #: Arguments of `timm.create_model` that read or fetch a file, beside those that begin with "pretrained".
@@ -71,8 +71,10 @@ class TimmBackbone(Backbone):
         chosen: list[Any] = list(valid) if layers in ("all", "stages") else list(layers)
         check_layers(chosen, valid, name)
         self.layers: list[int] = sorted(chosen)
-        self.weights_origin = self._load(network, weights, package, tuple(files))
-        self.mean, self.std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
+        pretrained = network.pretrained_cfg
+        source = WeightsSource(name, package, tuple(files), pretrained.get("url"), pretrained.get("hf_hub_id"))
+        self.weights_origin = load_weights(network, weights, source, partial(_adapt, network, source))
+        self.mean, self.std = pretrained["mean"], pretrained["std"]
 
         # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
         network.prune_intermediate_layers(self.layers, prune_norm=True, prune_head=True)
@@ -128,28 +130,6 @@ class TimmBackbone(Backbone):
         fixed.network.set_input_size(img_size=image_size)
         return fixed
 
-    def _load(self, network: Any, weights: str, package: str | None, files: tuple[str, ...]) -> str:
-        if weights == "random":
-            return "random"
-        if weights == "pretrained":
-            pretrained = network.pretrained_cfg
-            source = WeightsSource(self.name, package, files, pretrained.get("url"), pretrained.get("hf_hub_id"))
-            path = find_weights(source)
-        else:
-            path = Path(weights)
-        given = read_state_dict(path)
-        if package is not None and not given.keys() & network.state_dict().keys():
-            given = _rename_by_order(given, self.name)
-        given = _filtered(given, network)
-        expected = network.state_dict()
-        head = {key for key in given if key not in expected and key.startswith(_classifiers(network))}
-        given = {key: value for key, value in given.items() if key not in head}
-        told = mismatch(expected, given, self.name)
-        if told:
-            raise WeightsError(f"{path}: {told}: use weights of this very architecture")
-        network.load_state_dict(given)
-        return path.name
-
 
 def _check_tap(network: nn.Module, tap: str, name: str) -> None:
     blocks = getattr(network, "blocks", None)
@@ -173,6 +153,16 @@ def _rename_by_order(given: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if shapes != [tuple(tensor.shape) for tensor in given.values()]:
         raise WeightsError(f"the packaged weights are not those of {name}: their shapes differ")
     return dict(zip(expected, given.values(), strict=True))
+
+
+def _adapt(network: Any, source: WeightsSource, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under the network's names, without those of its classifier."""
+    expected = network.state_dict()
+    if source.package is not None and not given.keys() & expected.keys():
+        given = _rename_by_order(given, source.name)
+    given = _filtered(given, network)
+    head = _classifiers(network)
+    return {key: value for key, value in given.items() if key in expected or not key.startswith(head)}
 
 
 def _filtered(given: dict[str, Tensor], network: Any) -> dict[str, Tensor]:

@@ -3,17 +3,16 @@
 import difflib
 import operator
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torchvision
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from oddpatch.backbones.base import Backbone
 from oddpatch.backbones.engine import Runtime
-from oddpatch.backbones.weights import WeightsSource, find_weights, mismatch, read_state_dict
-from oddpatch.errors import ConfigError, WeightsError
+from oddpatch.backbones.weights import WeightsSource, load_weights
+from oddpatch.errors import ConfigError
 
 #: Side of the image that nodes are described with; every torchvision classifier takes it.
 PROBE = 224
@@ -60,7 +59,12 @@ class TorchvisionBackbone(Backbone):
         self.layers = sorted(chosen, key=lambda node: (nodes[node][1], order.index(node)))
         self.name = name
         network = torchvision.models.get_model(name, weights=None)
-        self.weights_origin = self._load(network, weights, tag)
+        known = torchvision.models.get_model_weights(name)
+        if tag not in known.__members__:
+            raise ConfigError(f"backbone.tag={tag!r}: {name} has {', '.join(known.__members__)}")
+        normalisation = known[tag].transforms()
+        self.mean, self.std = tuple(normalisation.mean), tuple(normalisation.std)
+        self.weights_origin = load_weights(network, weights, WeightsSource(name, url=known[tag].url))
         self.channels = [nodes[node][0] for node in self.layers]
         self.strides = [nodes[node][1] for node in self.layers]
         # The extractor keeps what its nodes need: the rest would cost time, memory and room in the checkpoint.
@@ -71,24 +75,6 @@ class TorchvisionBackbone(Backbone):
         """Feature maps [(B, C_l, h_l, w_l)] of the chosen nodes."""
         maps = self.network(self.prepare(images))
         return [maps[node] for node in self.layers]
-
-    def _load(self, network: nn.Module, weights: str, tag: str) -> str:
-        known = torchvision.models.get_model_weights(self.name)
-        if tag not in known.__members__:
-            raise ConfigError(f"backbone.tag={tag!r}: {self.name} has {', '.join(known.__members__)}")
-        chosen = known[tag]
-        normalisation = chosen.transforms()
-        self.mean, self.std = tuple(normalisation.mean), tuple(normalisation.std)
-        if weights == "random":
-            return "random"
-        path = find_weights(WeightsSource(self.name, url=chosen.url)) if weights == "pretrained" else Path(weights)
-        given = read_state_dict(path)
-        expected = network.state_dict()
-        told = mismatch(expected, given, self.name)
-        if told:
-            raise WeightsError(f"{path}: {told}: use weights of this very architecture")
-        network.load_state_dict(given)
-        return path.name
 
 
 def map_nodes(name: str) -> Nodes:

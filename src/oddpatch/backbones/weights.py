@@ -11,13 +11,13 @@ import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oddpatch.errors import WeightsError
 
@@ -224,6 +224,35 @@ def _unwrap(loaded: object, path: Path) -> dict[str, Tensor]:
         if not value.isfinite().all():
             raise WeightsError(f"{path}: {key} holds values that are no finite numbers: fetch or export it again")
     return tensors
+
+
+def load_weights(
+    network: nn.Module,
+    weights: str,
+    source: WeightsSource,
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> str:
+    """Load weights into a network and say where they came from: a file's name, or "random".
+
+    Args:
+        network: as it is built, with random weights.
+        weights: "pretrained", "random", or the path of a state dict.
+        source: where the pretrained ones are.
+        adapt: what makes the names of the file those of the network.
+
+    Raises:
+        WeightsError: weights not found, or they do not fit.
+    """
+    if weights == "random":
+        return "random"
+    path = find_weights(source) if weights == "pretrained" else Path(weights)
+    given = read_state_dict(path)
+    given = adapt(given) if adapt else given
+    told = mismatch(network.state_dict(), given, source.name)
+    if told:
+        raise WeightsError(f"{path}: {told}: use weights of this very architecture")
+    network.load_state_dict(given)
+    return path.name
 
 
 def mismatch(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> str | None:

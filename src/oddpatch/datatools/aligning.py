@@ -11,12 +11,12 @@ from torch import Tensor
 from oddpatch.data.alignment import Alignment, Registration
 from oddpatch.data.decoding import read_image, read_mask
 from oddpatch.data.layout import MASK_SUFFIX, Sample, scan
-from oddpatch.datatools.pool import run_many
 from oddpatch.datatools.writing import MANIFEST, Output, Progress, check_targets, drafting, png, write_all, write_json
 from oddpatch.errors import DataError
+from oddpatch.pool import run_many
 from oddpatch.wording import counted
 
-_WORTH_A_POOL = 40  # images; registering one costs some tenths of a second
+_WORTH_A_WORKER = 20  # images; registering one costs some tenths of a second
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def place_images(
     """
     found = scan(category.parent, category.name)
     samples = [("train", sample) for sample in found.train] + [("test", sample) for sample in found.test]
-    return run_many(partial(_place, alignment), samples, workers, progress, worth=_WORTH_A_POOL)
+    return run_many(partial(_place, alignment), samples, _WORTH_A_WORKER, workers, progress)
 
 
 def _place(alignment: Alignment, item: tuple[str, Sample]) -> Placed:

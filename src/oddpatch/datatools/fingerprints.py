@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.decoding import read_image
-from oddpatch.datatools.pool import run_many
 from oddpatch.datatools.writing import Progress
 from oddpatch.errors import DataError
+from oddpatch.pool import run_many
 
 THUMBNAIL = 32  # pixels a side
 _SAMPLE = 500  # images whose nearest neighbours tell how far apart images lie
@@ -60,7 +60,7 @@ def fingerprints(
     progress: Progress | None = None,
 ) -> list[Fingerprint]:
     """Describe many images, in order, in several processes where that pays."""
-    return run_many(partial(fingerprint, full_scale=full_scale), paths, workers, progress)
+    return run_many(partial(fingerprint, full_scale=full_scale), paths, 100, workers, progress)
 
 
 def distances(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from oddpatch import temporary
 from oddpatch.errors import DataError
 from oddpatch.files import replacing
+from oddpatch.pool import Progress
 from oddpatch.temporary import placing
 
 MANIFEST = "oddpatch_manifest.json"
-Progress = Callable[[int, int], None]  # told (done, in all)
 
 
 class Output(NamedTuple):

@@ -16,7 +16,6 @@ from hydra.core.override_parser.types import Quote, QuotedString, Sweep
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.syntax import Syntax
 
 from oddpatch.ending import ending_when_told, go_on_unread
 from oddpatch.environment import read_env
@@ -179,12 +178,6 @@ def _keys(cfg: Any, prefix: str = "") -> Iterator[str]:
 def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if not line.startswith(("Error parsing override", "See https"))]
     return lines[0] if lines else "it is not KEY=VALUE"
-
-
-def print_config(cfg: DictConfig) -> None:
-    """Print a composed config, resolved."""
-    text = OmegaConf.to_yaml(cfg, resolve=True)
-    Console().print(Syntax(text, "yaml", background_color="default", word_wrap=True))
 
 
 def need_extra(package: str) -> None:

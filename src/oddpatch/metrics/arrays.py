@@ -57,6 +57,21 @@ def to_scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, 
     return scores, anomalous
 
 
+def to_both_classes(scores: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
+    """`to_scores_and_labels` of good and anomalous images.
+
+    Raises:
+        UndefinedMetricError: there is only one class.
+        DataError: shapes differ, or a label is neither 0 nor 1.
+        NonFiniteScoreError: a score is NaN or infinite.
+    """
+    scores, anomalous = to_scores_and_labels(scores, labels)
+    count = int(anomalous.sum())
+    if not 0 < count < anomalous.size:
+        raise UndefinedMetricError(f"needs both good and anomalous: got {anomalous.size - count} and {count}")
+    return scores, anomalous
+
+
 def to_stack(images: ArrayLike, name: str) -> NDArray[Any]:
     """Images (N, H, W) or (N, 1, H, W) as an array (N, H, W).
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.metrics.arrays import ArrayLike, UndefinedMetricError, to_scores_and_labels
+from oddpatch.metrics.arrays import ArrayLike, to_both_classes
 from oddpatch.metrics.ranking import Ranking
 
 Points = NDArray[np.float64]
@@ -36,10 +36,7 @@ def precision_recall_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[Points
 
 def _counts(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64], Points]:
     """False and true positives at each distinct score, falling."""
-    scores, anomalous = to_scores_and_labels(scores, labels)
-    if anomalous.all() or not anomalous.any():
-        count = int(anomalous.sum())
-        raise UndefinedMetricError(f"needs both good and anomalous: got {anomalous.size - count} and {count}")
+    scores, anomalous = to_both_classes(scores, labels)
     order = np.argsort(scores)[::-1]
     ordered = scores[order]
     last_of_run = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), ordered.size - 1)

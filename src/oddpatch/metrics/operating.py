@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.metrics.arrays import ArrayLike, UndefinedMetricError, to_scores_and_labels
+from oddpatch.metrics.arrays import ArrayLike, to_both_classes, to_scores_and_labels
 from oddpatch.wording import counted
 
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
@@ -55,10 +55,8 @@ def recall_at_false_alarm_rate(scores: ArrayLike, labels: ArrayLike, rate: float
         NonFiniteScoreError: a score is NaN or infinite.
         DataError: shapes differ, or a label is neither 0 nor 1.
     """
-    scores, anomalous = to_scores_and_labels(scores, labels)
+    scores, anomalous = to_both_classes(scores, labels)
     good, bad = np.sort(scores[~anomalous])[::-1], scores[anomalous]
-    if not good.size or not bad.size:
-        raise UndefinedMetricError(f"needs both good and anomalous: got {good.size} and {bad.size}")
     # The last digits of the product must not decide: 0.29 * 100 is below 29.
     allowed = math.floor(rate * good.size + 1e-9)
     # The first good image that may no longer alarm; of those that tie with it, none may.

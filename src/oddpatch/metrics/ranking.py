@@ -12,10 +12,9 @@ from oddpatch.errors import DataError
 from oddpatch.metrics.arrays import (
     ArrayLike,
     Floats,
-    UndefinedMetricError,
     require_finite,
+    to_both_classes,
     to_floats,
-    to_scores_and_labels,
 )
 
 
@@ -105,11 +104,8 @@ def rank(scores: ArrayLike, labels: ArrayLike) -> Ranking:
         NonFiniteScoreError: a score is NaN or infinite.
         DataError: shapes differ, or a label is neither 0 nor 1.
     """
-    scores, anomalous = to_scores_and_labels(scores, labels)
-    negatives, positives = np.sort(scores[~anomalous]), np.sort(scores[anomalous])
-    if not negatives.size or not positives.size:
-        raise UndefinedMetricError(f"needs both good and anomalous: got {negatives.size} and {positives.size}")
-    return Ranking.of_sorted([negatives], positives)
+    scores, anomalous = to_both_classes(scores, labels)
+    return Ranking.of_sorted([np.sort(scores[~anomalous])], np.sort(scores[anomalous]))
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:

@@ -12,7 +12,6 @@ from torch import Tensor
 from oddpatch.errors import ConfigError
 from oddpatch.ops.neighbours import (
     Columns,
-    NearestIndex,
     chunks,
     full_precision,
     lengths,
@@ -133,12 +132,6 @@ def random_subset(total: int, count: int, generator: torch.Generator) -> Tensor:
     """(count,) distinct indices of 0..total-1, each subset equally likely, in random order."""
     _require_count(count, total)
     return torch.randperm(total, generator=generator, device=generator.device)[:count]
-
-
-def covering_radius(points: Tensor, selected: Tensor, max_bytes: int | None = None) -> float:
-    """Largest distance of any of `points` (N, D) to the nearest of `selected` (M, D): what k-center keeps small."""
-    index = NearestIndex(selected, num_queries=len(points))
-    return index.search(points, max_bytes=max_bytes)[0].max().item()
 
 
 class StreamingCoreset:

@@ -15,19 +15,6 @@ SKETCH_DIMS = (7, 15, 31, 47, 63, 95, 127)
 DIRECT_COST = 80
 
 
-def johnson_lindenstrauss_dim(num_points: int, eps: float = 0.1) -> int:
-    """Dimensions in which a random projection keeps all squared distances of `num_points` within 1 ± eps.
-
-    The bound of Dasgupta & Gupta, 2003, rounded down as scikit-learn's `johnson_lindenstrauss_min_dim` does.
-    It may exceed the dimension of the data: then there is nothing to gain from projecting.
-    """
-    if num_points < 1:
-        raise ConfigError(f"num_points={num_points}: needs at least 1 point")
-    if not 0 < eps < 1:
-        raise ConfigError(f"eps={eps} must lie between 0 and 1, both excluded")
-    return int(4 * math.log(num_points) / (eps**2 / 2 - eps**3 / 3))
-
-
 def random_projection(points: Tensor, dim: int, generator: torch.Generator) -> Tensor:
     """Gaussian random projection (N, D) -> (N, dim) that keeps squared distances in expectation.
 

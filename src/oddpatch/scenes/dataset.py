@@ -1,14 +1,11 @@
 """Renders a whole dataset: which images there are, the pool that renders them, and the files they become."""
 
 import importlib
-import multiprocessing
 import pkgutil
-import signal
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.ending import follow_parent
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.limits import cores
+from oddpatch.pool import Progress, run_many
 from oddpatch.scenes import unity_solo
 from oddpatch.scenes.optics import Camera, Light
 from oddpatch.scenes.scene import Scene, Specimen
@@ -93,7 +89,7 @@ def render_dataset(
     size: int = 320,
     seed: int = 0,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Render specimens of one design as a dataset in MVTec layout: train, test, ground_truth.
 
@@ -127,9 +123,7 @@ def render_dataset(
     with drafting(root) as scratch:
         draft = scratch / root.name
         draft.mkdir()
-        for done, _ in enumerate(_run(jobs, (scene, size, seed), draft, workers), start=1):
-            if progress is not None:
-                progress(done, len(jobs))
+        run_many(partial(_write, (scene, size, seed), draft), jobs, _WORTH_A_WORKER, workers, progress)
         groups = [(job.split, job.defect_type) for job in jobs]
         for split, defect_type in dict.fromkeys(groups):
             folder = draft / "unity_solo" / f"{split}_{defect_type}"
@@ -176,36 +170,6 @@ def check_absent(root: Path) -> None:
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: exists and is not an empty folder: remove it or choose another")
-
-
-def _run(jobs: list[Job], design: tuple[str, int, int], draft: Path, workers: int | None) -> Iterator[None]:
-    """Render and write all jobs; yields once for each that is done."""
-    if workers is None:
-        workers = max(1, min(cores(), len(jobs) // _WORTH_A_WORKER))
-    if workers == 1:
-        threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        try:
-            for job in jobs:
-                _write(design, draft, job)
-                yield
-        finally:
-            cv2.setNumThreads(threads)
-        return
-    # Spawned rather than forked: the caller may hold CUDA or threads, which do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-        try:
-            count = len(jobs)
-            yield from pool.map(_write, [design] * count, [draft] * count, jobs, chunksize=4)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    follow_parent()
-    cv2.setNumThreads(1)
 
 
 def _write(design: tuple[str, int, int], draft: Path, job: Job) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 import oddpatch
 
 #: Settings that say how a sweep goes on, not what a job computes.
-NOT_THE_JOBS = ("hydra", "resume", "print_config")
+NOT_THE_JOBS = ("hydra", "resume")
 
 
 class Identity(NamedTuple):

@@ -38,7 +38,8 @@ def test_delong_is_its_definition(decimals):
 def test_under_no_difference_small_p_values_are_as_rare_as_they_say():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 40)
-    p_values = [delong_test(*(rng.normal(0, 1, (2, 80)) + labels), labels).p_value for _ in range(400)]
+    drawn = rng.normal(0, 1, (400, 2, 80)) + labels
+    p_values = [delong_test(first, second, labels).p_value for first, second in drawn]
     assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 

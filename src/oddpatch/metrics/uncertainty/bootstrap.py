@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.metrics.arrays import ArrayLike, UndefinedMetricError, product, to_numpy, to_scores_and_labels
+from oddpatch.metrics.arrays import ArrayLike, product, to_both_classes, to_numpy
 from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
 Weights = NDArray[np.int64]
@@ -83,10 +83,7 @@ def image_metrics_by_draw(scores: ArrayLike, labels: ArrayLike, weights: Weights
         NonFiniteScoreError: a score is NaN or infinite.
         DataError: shapes differ, or a label is neither 0 nor 1.
     """
-    scores, anomalous = to_scores_and_labels(scores, labels)
-    if anomalous.all() or not anomalous.any():
-        count = int(anomalous.sum())
-        raise UndefinedMetricError(f"needs both good and anomalous: got {anomalous.size - count} and {count}")
+    scores, anomalous = to_both_classes(scores, labels)
     order = np.argsort(-scores, kind="stable")
     anomalous, ordered = anomalous[order], scores[order]
     ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), ordered.size - 1)  # (T,) where each tie ends

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.metrics.arrays import ArrayLike, Floats, UndefinedMetricError, to_scores_and_labels
+from oddpatch.metrics.arrays import ArrayLike, Floats, UndefinedMetricError, to_both_classes
 
 
 class DeLong(NamedTuple):
@@ -33,7 +33,7 @@ def delong_test(first: ArrayLike, second: ArrayLike, labels: ArrayLike) -> DeLon
     """
     from scipy.stats import norm
 
-    one, other = (_place(*to_scores_and_labels(scores, labels)) for scores in (first, second))
+    one, other = (_place(*to_both_classes(scores, labels)) for scores in (first, second))
     num_anomalous, num_good = one.below.size, one.above.size
     if min(num_anomalous, num_good) < 2:
         raise UndefinedMetricError(
@@ -60,8 +60,6 @@ def _place(scores: Floats, anomalous: NDArray[np.bool_]) -> _Placements:
 
     ranks = rankdata(scores)
     num_anomalous, num_good = int(anomalous.sum()), int((~anomalous).sum())
-    if not num_anomalous or not num_good:
-        raise UndefinedMetricError(f"needs both good and anomalous: got {num_good} and {num_anomalous}")
     below = (ranks[anomalous] - rankdata(scores[anomalous])) / num_good
     above = 1 - (ranks[~anomalous] - rankdata(scores[~anomalous])) / num_anomalous
     return _Placements(below, above)
