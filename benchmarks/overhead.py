@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -27,7 +28,7 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def prepare(args: argparse.Namespace, out: str):
+def prepare(args: argparse.Namespace, out: str) -> Any:
     """A built run of the pipeline, as train.py makes it."""
     from hydra import compose, initialize_config_dir
 
@@ -75,7 +76,7 @@ def measure(args: argparse.Namespace) -> None:
         print(f"{len(samples)} images, {args.model} on {args.backbone}: median ratio {ratios[len(ratios) // 2]:.2f}")
 
 
-def _skip(size):
+def _skip(size: tuple[int, int]) -> Any:
     """A stand-in for preprocessing that only gives a tensor of the right shape: the floor decodes and no more."""
     import torch
 
@@ -85,19 +86,19 @@ def _skip(size):
         image_size = size
         roi_mask = None
 
-        def read(self, path):
+        def read(self, path: Path) -> Any:
             return read_image(path, keep_uint8=True)
 
-        def register(self, image):
+        def register(self, image: Any) -> None:
             return None
 
-        def __call__(self, image, registration):
+        def __call__(self, image: Any, registration: None) -> torch.Tensor:
             return torch.zeros(3, *size)
 
-        def mask(self, mask, registration):
+        def mask(self, mask: Any, registration: None) -> torch.Tensor:
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about
 
-        def uniform_mask(self, value, original_size):
+        def uniform_mask(self, value: int, original_size: Any) -> torch.Tensor:
             return torch.full((1, *size), value, dtype=torch.uint8)
 
     return Skip()

@@ -695,9 +695,9 @@ def job_cases() -> SearchStrategy[Case]:
 def check_job(case: Case, folder: Path) -> None:
     from rich.console import Console
 
+    from oddpatch.locking import held_by, job_lock
     from oddpatch.sweep.identity import Identity
     from oddpatch.sweep.job import objective, why_again
-    from oddpatch.sweep.locking import held_by, job_lock
     from oddpatch.sweep.outcome import _outcome
     from oddpatch.sweep.plan import Job
     from oddpatch.sweep.record import Record

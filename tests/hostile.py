@@ -430,7 +430,7 @@ def watched() -> Iterator[list[str]]:
     global _watching
     if not getattr(sys, "_oddpatch_hook", False):
         sys.addaudithook(_hook)  # it cannot be removed
-        sys._oddpatch_hook = True  # type: ignore[attr-defined]
+        sys._oddpatch_hook = True
     _watching = seen = []
     try:
         yield seen

@@ -1,22 +1,16 @@
 """What a checkpoint holds, how it is written whole or not at all, and how it is read without executing anything."""
 
-import platform
 import warnings
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from oddpatch import __version__
-from oddpatch.environment import git_commit
+from oddpatch.environment import git_commit, library_versions
 from oddpatch.errors import CheckpointError, ResourceError
 from oddpatch.files import replacing
 from oddpatch.known import check_plain
 from oddpatch.temporary import unwritable
-
-if TYPE_CHECKING:
-    from oddpatch.learning.scoring import AnomalyModule
 
 #: Raised when older code could no longer read what is written.
 FORMAT = 2
@@ -37,7 +31,6 @@ FIELDS: dict[str, Any] = {
 LISTS = ("train_images", "held_out", "updates")
 #: The one number of a model that is not there until it is measured.
 MAY_BE_NAN = "calibration.f1_threshold"
-LIBRARIES = ("torch", "torchvision", "lightning", "timm", "efficientnet-pytorch", "numpy", "scipy", "torchmetrics")
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -55,43 +48,16 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         raise unwritable(path, OSError(*getattr(error.__context__, "args", ()))) from error
 
 
-def describe(module: "AnomalyModule") -> dict[str, Any]:
-    """The part of a checkpoint that is not tensors: format, versions, config, preprocessing."""
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "versions": library_versions(),
-        "git_commit": git_commit(),
-        "config": module.config,
-        "preprocess": module.model.preprocess.settings(),
-        "weights": module.model.backbone.weights_origin,
-        "train_images": (names := train_images(module.trainer.datamodule)),  # type: ignore[attr-defined]
-        "num_fitted": module.num_fitted,
-        "no_threshold": module.model.calibration.absent,
-        "held_out": [names[i] for i in module.trainer.datamodule.held_out],  # type: ignore[attr-defined]
-    }
-
-
-def train_images(data: Any) -> list[str]:
-    """Paths of the images fitted to, in the order of their indices; relative to the folder of the categories."""
-    return [relative_name(sample.path, data.root) for sample in data.train_samples]
+def written_by() -> dict[str, Any]:
+    """The part of a checkpoint that says what wrote it: format, versions, commit."""
+    versions = library_versions()
+    return {"format": FORMAT, "version": versions["oddpatch"], "versions": versions, "git_commit": git_commit()}
 
 
 def relative_name(path: str | Path, root: str | Path) -> str:
     """A path as it is written down: below `root` if it lies there, else in full."""
     path = Path(path)
     return (path.relative_to(root) if path.is_relative_to(root) else path.resolve()).as_posix()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of oddpatch, Python and the libraries that decide the numbers."""
-    found = {"oddpatch": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -117,8 +83,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     _check_fields(about, FIELDS, "oddpatch", path)
     _check_fields(about.get("updates", []), [dict], "oddpatch.updates", path)
     if about["format"] != FORMAT:
+        ours = library_versions()["oddpatch"]
         raise CheckpointError(
-            f"{path} has format {about['format']}, written by oddpatch {about['version']}; this is {__version__}, "
+            f"{path} has format {about['format']}, written by oddpatch {about['version']}; this is {ours}, "
             f"which reads format {FORMAT}: {'update oddpatch' if about['format'] > FORMAT else 'train again'}"
         )
     unknown = set(about["held_out"]) - set(about["train_images"])

@@ -2,7 +2,10 @@
 
 import io
 import os
+import platform
 import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from oddpatch.errors import ConfigError
@@ -12,6 +15,9 @@ VARIABLES = (
     "ODDPATCH_DATA_DIR", "ODDPATCH_CACHE_DIR", "TORCH_HOME", "HF_HOME", "HF_HUB_OFFLINE", "WANDB_API_KEY",
     "WANDB_MODE", "WANDB_ENTITY",
 )  # fmt: skip
+
+#: Libraries that decide the numbers.
+LIBRARIES = ("torch", "torchvision", "lightning", "timm", "efficientnet-pytorch", "numpy", "scipy", "torchmetrics")
 
 
 def checkout() -> Path | None:
@@ -47,6 +53,17 @@ def read_env() -> None:
     for name, value in values.items():
         if value is not None:
             os.environ.setdefault(name, value)
+
+
+def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Versions of oddpatch, Python and libraries."""
+    found = {"oddpatch": version("oddpatch"), "python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def git_commit() -> str | None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,10 +25,6 @@ def free_memory() -> int:
 
     free = [psutil.virtual_memory().available]
     free += [room for folder in _own_groups("memory") if (room := _room(folder)) is not None]
-    try:
-        import resource
-    except ImportError:  # Windows
-        return min(free)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         free.append(limit - psutil.Process().memory_info().vms)

@@ -21,11 +21,11 @@ from oddpatch.known import KNOWN, read_spec
 from oddpatch.learning import distributed
 from oddpatch.learning.one_epoch import OneEpoch
 from oddpatch.learning.scoring import AnomalyModule
+from oddpatch.locking import hold
 from oddpatch.models.base import AnomalyModel
 from oddpatch.quiet import hush_lightning
 from oddpatch.results.summary import print_summary
 from oddpatch.settings import check_area, check_seed
-from oddpatch.sweep.locking import hold
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from test_pipeline import config, predictions, run, tiny_backbone  # noqa: F401 - a fixture
 
 import oddpatch.data.transforms
+from oddpatch import environment
 from oddpatch.backbones.engine import Runtime
 from oddpatch.cache import fingerprint as fingerprints
 from oddpatch.cache.features import END, Entry, FeatureCache, stack
@@ -258,7 +259,7 @@ def test_whatever_changes_features_changes_the_fingerprint(monkeypatch):
     half = model()
     half.backbone.runtime = replace(Runtime(), precision="bf16")
     found.append(fingerprint(half, {"name": "tiny"}, cpu))
-    monkeypatch.setattr(fingerprints.metadata, "version", lambda name: "0.0")
+    monkeypatch.setattr(environment, "version", lambda name: "0.0")
     found.append(fingerprint(model(), {"name": "tiny"}, cpu))
     assert len({first, *found}) == len(found) + 1
 

@@ -176,7 +176,7 @@ def test_one_class_leaves_the_image_metrics_out(tmp_path, scores):
 
     good = LABELS * 0
     runs = [read_run(write_run(tmp_path / name, scores[i], labels=good)) for i, name in enumerate("ab")]
-    found, absent = compare_runs(*runs, Confidence(20))
+    found, absent = compare_runs(runs[0], runs[1], Confidence(20))
     assert found == []
     assert absent["image metrics"] == "needs both good and anomalous: got 17 and 0"
 

@@ -43,9 +43,8 @@ def load(dataset, batch_size=3, workers=0):
 
 
 def joined(batches):
-    return Batch(
-        *(torch.cat(part) for part in list(zip(*batches, strict=True))[:4]), [p for b in batches for p in b.path]
-    )
+    parts = [torch.cat(part) for part in list(zip(*batches, strict=True))[:4]]
+    return Batch(*parts, path=[p for b in batches for p in b.path])
 
 
 def test_items(samples):

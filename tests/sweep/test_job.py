@@ -17,8 +17,8 @@ from sweeping import Stand, basic_launcher, dataset, statuses, sweep, table
 
 from oddpatch import temporary
 from oddpatch.errors import ConfigError
+from oddpatch.locking import Holder, JobBusyError, NoLocksError, held_by, hold, job_lock
 from oddpatch.sweep import identity, job
-from oddpatch.sweep.locking import Holder, JobBusyError, NoLocksError, held_by, hold, job_lock
 from oddpatch.sweep.process import Ending
 from oddpatch.sweep.record import Record
 
@@ -264,9 +264,7 @@ def test_identity_is_of_settings_data_and_code(tmp_path, tiles):
     assert identity.identify(cfg, other).change_from(first) == "the code has changed"
 
 
-HOLD = (
-    "import sys, time; from pathlib import Path; from oddpatch.sweep.locking import {0}\nlock = {0}(Path(sys.argv[1]))"
-)
+HOLD = "import sys, time; from pathlib import Path; from oddpatch.locking import {0}\nlock = {0}(Path(sys.argv[1]))"
 SIGNED = "\nprint('held', flush=True)\n"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from oddpatch.errors import ConfigError
+from oddpatch.locking import held_by, job_lock
 from oddpatch.sweep import process
-from oddpatch.sweep.locking import held_by, job_lock
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_a_job_ends_with_the_sweep_and_holds_its_lock_until_then(tmp_path):
     )
     sweep = (
         "import sys; from pathlib import Path; from oddpatch.sweep import process\n"
-        "from oddpatch.sweep.locking import job_lock\n"
+        "from oddpatch.locking import job_lock\n"
         "process.PRELOADED = []\n"
         "if __name__ == '__main__':\n"
         "    with job_lock(Path(sys.argv[1])):\n"

@@ -4,14 +4,13 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-import oddpatch
+from oddpatch.environment import library_versions
 
 if TYPE_CHECKING:
     from oddpatch.models.base import AnomalyModel
@@ -41,8 +40,8 @@ def fingerprint(model: "AnomalyModel", backbone: Any, device: torch.device) -> s
         "weights": hash_weights(model.backbone),
         "device": _describe(device),
         "precision": [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
-        "libraries": {name: _version(name) for name in LIBRARIES},
-        "source": _hash_sources(Path(oddpatch.__file__).parent),
+        "libraries": library_versions(LIBRARIES),
+        "source": _hash_sources(Path(__file__).parents[1]),
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -67,13 +66,6 @@ def _describe(device: torch.device) -> list[str]:
         return ["cuda", torch.cuda.get_device_name(device)]
     # Some convolutions sum in another order on another number of threads.
     return [device.type, platform.machine(), torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _hash_sources(package: Path) -> str:

@@ -11,8 +11,7 @@ import lightning as L
 import numpy as np
 
 from oddpatch.callbacks.loggers import log_results
-from oddpatch.checkpoint import library_versions
-from oddpatch.environment import git_commit
+from oddpatch.environment import git_commit, library_versions
 from oddpatch.files import replacing, to_cell
 from oddpatch.metrics.operating import operating_figures, overlap_histogram
 from oddpatch.metrics.uncertainty.bootstrap import Confidence, confidence_intervals

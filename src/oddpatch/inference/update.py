@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from oddpatch.checkpoint import FORMAT, library_versions, read_checkpoint, write_checkpoint
+from oddpatch.checkpoint import read_checkpoint, write_checkpoint, written_by
 from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import Walk, summary, walk
-from oddpatch.environment import git_commit
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.factory import CHECKPOINT, restore
 from oddpatch.inference.explain import memory_bank_of, train_images_of
@@ -194,10 +193,7 @@ def describe_update(
     step = {"run": str(run.resolve()), "folder": str(folder.resolve()), "images": len(images), "left_out": left_out}
     return {
         **about,
-        "format": FORMAT,
-        "version": library_versions()["oddpatch"],
-        "versions": library_versions(),
-        "git_commit": git_commit(),
+        **written_by(),
         "train_images": [*about["train_images"], *images],
         "num_fitted": about["num_fitted"] + len(images),
         "held_out": [*about["held_out"], *(images if calibration.method == "leave_one_out" else [])],

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from oddpatch import errors
 from oddpatch.errors import ConfigError, OddpatchError, ResourceError
 from oddpatch.limits import cores, free_memory
-from oddpatch.sweep.locking import hold
+from oddpatch.locking import hold
 
 Task = Callable[[DictConfig], float | None]
 

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from oddpatch.checkpoint import relative_name
+from oddpatch.checkpoint import relative_name, written_by
 from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.data.layout import Sample
 from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
@@ -270,6 +270,15 @@ class AnomalyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the same model again: its config and preprocessing, and the versions."""
-        from oddpatch.checkpoint import describe
-
-        checkpoint["oddpatch"] = describe(self)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = [relative_name(sample.path, data.root) for sample in data.train_samples]
+        checkpoint["oddpatch"] = {
+            **written_by(),
+            "config": self.config,
+            "preprocess": self.model.preprocess.settings(),
+            "weights": self.model.backbone.weights_origin,
+            "train_images": names,
+            "num_fitted": self.num_fitted,
+            "no_threshold": self.model.calibration.absent,
+            "held_out": [names[i] for i in data.held_out],
+        }

@@ -15,9 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from oddpatch.errors import INTERRUPTED, CheckpointError, ConfigError, OddpatchError
 from oddpatch.hydra_entry.overrides import quoted
+from oddpatch.locking import JobBusyError, job_lock
 from oddpatch.report.runs import METRICS, is_number, read_run
 from oddpatch.sweep.identity import Identity, identify
-from oddpatch.sweep.locking import JobBusyError, job_lock
 from oddpatch.sweep.process import run_script
 from oddpatch.sweep.record import Record
 from oddpatch.temporary import remove_leftovers

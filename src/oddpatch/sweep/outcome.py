@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from oddpatch.sweep.locking import held_by
+from oddpatch.locking import held_by
 from oddpatch.sweep.plan import Job
 from oddpatch.sweep.process import explain
 from oddpatch.sweep.record import Record

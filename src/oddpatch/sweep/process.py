@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from oddpatch import ending
 from oddpatch.ending import TERMINATED, Terminated
 from oddpatch.errors import INTERRUPTED, OddpatchError
-from oddpatch.sweep.locking import hold
+from oddpatch.locking import hold
 
 #: What most jobs import; a job that needs more imports it itself.
 PRELOADED = [
@@ -53,17 +53,14 @@ def run_script(
         console: file for what the job prints; None for where this process prints.
         folder: is held as a run's by the job, from its first moment to its last.
     """
-    # Windows has no forkserver; a spawned process imports everything anew.
-    methods = multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if multiprocessing.get_start_method(allow_none=True) not in (None, *methods):
+    context = multiprocessing.get_context("forkserver")
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         # The job takes over how this process starts others, and knows nothing of joblib's "loky".
         multiprocessing.set_start_method(None, force=True)
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(PRELOADED)
-        _start_server()
+    context.set_forkserver_preload(PRELOADED)
+    _start_server()
     told, tell = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(script, list(arguments), environment, console, folder, tell))
+    process: Any = context.Process(target=_main, args=(script, list(arguments), environment, console, folder, tell))
     try:
         process.start()
     except BaseException:  # most likely while the server imports, which nobody waits for any more
@@ -150,8 +147,7 @@ def _main(
     sys.path[0:0] = [str(script.parent)]
     code, reason = 1, ""
     try:
-        if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the server's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the server's
         hold(folder)
         runpy.run_path(str(script), run_name="__main__")
         code = 0

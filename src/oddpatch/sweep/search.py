@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import OmegaConf
 
 from oddpatch.files import replacing
-from oddpatch.sweep.locking import Holder
+from oddpatch.locking import Holder
 from oddpatch.sweep.outcome import Interrupted, Outcome, run_all
 from oddpatch.sweep.plan import Job
 

@@ -4,24 +4,17 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from oddpatch.errors import ConfigError, OddpatchError, in_one_line
-from oddpatch.files import parse_json, shown
-from oddpatch.temporary import unwritable
+from oddpatch.errors import ConfigError
+from oddpatch.files import parse_json
 
 #: Names of the files that are locked, by a sweep for each of its jobs and by a run.
 JOB, RUN = ".lock", ".run.lock"
@@ -148,42 +141,3 @@ def hold(folder: Path) -> None:
         ) from None
     except NoLocksError as error:
         log.warning("%s: two runs would not notice each other there", error)
-
-
-class HoldFolder(Callback):
-    """A Hydra callback: a run's folder is held before Hydra writes the config and a log into it."""
-
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Of a single run, which a job of a sweep is, too."""
-        with _in_one_line():
-            folder = _folder(config, "run")
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                hold(folder)
-            except OSError as error:
-                raise unwritable(folder, error) from error
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """A sweep's folder is its jobs' to hold; here it is only looked at."""
-        with _in_one_line():
-            _folder(config, "sweep")
-
-
-def _folder(config: DictConfig, kind: str) -> Path:
-    HydraConfig.instance().set_config(config)  # the folder's name refers to it; Hydra sets it a moment later
-    folder = Path(str(config.hydra[kind].dir)).absolute()
-    if "${" in str(folder):  # Hydra hands the name on as a text with references in it
-        raise ConfigError(f"{folder}: has ${{ in its name: set hydra.{kind}.dir to another folder")
-    return folder
-
-
-@contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Exit with the error itself: Hydra turns what a callback raises into a warning."""
-    try:
-        yield
-    except (OddpatchError, OmegaConfBaseException) as error:
-        terminal = Console(stderr=True)
-        told = shown(in_one_line(error) or error)
-        terminal.print(f"error: {told}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
