@@ -124,7 +124,7 @@ def leave(folder, owner, kind):
 
 
 def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
-    here = temporary._host()
+    here = temporary.host_code()
     gone = [leave(tmp_path, f"{here}-{NOBODY}", kind) for kind in ("partial", "draft")]
     recycled = leave(tmp_path, f"{here}-{os.getppid()}", "partial")  # written before that process began
     os.utime(recycled, (0, 0))
@@ -140,11 +140,11 @@ def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path
 
 
 def test_whoever_writes_next_removes_what_a_killed_process_left(tmp_path):
-    file, draft = (leave(tmp_path, f"{temporary._host()}-{NOBODY}", kind) for kind in ("partial", "draft"))
+    file, draft = (leave(tmp_path, f"{temporary.host_code()}-{NOBODY}", kind) for kind in ("partial", "draft"))
     with placing(tmp_path / "another") as partial:
         partial.touch()
     assert not file.exists()
-    draft = leave(tmp_path, f"{temporary._host()}-{NOBODY}", "draft")
+    draft = leave(tmp_path, f"{temporary.host_code()}-{NOBODY}", "draft")
     with drafting(tmp_path / "tile"):
         assert not draft.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["another"]

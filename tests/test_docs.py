@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from oddpatch.cli.main import app
-from oddpatch.hydra_entry.composition import _top_level
+from oddpatch.hydra_entry.composition import top_level
 from oddpatch.hydra_entry.overrides import as_typed
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,7 +78,7 @@ def one_job(overrides):
 
 def composed(program, arguments):
     typed = [argument for argument in arguments if argument not in ("...", "OVERRIDES")]
-    given = get_args_parser().parse_args(as_typed(typed, _top_level(CONFIGS / f"{program}.yaml"))).overrides
+    given = get_args_parser().parse_args(as_typed(typed, top_level(CONFIGS / f"{program}.yaml"))).overrides
     overrides = OverridesParser.create().parse_overrides(list(one_job(given)))
     groups = [o for o in overrides if (CONFIGS / o.key_or_group).is_dir() or o.key_or_group.startswith("hydra/")]
     cfg = copy.deepcopy(chosen(program, tuple(o.input_line for o in groups)))

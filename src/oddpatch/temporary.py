@@ -115,7 +115,7 @@ def _is_left(path: Path, host: str, pid: int) -> bool:
 
     try:
         written = path.lstat().st_mtime
-        if host == _host():
+        if host == host_code():
             # Another process may have got the number since.
             return not psutil.pid_exists(pid) or psutil.Process(pid).create_time() > written + 1
     except psutil.NoSuchProcess:
@@ -135,9 +135,10 @@ def _refusal(folder: Path) -> int | None:
     return None
 
 
-def _host() -> str:
+def host_code() -> str:
+    """Eight digits that stand for this machine in the names of temporary files."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def _owner() -> str:
-    return f"{_host()}-{os.getpid()}"
+    return f"{host_code()}-{os.getpid()}"

@@ -35,7 +35,7 @@ def test_found_in_the_torch_cache_under_any_of_its_names(cache):
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_nowhere_is_an_error_that_names_every_place(cache, monkeypatch, offline):
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    monkeypatch.setattr(weights, "_answers", lambda url: False)
+    monkeypatch.setattr(weights, "answers", lambda url: False)
     with pytest.raises(WeightsError) as error:
         find_weights(WeightsSource("net", "no_such_package", (), "https://example.invalid/net-0123abcd.pth", "a/net"))
     told = str(error.value)
@@ -51,7 +51,7 @@ def test_a_download_that_breaks_off_is_told_in_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(weights, "_answers", lambda url: True)
+    monkeypatch.setattr(weights, "answers", lambda url: True)
     monkeypatch.setattr(weights.torch.hub, "download_url_to_file", break_off)
     with pytest.raises(WeightsError, match=r"net-0123abcd.pth could not be downloaded \(invalid hash") as error:
         find_weights(WeightsSource("net", "no_such_package", (), "https://example.invalid/net-0123abcd.pth", None))
@@ -68,7 +68,7 @@ def test_a_host_that_never_answers_is_given_up(monkeypatch):
         return contextlib.nullcontext()  # for those who wait for it
 
     monkeypatch.setattr(weights.urllib.request, "urlopen", hang)
-    assert not weights._answers("https://example.invalid/file")
+    assert not weights.answers("https://example.invalid/file")
     given_up.set()
 
 

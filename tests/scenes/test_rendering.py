@@ -8,7 +8,7 @@ import pytest
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.scenes import SCENES, load_scene, render_dataset
-from oddpatch.scenes.dataset import Job, _design, render_one
+from oddpatch.scenes.dataset import Job, design_scene, render_one
 
 SIZE = 128
 COUNTS = {"train": 3, "test_good": 2, "test_per_defect": 2, "size": SIZE, "seed": 5}
@@ -50,7 +50,7 @@ def test_same_bytes_whatever_the_workers(board, tmp_path):
 
 
 def test_seed_changes_the_design_and_the_specimens(board):
-    first, second = (_design("toolbox", SIZE, seed) for seed in (0, 1))
+    first, second = (design_scene("toolbox", SIZE, seed) for seed in (0, 1))
     assert [slot.look for slot in first.slots] != [slot.look for slot in second.slots]
     jobs = [Job("train", "good", 0), Job("train", "good", 1), Job("test", "good", 0)]
     images = [render_one(first, 0, job).image for job in jobs]
@@ -89,7 +89,7 @@ def test_images_and_masks_as_mvtec_stores_them(board):
 @pytest.mark.parametrize(("scene", "defect_type"), DEFECTS)
 @pytest.mark.parametrize("index", range(3))
 def test_mask_is_where_the_part_is_wrong(scene, defect_type, index):
-    design, job = _design(scene, SIZE, 5), Job("test", defect_type, index)
+    design, job = design_scene(scene, SIZE, 5), Job("test", defect_type, index)
     bad, good = render_one(design, 5, job), render_one(design, 5, job, spoil=False)
     mask = bad.mask > 0
     assert 2 <= mask.sum() < 0.25 * mask.size
@@ -105,7 +105,7 @@ def test_mask_is_where_the_part_is_wrong(scene, defect_type, index):
 
 @pytest.mark.parametrize("scene", ["pcb", "toolbox"])
 def test_mask_of_a_missing_object_is_its_footprint(scene):
-    design, job = _design(scene, SIZE, 5), Job("test", "missing_objects", 0)
+    design, job = design_scene(scene, SIZE, 5), Job("test", "missing_objects", 0)
     bad, good = render_one(design, 5, job), render_one(design, 5, job, spoil=False)
     gone = set(good.instances) - set(bad.instances)
     assert gone
@@ -114,7 +114,7 @@ def test_mask_of_a_missing_object_is_its_footprint(scene):
 
 
 def test_mask_of_a_misplaced_object_is_where_it_is_and_where_it_should_be():
-    design = _design("toolbox", SIZE, 5)
+    design = design_scene("toolbox", SIZE, 5)
     for index in range(4):
         job = Job("test", "misplaced_objects", index)
         bad, good = render_one(design, 5, job), render_one(design, 5, job, spoil=False)
@@ -124,7 +124,7 @@ def test_mask_of_a_misplaced_object_is_where_it_is_and_where_it_should_be():
 
 
 def test_mark_is_labelled_and_its_instance_is_the_mask():
-    design = _design("pcb", SIZE, 5)
+    design = design_scene("pcb", SIZE, 5)
     for defect_type in ("solder_bridge", "scratch"):
         rendered = render_one(design, 5, Job("test", defect_type, 0))
         marks = [i for i, label in rendered.instances.items() if label == defect_type]
@@ -133,8 +133,8 @@ def test_mark_is_labelled_and_its_instance_is_the_mask():
 
 def test_board_has_many_kinds_of_components():
     for seed in range(3):
-        assert len({slot.label for slot in _design("pcb", SIZE, seed).slots}) >= 8
-    assert len({slot.label for slot in _design("toolbox", SIZE, 0).slots}) >= 6
+        assert len({slot.label for slot in design_scene("pcb", SIZE, seed).slots}) >= 8
+    assert len({slot.label for slot in design_scene("toolbox", SIZE, 0).slots}) >= 6
 
 
 def test_solo_counts_equal_the_pixels(board):
@@ -276,6 +276,6 @@ def test_wrong_settings(tmp_path, wrong, message):
 def test_scenes_are_found_by_their_modules():
     assert set(SCENES) >= {"pcb", "toolbox"}
     for name in SCENES:
-        assert {"missing_objects", "misplaced_objects"} <= set(_design(name, SIZE, 5).defects)
+        assert {"missing_objects", "misplaced_objects"} <= set(design_scene(name, SIZE, 5).defects)
     with pytest.raises(ConfigError, match="choose one of pcb, toolbox"):
         load_scene("kitchen")

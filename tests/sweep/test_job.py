@@ -91,7 +91,9 @@ def test_what_has_changed_runs_again(monkeypatch, tmp_path, stand, root):
         else:
             record.status = what
             record.write(folder)
-            (folder / f".predictions.csv.{temporary._host()}-{2**22 + 1}.partial").touch()  # no process has that number
+            (
+                folder / f".predictions.csv.{temporary.host_code()}-{2**22 + 1}.partial"
+            ).touch()  # no process has that number
 
     assert sweep(monkeypatch, tmp_path / "s", *root) == 0
     folder = next((tmp_path / "s").glob("padim*"))

@@ -108,7 +108,7 @@ def _in_hf_cache(source: WeightsSource, looked_in: list[str]) -> Path | None:
 
 def _download(source: WeightsSource, looked_in: list[str]) -> Path:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
-    if not offline and source.url and not source.url.startswith("hf://") and _answers(source.url):
+    if not offline and source.url and not source.url.startswith("hf://") and answers(source.url):
         name = source.url.rsplit("/", 1)[-1]
         target = torch_cache() / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _download(source: WeightsSource, looked_in: list[str]) -> Path:
         with _downloading(source.url):
             torch.hub.download_url_to_file(source.url, str(target), hash_prefix=_hash_in(name))
         return target
-    if not offline and source.hf_repo and _answers("https://huggingface.co"):
+    if not offline and source.hf_repo and answers("https://huggingface.co"):
         from huggingface_hub import hf_hub_download
 
         with _downloading(f"https://huggingface.co/{source.hf_repo}"):
@@ -143,7 +143,7 @@ def _downloading(url: str) -> Iterator[None]:
         ) from error
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Whether the host of `url` answers in time; a thread, because looking up a name cannot be given a time limit."""
     answered: list[bool] = []
 

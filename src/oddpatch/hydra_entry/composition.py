@@ -37,7 +37,7 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
         go_on_unread()
         escape_on_terminal()
-        sys.argv[1:] = as_typed(sys.argv[1:], _top_level(configs / f"{name}.yaml"))
+        sys.argv[1:] = as_typed(sys.argv[1:], top_level(configs / f"{name}.yaml"))
         terminal = Console(stderr=True)
         with ending_when_told(lambda word: terminal.print(word, style="red")):
             try:
@@ -96,7 +96,7 @@ def _to_type(override: str, overrides: Sequence[str]) -> str:
     return "write KEY=VALUE"
 
 
-def _top_level(config: Path) -> set[str]:
+def top_level(config: Path) -> set[str]:
     """Names at the top of a primary config: its own and the groups of its defaults."""
     content: Any = OmegaConf.to_container(OmegaConf.load(config))
     groups = [part for part in content["defaults"] if isinstance(part, dict)]

@@ -75,7 +75,8 @@ def load_scene(name: str) -> type[Scene]:
 
 
 @lru_cache(maxsize=2)
-def _design(name: str, size: int, seed: int) -> Scene:
+def design_scene(name: str, size: int, seed: int) -> Scene:
+    """The scene of this name, for images of `size` pixels."""
     return load_scene(name)(size, seed)
 
 
@@ -117,7 +118,7 @@ def render_dataset(
     root = Path(root).absolute()
     defects = defect_counts(scene, test_per_defect)
     _check(root, {"train": train, "test_good": test_good, **defects}, size, workers)
-    design = _design(scene, size, seed)
+    design = design_scene(scene, size, seed)
     jobs = [Job("train", "good", i) for i in range(train)] + [Job("test", "good", i) for i in range(test_good)]
     jobs += [Job("test", defect_type, i) for defect_type, count in defects.items() for i in range(count)]
     with drafting(root) as scratch:
@@ -140,7 +141,7 @@ def defect_counts(scene: str, wanted: int | Mapping[str, int]) -> dict[str, int]
     Raises:
         ConfigError: there is no such scene, or it has no such defect type.
     """
-    known = list(_design(scene, SIZES[0], 0).defects)
+    known = list(design_scene(scene, SIZES[0], 0).defects)
     if isinstance(wanted, int):
         return dict.fromkeys(known, wanted)
     for name in wanted:
@@ -173,7 +174,7 @@ def check_absent(root: Path) -> None:
 
 
 def _write(design: tuple[str, int, int], draft: Path, job: Job) -> None:
-    scene = _design(*design)
+    scene = design_scene(*design)
     rendered = render_one(scene, design[2], job)
     image = _encode(cv2.cvtColor(rendered.image, cv2.COLOR_RGB2BGR))
     _save(draft / job.split / job.defect_type / f"{job.stem}.png", image)

@@ -124,7 +124,7 @@ def test_pixel_metrics_stay_within_the_bounds_of_their_bins_and_these_are_small(
 
 
 def test_the_bounds_hold_where_bins_are_few_and_ties_many(monkeypatch):
-    monkeypatch.setattr(pixel_statistics, "_QUANTILES", 6)
+    monkeypatch.setattr(pixel_statistics, "QUANTILES", 6)
     maps, masks = make_maps(images=8, size=40, decimals=1)
     statistics = PixelStatistics.from_maps(maps, masks, LIMITS)
     assert len(statistics.edges) <= 14
@@ -209,7 +209,7 @@ def test_the_size_of_blocks_changes_nothing(scene, monkeypatch):
     maps, _, statistics, labels = scene
     weights = resample(labels, 30, seed=0)
     whole = pixel_metrics_by_draw(statistics, weights) | image_metrics_by_draw(maps.max((1, 2)), labels, weights)
-    monkeypatch.setattr(bootstrap, "_BLOCK", 1)
+    monkeypatch.setattr(bootstrap, "BLOCK", 1)
     parts = pixel_metrics_by_draw(statistics, weights) | image_metrics_by_draw(maps.max((1, 2)), labels, weights)
     for name, values in whole.items():
         np.testing.assert_allclose(parts[name], values, rtol=1e-13)

@@ -20,7 +20,7 @@ Weights = NDArray[np.int64]
 #: Values of each metric, one per draw (S,); NaN where a draw leaves a metric undefined.
 ByDraw = dict[str, NDArray[np.float64]]
 #: Numbers in the largest array of a block of draws: it stays within the cache.
-_BLOCK = 2**18
+BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def confidence_intervals(
 
 def _blocks(weights: Weights, columns: int = 0) -> Iterator[Weights]:
     """The draws in parts whose arrays, with `columns` or a column per image, stay small."""
-    rows = max(_BLOCK // max(columns, weights.shape[1], 1), 1)
+    rows = max(BLOCK // max(columns, weights.shape[1], 1), 1)
     for start in range(0, len(weights), rows):
         yield weights[start : start + rows]
 

@@ -23,7 +23,7 @@ FILE_NAME = "pixel_statistics.npz"
 Counts = NDArray[np.int64]
 
 #: Edges taken at even steps of the true-positive rate, and as many at those of the false-positive rate.
-_QUANTILES = 1024
+QUANTILES = 1024
 _LOWEST = np.array([np.finfo(np.float32).min])
 
 
@@ -189,10 +189,10 @@ class PixelStatistics:
 def _choose_edges(ranking: Ranking) -> NDArray[np.float32]:
     """Lower ends (K,) of the bins, rising: but for the first they are defect scores, or just above one."""
     positives, negatives, last = ranking.num_positives, ranking.num_negatives, len(ranking.thresholds) - 1
-    evenly = np.linspace(1, positives, min(_QUANTILES, positives)).round()
-    rates = np.geomspace(1, negatives, min(_QUANTILES, negatives)).round()
+    evenly = np.linspace(1, positives, min(QUANTILES, positives)).round()
+    rates = np.geomspace(1, negatives, min(QUANTILES, negatives)).round()
     tied = np.maximum(ranking.positives / positives, (ranking.false_positives - ranking.above) / negatives)
-    large = np.flatnonzero(tied * _QUANTILES >= 1)  # such a tie has a bin to itself, in which one half is exact
+    large = np.flatnonzero(tied * QUANTILES >= 1)  # such a tie has a bin to itself, in which one half is exact
     chosen = [
         last - np.searchsorted(ranking.true_positives[::-1], evenly),
         last - np.minimum(np.searchsorted(ranking.false_positives[::-1], rates), last),
