@@ -3,10 +3,12 @@
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+from hydra.utils import get_class
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
 from oddpatch.data.datamodule import MVTecDataModule, files_named
+from oddpatch.datatools import splitting
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KNOWN, read_spec
 from oddpatch.learning import distributed
-from oddpatch.learning.one_epoch import OneEpoch
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.locking import hold
 from oddpatch.models.base import AnomalyModel
@@ -30,7 +32,7 @@ from oddpatch.settings import check_area, check_seed
 log = logging.getLogger(__name__)
 
 #: Parts of a config that say what the model is; they go into the checkpoint.
-MODEL_KEYS = ("model", "backbone", "data", "calibration")
+MODEL_KEYS = ("model", "backbone", "data", "calibration", "learning")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,6 +50,13 @@ class Run(NamedTuple):
     module: AnomalyModule
     trainer: L.Trainer
     folder: Path
+    #: Whether `fit` goes on from where an earlier run in the same folder was killed.
+    resume: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return (self.folder / factory.CHECKPOINT).parent.resolve()
 
     def save(self) -> Path:
         """Write the fitted model's checkpoint, whole or not at all."""
@@ -57,8 +66,9 @@ class Run(NamedTuple):
         return path
 
     def fit(self) -> None:
-        """Take in the good images and fit the detector."""
-        self.trainer.fit(self.module, self.data)
+        """Learn from the training images; what was killed goes on where it was."""
+        begun = self.module.resumable(self.checkpoints, self.data) if self.resume else None
+        self.trainer.fit(self.module, self.data, ckpt_path=begun, weights_only=True)
 
     def calibrate(self) -> None:
         """Score the good images held out of the fit, and labelled validation images: thresholds come from them."""
@@ -89,8 +99,11 @@ def build(cfg: DictConfig) -> Run:
     multiple = math.lcm(*(math.ceil(stride) for stride in backbone.strides))
     data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
     calibration = factory.make(cfg.calibration)
+    data.learns_from_defects = _class(cfg.learning._target_).learns_from_defects
     with distributed.first_of_machine_first():
         data.prepare_data()
+        if data.learns_from_defects and data.split is None:
+            data.split = write_split(cfg, data, folder)
     data.setup("fit")
     check_area(calibration.min_area, data.preprocess.image_size, "calibration.min_area")
     detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
@@ -98,16 +111,27 @@ def build(cfg: DictConfig) -> Run:
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
     config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}
+    if data.split:
+        config["data"]["split"] = str(data.split)
     for key in ("root", "split"):  # a run can be tested from anywhere
         if config["data"].get(key):
             config["data"][key] = str(Path(config["data"][key]).resolve())
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     say_who_can_load(config)
-    module = OneEpoch(model, fpr_limits=list(cfg.fpr_limits), config=config)
+    module = factory.make(cfg.learning, model=model, fpr_limits=list(cfg.fpr_limits), config=config)
     module.divide(data)
-    trainer = build_trainer(cfg)
-    use_cache(cfg, data, module, trainer)
-    return Run(data, module, trainer, folder)
+    callbacks = module.trainer_callbacks((folder / factory.CHECKPOINT).parent.resolve())
+    run = Run(data, module, build_trainer(cfg, callbacks), folder, bool(cfg.resume))
+    use_cache(cfg, run)
+    return run
+
+
+def write_split(cfg: DictConfig, data: MVTecDataModule, folder: Path) -> Path:
+    """Split both folders of the category by defect type, as the learning asks, into a manifest beside the results."""
+    settings = {name: cfg.learning[name] for name in ("train_share", "validation_share", "seed")}
+    category, path = (data.root / data.category).resolve(), folder / "split.json"
+    splitting.write_split(path, splitting.split_by_share(category, **settings), category, settings, force=True)
+    return path
 
 
 def say_who_can_load(config: dict[str, Any]) -> None:
@@ -154,24 +178,24 @@ def rebuild(cfg: DictConfig) -> Run:
     module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=about["config"])
     module.train_images = [str(data.root / name) for name in about.get("train_images", [])]
     module.num_fitted = about["num_fitted"]
-    trainer = build_trainer(cfg)
-    use_cache(cfg, data, module, trainer)
-    return Run(data, module, trainer, folder)
+    run = Run(data, module, build_trainer(cfg), folder)
+    use_cache(cfg, run)
+    return run
 
 
-def use_cache(cfg: DictConfig, data: MVTecDataModule, module: AnomalyModule, trainer: L.Trainer) -> None:
+def use_cache(cfg: DictConfig, run: Run) -> None:
     """Have features looked for in the cache that `cfg.cache` describes, if it does, and kept there."""
     if not cfg.get("cache"):
         return
     from oddpatch.cache.wrapping import put_around
 
-    put_around(factory.make(cfg.cache), data, module, trainer)
+    put_around(factory.make(cfg.cache), run.data, run.module, run.trainer)
 
 
-def build_trainer(cfg: DictConfig) -> L.Trainer:
-    """The Trainer with the callbacks and loggers that `cfg` lists."""
+def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
+    """The Trainer with the callbacks and loggers that `cfg` lists, and with further callbacks."""
     hush_lightning()
-    callbacks = [factory.make(part) for part in (cfg.get("callbacks") or {}).values() if part]
+    callbacks = [*(factory.make(part) for part in (cfg.get("callbacks") or {}).values() if part), *callbacks]
     loggers = [factory.make(part) for part in (cfg.get("logger") or {}).values() if part]
     shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
     try:
@@ -188,6 +212,13 @@ def build_trainer(cfg: DictConfig) -> L.Trainer:
     # for each other inside the handler; and under SLURM they save a model that is half fitted. See `oddpatch.ending`.
     trainer._signal_connector.register_signal_handlers = lambda: None
     return trainer
+
+
+def _class(name: str) -> type[AnomalyModule]:
+    try:
+        return get_class(name)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"learning: {str(error).splitlines()[0]}: is its name spelt right?") from None
 
 
 def _writable(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from oddpatch.cache.fingerprint import fingerprint
 from oddpatch.data.alignment import Registration
 from oddpatch.data.datamodule import PARTS, MVTecDataModule
 from oddpatch.data.dataset import Item, MVTecDataset, Placement
+from oddpatch.errors import ConfigError
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.types import Batch
 
@@ -133,6 +134,8 @@ class ReportCache(L.Callback):
 
 def put_around(cache: FeatureCache, data: MVTecDataModule, module: AnomalyModule, trainer: L.Trainer) -> None:
     """Have a run look for features in `cache`, and keep there what it computes."""
+    if data.wrap:
+        raise ConfigError("the features of altered training images are not worth keeping: set cache=null")
     model = module.model
     cache.fingerprint = fingerprint(model, module.config["backbone"], trainer.strategy.root_device)
     cache.shapes = model.backbone.feature_shapes(model.preprocess.image_size)

@@ -48,11 +48,11 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Have the module report the steps of its fit here."""
         pl_module.progress = self._show
-        self._show(0, int(trainer.num_training_batches), "taking in good images")
+        self._show(0, int(trainer.num_training_batches), pl_module.training_status)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """One batch of good images was taken in."""
-        self._show(batch_idx + 1, int(trainer.num_training_batches), "taking in good images")
+        """One batch of training images was used."""
+        self._show(batch_idx + 1, int(trainer.num_training_batches), pl_module.training_status)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Leave the line to the bar of the fit."""
@@ -68,7 +68,8 @@ class Progress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """One batch of held-out or validation images was scored."""
-        self._show(batch_idx + 1, int(trainer.num_val_batches[dataloader_idx]), "scoring for the threshold")
+        what = "validating" if trainer.state.fn == "fit" else "scoring for the threshold"
+        self._show(batch_idx + 1, int(trainer.num_val_batches[dataloader_idx]), what)
 
     def on_test_batch_end(
         self,

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import MVTecDataset, OnError
@@ -188,6 +189,10 @@ class MVTecDataModule(LightningDataModule):
         self.held_out: Sequence[int] = []
         #: What to put around the dataset of a part before it is loaded.
         self.wrap: dict[Part, Wrap] = {}
+        #: Makes batches of the positions to train on, of so many images on each device.
+        self.train_batches: Callable[[Sequence[int], int], Sampler[list[int]]] = ShardedBatches
+        #: Whether the defective images of a manifest's training part are trained on, too.
+        self.learns_from_defects = False
         #: How much of the area of the images is inspected; set by `setup`.
         self.inspected: Inspected | None = None
         self._said_workers = False
@@ -217,6 +222,9 @@ class MVTecDataModule(LightningDataModule):
         found = self._scan()
         self.train_samples, self.test_samples, self.warnings = found.train, found.test, found.warnings
         self.left_out = [*found.left_out]
+        self.validation_samples = [*found.validation]
+        if self.validation and self.validation_samples:
+            raise ConfigError(f"{self.split} names the validation images: set data.validation=null")
         if isinstance(self.validation, float | int):
             self.validation_samples, self.test_samples = take_share(self.test_samples, self.validation)
         elif self.validation:
@@ -259,7 +267,7 @@ class MVTecDataModule(LightningDataModule):
             )
         found = scan(self.root, self.category, self.used)
         self.test_set = fingerprint(found.test, folder)
-        return follow(found, folder, self.split, self.fold) if self.split else found
+        return follow(found, folder, self.split, self.fold, self.learns_from_defects) if self.split else found
 
     def hold_out(self, folds: Sequence[int], fit_too: bool) -> None:
         """Score the good images that have a fold (0 or more) after the fit; fit to them, too, if `fit_too`."""
@@ -268,31 +276,39 @@ class MVTecDataModule(LightningDataModule):
 
     @property
     def validation_parts(self) -> list[Part]:
-        """What each of the validation loaders gives: "calibration" (good images) or "validation" (labelled ones)."""
+        """What each of the validation loaders gives: "calibration" (good images) or "validation" (labelled ones).
+
+        While training goes on, only labelled images: it must not be chosen by those that the threshold is set on.
+        """
         parts: dict[Part, Sequence[Any]] = {"calibration": self.held_out, "validation": self.validation_samples}
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            del parts["calibration"]
         return [name for name, samples in parts.items() if samples]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Good images to fit to, in order."""
-        return self._loader("train", self._train, self.fitted)
+        """Images to fit to: good ones in order, unless the learning has other `train_batches`."""
+        return self._loader("train", self._train, self.train_batches(self.fitted, self.batch_size))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader for each of `validation_parts`."""
         parts = {
-            "calibration": (self._train, self.held_out),
-            "validation": (self._validation, range(len(self._validation))),
+            "calibration": (self._train, self._in_order(self.held_out)),
+            "validation": (self._validation, self._in_order(range(len(self._validation)))),
         }
         return [self._loader(part, *parts[part]) for part in self.validation_parts]
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test images, in order."""
-        return self._loader("test", self._test, range(len(self._test)))
+        return self._loader("test", self._test, self._in_order(range(len(self._test))))
 
-    def _loader(self, part: Part, dataset: MVTecDataset, positions: Sequence[int]) -> DataLoader[Any]:
+    def _in_order(self, positions: Sequence[int]) -> ShardedBatches:
+        return ShardedBatches(positions, self.batch_size)
+
+    def _loader(self, part: Part, dataset: MVTecDataset, batches: Sampler[list[int]]) -> DataLoader[Any]:
         images: Any = self.wrap[part](dataset) if part in self.wrap else dataset
         return DataLoader(
             images,
-            batch_sampler=ShardedBatches(positions, self.batch_size),
+            batch_sampler=batches,
             num_workers=self._workers_that_fit() if images.decodes else 0,
             collate_fn=images.collate,
             pin_memory=torch.cuda.is_available(),

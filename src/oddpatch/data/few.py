@@ -27,7 +27,8 @@ class FewImages(MVTecDataModule):
 
     def _scan(self) -> Layout:
         found = super()._scan()
-        return found._replace(train=few(found.train, self.train_images), test=few(found.test, self.test_images))
+        test, validation = (few([*samples], self.test_images) for samples in (found.test, found.validation))
+        return found._replace(train=few(found.train, self.train_images), test=test, validation=validation)
 
 
 def few(samples: list[Sample], count: int) -> list[Sample]:

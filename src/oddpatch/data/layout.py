@@ -53,6 +53,7 @@ class Layout(NamedTuple):
     test: list[Sample]
     warnings: list[str]
     left_out: Sequence[LeftOut] = ()  # files and folders of the category that are not used
+    validation: Sequence[Sample] = ()  # labelled images, where a manifest names some
 
 
 def is_good(name: str) -> bool:

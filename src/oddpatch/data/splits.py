@@ -15,12 +15,12 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import from_cell, parse_json, shown
 from oddpatch.wording import counted
 
-_PARTS = ("train", "test", "unused")
+_PARTS = ("train", "validation", "test", "unused")
 _FOLD = "fold"
 
 
 def read_parts(manifest: Path) -> dict[str, str]:
-    """The part of each image, by its path below the category: train, test, unused, or fold0, fold1, ...
+    """The part of each image, by its path below the category: train, validation, test, unused, or fold0, fold1, ...
 
     Raises:
         DataError: the file cannot be read as a manifest, or names an image twice.
@@ -42,19 +42,22 @@ def read_parts(manifest: Path) -> dict[str, str]:
     for path, part in parts.items():
         if part not in _PARTS and not part.removeprefix(_FOLD).isdecimal():
             raise DataError(
-                f"{manifest}: {path} is in part {part!r:.100}: give train, test, unused, or fold0, fold1, ..."
+                f"{manifest}: {path} is in part {part!r:.100}: give train, validation, test, unused, or fold0, fold1, ..."
             )
     return parts
 
 
-def follow(found: Layout, category: Path, manifest: Path, fold: int | None = None) -> Layout:
-    """A category's images as a manifest splits them; defective ones of a training part are left out.
+def follow(
+    found: Layout, category: Path, manifest: Path, fold: int | None = None, with_defects: bool = False
+) -> Layout:
+    """A category's images as a manifest splits them.
 
     Args:
         found: what `scan` gave for `category`.
         category: folder of the category.
         manifest: JSON or CSV of `oddpatch data split`.
         fold: the fold to test on, if the manifest is of folds; all others are trained on.
+        with_defects: train on the defective images of a training part, too; else they are left out.
 
     Returns:
         Samples in the order of their paths.
@@ -72,17 +75,19 @@ def follow(found: Layout, category: Path, manifest: Path, fold: int | None = Non
             f"{manifest}: names {counted(len(missing), 'image')} that {category} does not have ({_some(missing)}): "
             "is it this category's manifest? put them back, or make it anew by `oddpatch data split`"
         )
-    train, test = [], []
+    train, test, validation = [], [], []
     for path in sorted(parts):
         if parts[path] == tested:
             test.append(samples[path])
-        elif parts[path] != "unused" and samples[path].defect_type == GOOD:
+        elif parts[path] == "validation":
+            validation.append(samples[path])
+        elif parts[path] != "unused" and (with_defects or samples[path].defect_type == GOOD):
             train.append(samples[path])
-    if not train:
+    if not any(sample.defect_type == GOOD for sample in train):
         raise ConfigError(f"{manifest}: leaves no good image to train on: make another split")
     unnamed = sorted(samples.keys() - parts.keys())
     left_out = [*found.left_out, *(LeftOut(samples[path].path, f"not named in {manifest}") for path in unnamed)]
-    return Layout(train, test, found.warnings + _left_out(unnamed, manifest), left_out)
+    return Layout(train, test, found.warnings + _left_out(unnamed, manifest), left_out, validation)
 
 
 def _tested_part(parts: set[str], manifest: Path, fold: int | None) -> str:

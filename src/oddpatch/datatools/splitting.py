@@ -17,28 +17,39 @@ from oddpatch.wording import counted
 class Assignment(NamedTuple):
     """Which part an image is in."""
 
-    part: str  # train, test, unused, or fold0, fold1, ...
+    part: str  # train, validation, test, unused, or fold0, fold1, ...
     defect_type: str
     path: str  # below the category
     mask: str  # below the category, or empty
 
 
-def split_by_share(category: Path, train_share: float = 0.8, seed: int = 0) -> list[Assignment]:
-    """Train and test in the same proportion for every defect type, good among them, whatever folder they were in.
+def split_by_share(
+    category: Path, train_share: float = 0.8, seed: int = 0, validation_share: float = 0.0
+) -> list[Assignment]:
+    """Train, test and, if wanted, validation in the same proportion for every defect type, good among them, whatever
+    folder they were in.
 
-    The share of a type is rounded to the nearest image, and both parts get one at least where there are two.
+    The share of a type is rounded to the nearest image, and each part gets one at least: train first, then test.
 
     Raises:
-        ConfigError: the share is not between 0 and 1.
+        ConfigError: a share is not between 0 and 1, or they leave nothing to test on.
         DataError: the category cannot be read, or has two images of one type and name.
     """
     if not 0 < train_share < 1:
         raise ConfigError(f"train_share={train_share}: choose a share between 0 and 1, such as 0.8")
+    if not 0 <= validation_share < 1 - train_share:
+        raise ConfigError(
+            f"validation_share={validation_share}: choose 0 or a share below {1 - train_share:.3g}, which train_share "
+            "leaves"
+        )
+    parts = 3 if validation_share else 2
     assigned = []
     for samples in _strata(category, seed):
-        count = round(train_share * len(samples))
-        count = min(max(count, 1), len(samples) - 1) if len(samples) > 1 else 1
-        assigned += [_assign("train" if k < count else "test", s, category) for k, s in enumerate(samples)]
+        train = min(max(round(train_share * len(samples)), 1), max(len(samples) - parts + 1, 1))
+        held = min(max(round(validation_share * len(samples)), 1), max(len(samples) - train - 1, 0)) * (parts - 2)
+        for k, sample in enumerate(samples):
+            part = "train" if k < train else "validation" if k < train + held else "test"
+            assigned.append(_assign(part, sample, category))
     return sorted(assigned)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from oddpatch.data.datamodule import MVTecDataModule
-from oddpatch.errors import DataError
+from oddpatch.errors import ConfigError, DataError
 from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.learning.kept import KeptFeatures, KeptImages
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.models.base import FeatureShape
 from oddpatch.models.calibration import FEWEST
+from oddpatch.models.trainable import TrainableDetector
 from oddpatch.ops.gallery import Spool
 from oddpatch.ops.ranks import Ranks
 from oddpatch.resources import check_memory
@@ -25,8 +26,12 @@ log = logging.getLogger(__name__)
 class OneEpoch(AnomalyModule):
     """Shows a detector every good image once and fits it in `on_train_end`; arguments as for `AnomalyModule`."""
 
+    training_status = "taking in good images"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(self.model.detector, TrainableDetector):
+            raise ConfigError(f"{type(self.model.detector).__name__} learns by gradients: set learning=supervised")
         # Nothing is learned by gradient: there is no optimizer and no loss.
         self.automatic_optimization = False
         #: See `oddpatch.models.calibration.Calibration.folds`.

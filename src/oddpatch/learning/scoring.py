@@ -4,7 +4,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol, cast
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import lightning as L
 import torch
@@ -89,6 +90,24 @@ class AnomalyModule(L.LightningModule):
         self.good_scored: list[ScoredImage] = []
         #: Seconds spent in each stage.
         self.timing: dict[str, float] = {}
+
+    # -- how it learns, which the classes derived from this one say -------------------------------------------------
+
+    #: Whether defective images are trained on, too.
+    learns_from_defects: ClassVar[bool] = False
+    #: What the training is doing now, for whoever shows its progress.
+    training_status: str = ""
+
+    def divide(self, data: MVTecDataModule) -> None:
+        """Settle which images are trained on, and which are scored afterwards for the threshold."""
+
+    def trainer_callbacks(self, folder: Path) -> list[L.Callback]:
+        """What the Trainer needs for it; checkpoints go into `folder`."""
+        return []
+
+    def resumable(self, folder: Path, data: MVTecDataModule) -> Path | None:
+        """A checkpoint in `folder` that training can go on from."""
+        return None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -270,9 +289,12 @@ class AnomalyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the same model again: its config and preprocessing, and the versions."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["oddpatch"] = self.describe(self.data)
+
+    def describe(self, data: MVTecDataModule) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors; names are below the folder of the categories."""
         names = [relative_name(sample.path, data.root) for sample in data.train_samples]
-        checkpoint["oddpatch"] = {
+        return {
             **written_by(),
             "config": self.config,
             "preprocess": self.model.preprocess.settings(),

@@ -1,4 +1,4 @@
-"""How Lightning runs a module with nothing to train on several devices."""
+"""How Lightning runs a module on several devices, whether or not it has anything that learns by gradients."""
 
 from typing import Any
 
@@ -10,19 +10,26 @@ from torch.nn import Module
 from oddpatch.ops.ranks import Ranks
 
 
-class FrozenDDPStrategy(DDPStrategy):
-    """DDP without DistributedDataParallel, which refuses a module that has no parameter to train.
+class RanksStrategy(DDPStrategy):
+    """DDP, without DistributedDataParallel for a module that has no parameter to train: it refuses one.
 
-    There are no gradients to exchange. What the ranks exchange is in `oddpatch.learning.distributed.fit` and in the
-    metrics.
+    Then there are no gradients to exchange. What the ranks exchange is in `oddpatch.learning.distributed.fit` and in
+    the metrics.
     """
 
     def setup(self, trainer: Trainer) -> None:
-        """Move the module to its device; nothing is synchronised: all ranks have fitted, or loaded, the same."""
-        super(ParallelStrategy, self).setup(trainer)
+        """Move the module to its device; without gradients nothing is synchronised: all have fitted the same."""
+        if self._learns():
+            super().setup(trainer)
+        else:
+            super(ParallelStrategy, self).setup(trainer)
 
     def _setup_model(self, model: Module) -> Module:  # type: ignore[override]
-        return model
+        return super()._setup_model(model) if self._learns() else model
+
+    def _learns(self) -> bool:
+        assert self.model is not None
+        return any(parameter.requires_grad for parameter in self.model.parameters())
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         """Wait for all ranks, on the CPU: a device would keep it busy."""

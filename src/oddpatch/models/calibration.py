@@ -89,6 +89,10 @@ class Calibration(nn.Module):
         """Whether images that give the threshold are fitted to, too."""
         return self.method in ("leave_one_out", "cross")
 
+    def num_held_out(self, num_images: int) -> int:
+        """How many of the good images `holdout` leaves out, of at least twice as many."""
+        return max(math.ceil(self.fraction * num_images), self.minimum)
+
     def folds(self, num_images: int) -> list[int]:
         """Which fold each training image is scored in; -1 for those that are only fitted to.
 
@@ -98,7 +102,7 @@ class Calibration(nn.Module):
         if self.method == "none":
             return [-1] * num_images
         images = "1 good image is" if num_images == 1 else f"{num_images} good images are"
-        held = max(math.ceil(self.fraction * num_images), self.minimum)
+        held = self.num_held_out(num_images)
         if num_images < FEWEST:
             self.refuse(f"{images} too few, it takes at least {FEWEST}: add good images and train again")
         elif self.fits_all:
