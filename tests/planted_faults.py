@@ -147,7 +147,7 @@ FAULTS = [
     ),
     Fault(
         "share of a split rounded down", "datatools/splitting.py",
-        "count = round(train_share * len(samples))", "count = int(train_share * len(samples))",
+        "max(round(train_share * len(samples)), 1)", "max(int(train_share * len(samples)), 1)",
         "datatools/test_splitting.py",
     ),
     Fault(

@@ -68,6 +68,20 @@ def test_few_shot(part, tmp_path):
     assert below(part, found.test) == below(part, scan(part.parent, "part").test)
 
 
+def test_validation_and_defective_training_images_where_they_are_wanted(part, tmp_path):
+    assigned = split_by_share(part, 0.5, seed=3, validation_share=0.25)
+    write_split(tmp_path / "s.json", assigned, part, {}, force=False)
+    good, all_ = (
+        follow(scan(part.parent, "part"), part, tmp_path / "s.json", with_defects=wanted) for wanted in (False, True)
+    )
+    for found in (good, all_):
+        for name in ("validation", "test"):
+            assert below(part, getattr(found, name)) == {a.path for a in assigned if a.part == name}
+    assert below(part, all_.train) == {a.path for a in assigned if a.part == "train"}
+    assert below(part, good.train) == {a.path for a in assigned if a.part == "train" and a.defect_type == GOOD}
+    assert Counter(s.defect_type for s in all_.train) == {GOOD: 7, "hole": 2}
+
+
 def test_folds_cover_every_image_once(part, tmp_path):
     write_split(tmp_path / "s.json", split_folds(part, 3, 0), part, {"folds": 3}, force=False)
     tested = Counter()
@@ -112,7 +126,7 @@ def test_new_files_are_left_out_and_said(part, tmp_path):
         ("{", "not a manifest"),
         ("[]", "not a manifest"),
         ('{"files": [{"path": "a"}]}', "not a manifest"),
-        ('{"files": [{"path": "a", "part": "validation"}]}', "'validation'"),
+        ('{"files": [{"path": "a", "part": "val"}]}', "'val'"),
         ('{"files": [{"path": "a", "part": "test"}, {"path": "a", "part": "train"}]}', "names a twice"),
     ],
 )

@@ -49,6 +49,19 @@ def test_a_share_is_rounded_to_the_nearest_image(tmp_path, total, share, train):
     assert found == {"train": {"good": train}, "test": {"good": total - train}}
 
 
+@pytest.mark.parametrize(
+    ("total", "parts"),
+    [(10, (6, 2, 2)), (5, (3, 1, 1)), (4, (2, 1, 1)), (3, (1, 1, 1)), (2, (1, 0, 1)), (1, (1, 0, 0))],
+)
+def test_a_validation_share_leaves_something_to_train_and_to_test_on(tmp_path, total, parts):
+    make_dataset(tmp_path, good=total, test_good=0, defects=0)
+    found = summary(split_by_share(tmp_path / "tile", 0.6, validation_share=0.2))
+    names = ("train", "validation", "test")
+    assert found == {name: {"good": count} for name, count in zip(names, parts, strict=True) if count}
+    with pytest.raises(ConfigError, match=r"validation_share=0.4: choose 0 or a share below 0.4"):
+        split_by_share(tmp_path / "tile", 0.6, validation_share=0.4)
+
+
 def test_few_shot_is_nested_and_keeps_the_test(category):
     sets = [{a.path for a in split_few_shot(category, k, 1) if a.part == "train"} for k in (1, 4, 12)]
     assert [len(s) for s in sets] == [1, 4, 12]

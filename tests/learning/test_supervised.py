@@ -139,13 +139,15 @@ def test_labelled_validation_images_give_a_threshold(finished):
 
 def test_what_is_tested_is_the_best_epoch(finished):
     job, folder = finished
-    best = read_checkpoint(folder / "checkpoints/best.ckpt")["state_dict"]
-    require_equal(state(job), {name: value for name, value in best.items() if "detector" in name})
-    losses = validation_losses(job)
-    assert float(job.module.best.best_model_score) == pytest.approx(losses, rel=1e-6)
+    require_equal(state(job), of_detector(folder / "checkpoints/best.ckpt"))
+    assert float(job.module.best.best_model_score) == pytest.approx(validation_loss(job), rel=1e-6)
 
 
-def validation_losses(job):
+def of_detector(path):
+    return {name: value for name, value in read_checkpoint(path)["state_dict"].items() if "detector" in name}
+
+
+def validation_loss(job):
     """The loss of the labelled validation images, by hand."""
     data, model = job.data, job.module.model
     items = list(MVTecDataset(data.validation_samples, data.preprocess))
@@ -163,6 +165,10 @@ def test_it_stops_when_the_validation_loss_no_longer_falls(root, tmp_path):
     assert again.trainer.current_epoch == job.trainer.current_epoch, "what has stopped stays so"
     assert json.loads((tmp_path / "metrics.json").read_text())["num_train_images"] > 0
     require_equal(state(again), state(job))
+    best, last = (of_detector(tmp_path / f"checkpoints/{name}.ckpt") for name in ("best", "last"))
+    require_equal(state(job), best)
+    with pytest.raises(AssertionError):
+        require_equal(last, best)
 
 
 @pytest.mark.usefixtures("tiny_backbone")
@@ -250,6 +256,16 @@ def test_a_method_names_its_learning_in_its_yaml(tmp_path):
     assert (cfg.trainer.max_epochs, cfg.trainer.enable_checkpointing) == (1, False)
 
 
+@pytest.mark.usefixtures("tiny_backbone")
+def test_it_is_tested_again_from_its_checkpoint(finished, tmp_path):
+    folder = finished[1]
+    cfg = config("eval", f"run={folder}", "trust=[test_supervised]", "trainer.accelerator=cpu",
+                 "callbacks.progress=null", "callbacks.pictures=null", "callbacks.report=null", "+data.num_workers=0",
+                 out=tmp_path)  # fmt: skip
+    pipeline.rebuild(cfg).test()
+    assert predictions(tmp_path) == predictions(folder)
+
+
 # -- order and augmentation -------------------------------------------------------------------------------------------
 
 
@@ -323,6 +339,7 @@ def test_a_transform_that_changes_the_size_is_refused(images):
         ("learning.train_share=0.9", "validation_share=0.2: choose 0 or a share below 0.1"),
         ("learning.validation_share=0", "set data.validation=0.2"),
         ("cache=features", "set cache=null"),
+        ("+learning.patence=3", "did you mean learning.patience?"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_training(root, tmp_path, override, message):

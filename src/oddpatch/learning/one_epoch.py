@@ -12,7 +12,7 @@ from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.learning.kept import KeptFeatures, KeptImages
 from oddpatch.learning.scoring import AnomalyModule
-from oddpatch.models.base import FeatureShape
+from oddpatch.models.base import AnomalyModel, FeatureShape
 from oddpatch.models.calibration import FEWEST
 from oddpatch.models.trainable import TrainableDetector
 from oddpatch.ops.gallery import Spool
@@ -28,10 +28,12 @@ class OneEpoch(AnomalyModule):
 
     training_status = "taking in good images"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if isinstance(self.model.detector, TrainableDetector):
-            raise ConfigError(f"{type(self.model.detector).__name__} learns by gradients: set learning=supervised")
+    def __init__(
+        self, model: AnomalyModel, fpr_limits: Sequence[float] = (0.3,), config: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(model, fpr_limits, config)
+        if isinstance(model.detector, TrainableDetector):
+            raise ConfigError(f"{type(model.detector).__name__} learns by gradients: set learning=supervised")
         # Nothing is learned by gradient: there is no optimizer and no loss.
         self.automatic_optimization = False
         #: See `oddpatch.models.calibration.Calibration.folds`.

@@ -50,7 +50,8 @@ class Supervised(AnomalyModule):
         train_share: of each defect type, the share to train on.
         validation_share: of each defect type, the share to choose the best epoch on.
         seed: of split, order and augmentation.
-        rest: see `AnomalyModule`.
+        fpr_limits: see `AnomalyModule`.
+        config: see `AnomalyModule`.
 
     Raises:
         ConfigError: a setting cannot work, or the method does not learn by gradients.
@@ -69,9 +70,10 @@ class Supervised(AnomalyModule):
         train_share: float = 0.6,
         validation_share: float = 0.2,
         seed: int = 0,
-        **rest: Any,
+        fpr_limits: Sequence[float] = (0.3,),
+        config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, **rest)
+        super().__init__(model, fpr_limits, config)
         if not isinstance(model.detector, TrainableDetector):
             raise ConfigError(
                 f"{type(model.detector).__name__} has nothing that learns by gradients: set learning=one_epoch"
