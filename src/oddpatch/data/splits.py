@@ -42,7 +42,7 @@ def read_parts(manifest: Path) -> dict[str, str]:
     for path, part in parts.items():
         if part not in _PARTS and not part.removeprefix(_FOLD).isdecimal():
             raise DataError(
-                f"{manifest}: {path} is in part {part!r:.100}: give train, validation, test, unused, or fold0, fold1, ..."
+                f"{manifest}: {path} is in part {part!r:.100}: give train, validation, test, unused, fold0, fold1, ..."
             )
     return parts
 
