@@ -44,8 +44,8 @@ FAULTS = [
         "torch.logsumexp(to_members, dim=1)", "to_members.amax(dim=1)", "models/test_patchcore.py",
     ),
     Fault(
-        "coreset depends on the order of the images", "models/patchcore.py",
-        "order = source[:, 0].argsort(stable=True)", "order = torch.arange(len(source))", "models/test_patchcore.py",
+        "coreset depends on the order of the images", "models/state.py",
+        "else index.argsort(stable=True)", "else torch.arange(len(index))", "models/test_patchcore.py",
     ),
     Fault(
         "size of the coreset rounded up", "models/patchcore.py",
@@ -54,7 +54,7 @@ FAULTS = [
     ),
     Fault(
         "nearest neighbour in place of the mean of k", "models/patchcore.py",
-        "self._predict(distances.mean(dim=1)", "self._predict(distances[:, 0]", "models/test_patchcore.py",
+        "return distances.mean(dim=1).view", "return distances[:, 0].view", "models/test_patchcore.py",
     ),
     Fault(
         "raw score of PaDiM outside the region", "models/padim.py",
@@ -94,7 +94,7 @@ FAULTS = [
     ),
     Fault(
         "a map smoothed with another border", "ops/maps.py",
-        'mode="reflect", truncate=4.0', 'mode="nearest", truncate=4.0', "ops/test_maps.py",
+        'mode = "reflect" if', 'mode = "nearest" if', "ops/test_maps.py",
     ),
     # Backbones
     Fault(
@@ -190,8 +190,8 @@ FAULTS = [
     ),
     # Several devices
     Fault(
-        "size of a bounded coreset from what is held", "ops/merging.py",
-        "merged.num_seen = sum(seen)", "merged.num_seen = sum(held)", "learning/test_detectors.py -k share_of_all",
+        "size of a bounded coreset from what is held", "models/state.py",
+        "coreset.num_seen = sum(seen)", "coreset.num_seen = sum(held)", "learning/test_detectors.py -k share_of_all",
     ),
     Fault(
         "the smallest of all ranks", "ops/ranks.py",

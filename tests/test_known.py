@@ -14,9 +14,8 @@ import torch
 from omegaconf import OmegaConf
 
 import oddpatch
-from oddpatch import known
 from oddpatch.errors import CheckpointError, ConfigError
-from oddpatch.known import BASES, KNOWN, PARTS, check_plain, read_spec
+from oddpatch.known import BASES, KINDS, check_plain, known_class, may_be_known, read_spec
 
 PATCHCORE = {"_target_": "oddpatch.models.patchcore.PatchCore", "coreset_ratio": 0.5}
 GRID = {"channels": [8, 12], "strides": [8, 16]}
@@ -33,27 +32,56 @@ def class_of(name):
     return getattr(importlib.import_module(module), attribute)
 
 
-def test_the_table_lists_every_class_that_a_checkpoint_can_hold():
+def concrete():
+    """By kind, every concrete class of the package that is of it, found by importing everything."""
     loaded = list(modules())
-    for kind, base in BASES.items():
-        found = {
+    return {
+        kind: {
             f"{value.__module__}.{value.__qualname__}"
             for module in loaded
             for value in vars(module).values()
             if inspect.isclass(value) and issubclass(value, class_of(base)) and not inspect.isabstract(value)
         }
-        assert found == set(KNOWN[kind])
+        for kind, base in BASES.items()
+    }
 
 
-def test_parts_are_arguments_of_known_classes():
-    for name, parts in PARTS.items():
-        assert known.known_class(name)
-        assert parts.keys() <= inspect.signature(class_of(name)).parameters.keys()
+def test_every_class_that_a_checkpoint_can_hold_is_known_without_being_listed():
+    assert {"oddpatch.models.patchcore.PatchCore", "oddpatch.models.ensemble.EnsembleDetector"} <= concrete()["model"]
+    assert {"oddpatch.data.few.FewImages", "oddpatch.data.datamodule.MVTecDataModule"} == concrete()["data"]
+    for kind, names in concrete().items():
+        assert len(names) > 0
+        assert all(known_class(name, kind) is class_of(name) for name in names)
+        assert all(may_be_known(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "oddpatch.models.base.Detector", "oddpatch.models.base.PatchDetector", "oddpatch.models.base.AnomalyModel",
+        "oddpatch.models.region.Region", "oddpatch.models.patchcore.Greedy", "oddpatch.models.spade.PaDiM",
+        "oddpatch.models.patchcore.torch", "oddpatch.models.patchcore.PatchCore.fit", "oddpatch.models.patchcore",
+        "oddpatch.models.PATCHCORE.PatchCore", "oddpatch.models.__init__.PatchCore", "oddpatch.models..PatchCore",
+        "oddpatch.models.patchcore.PatchCore ", "oddpatch.models.patchcore.__builtins__", "oddpatch.models.absent.A",
+        "oddpatch.backbones.timm.PatchCore", "models.patchcore.PatchCore", "", None, 1, ["oddpatch.models.spade.SPADE"],
+    ],
+)  # fmt: skip
+def test_nothing_else_of_the_kinds_packages_is_known(name):
+    assert known_class(name, "model") is None
+
+
+def test_parts_are_arguments_of_their_class():
+    found = [class_of(name) for names in concrete().values() for name in names]
+    for one in found:
+        parts = getattr(one, "parts", {})
+        assert parts.keys() <= inspect.signature(one).parameters.keys()
+        assert all(kind in KINDS and given in ("object", "maker", "makers") for kind, given in parts.values())
+    assert sum(bool(getattr(one, "parts", {})) for one in found) == 3
 
 
 def test_no_public_attribute_of_the_package_can_be_reached():
     """Every path of names, through what the modules have imported: `oddpatch.checkpoint.torch.load` and the like."""
-    allowed = {name for names in KNOWN.values() for name in names}
+    allowed = {name for names in concrete().values() for name in names}
     paths, pending, seen = set(), [(module.__name__, module, 0) for module in modules()], set()
     while pending:
         path, value, depth = pending.pop()
@@ -72,7 +100,7 @@ def test_no_public_attribute_of_the_package_can_be_reached():
     assert len(paths) > 10_000
     reached = []
     for path in paths - allowed:
-        for kind in KNOWN:
+        for kind in KINDS:
             try:
                 reached.append(read_spec({"_target_": path}, kind, "file"))
             except CheckpointError:
@@ -80,26 +108,26 @@ def test_no_public_attribute_of_the_package_can_be_reached():
     assert reached == []
 
 
-@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_class_is_built_at_a_place_of_its_kind_only(kind):
-    for other, names in KNOWN.items():
+    for other, names in concrete().items():
         for name in names:
-            part = PARTS.get(name)
-            if other == kind and not part:
+            if other == kind and getattr(class_of(name), "parts", {}).keys() <= {"selector"}:
                 assert read_spec({"_target_": name}, kind, "file").target == name
             elif other != kind:
                 with pytest.raises(CheckpointError, match="asks for"):
                     read_spec({"_target_": name}, kind, "file")
 
 
-def test_reading_imports_nothing():
+def test_reading_imports_nothing_of_what_is_refused():
     script = (
-        "import sys; from oddpatch.known import KNOWN, read_spec\n"
-        "for kind, names in KNOWN.items():\n"
-        "    for name in names:\n"
-        "        try: read_spec({'_target_': name, 'members': {}, 'member': {'_target_': 'x'}}, kind, 'file')\n"
+        "import sys; from oddpatch.known import KINDS, read_spec\n"
+        "for name in ('os.system', 'antigravity.fly', 'oddpatch.pipeline.fit', 'oddpatch.models.base.torch.load',\n"
+        "             'oddpatch.files.replacing', 'oddpatch.learning.one_epoch.OneEpoch', 'torch.load'):\n"
+        "    for kind in KINDS:\n"
+        "        try: read_spec({'_target_': name}, kind, 'file'); print(name)\n"
         "        except Exception: pass\n"
-        "print([name for name in sys.modules if name in ('torch', 'hydra', 'omegaconf', 'oddpatch.models')])"
+        "print([name for name in sys.modules if name in ('torch', 'hydra', 'antigravity', 'oddpatch.models')])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -132,6 +160,17 @@ def test_an_ensemble_is_built_from_its_parts():
         "file",
     ).make(channels=backbone.channels, strides=backbone.strides)
     assert [one.coreset_ratio for one in detector.detectors] == [0.5, 0.5]
+
+
+def test_a_selector_is_a_name_or_a_class_of_its_kind():
+    by_name = read_spec({**PATCHCORE, "selector": "random"}, "model", "file").make(**GRID)
+    described = {"_target_": "oddpatch.models.selectors.Random"}
+    assert type(read_spec({**PATCHCORE, "selector": described}, "model", "file").make(**GRID).selector) is type(
+        by_name.selector
+    )
+    for hidden in ({"_target_": "os.system"}, PATCHCORE, {**described, "_partial_": True}, {"a": 1}, [described]):
+        with pytest.raises(CheckpointError):
+            read_spec({**PATCHCORE, "selector": hidden}, "model", "file")
 
 
 class Text(str):

@@ -1,9 +1,11 @@
-"""Objects that a file describes: classes of an explicit table, plain values, and nothing else.
+"""Objects that a file describes: our own classes, plain values, and nothing else.
 
 Hydra calls whatever a config names, which is right for what a user composes, and would let a checkpoint run any code.
-What comes out of a file is read here first, all of it, before anything is imported: a class must be in the table, at
-a place where its kind belongs, and everything else must be a plain value. A user's own class or function is built only
-if the user names its package. docs/security.md says what that promises.
+What comes out of a file is read here first, all of it. A class must be one of ours, of a kind that belongs at its
+place: of the full name PACKAGE.MODULE.CLASS, where the package is that kind's, the module is one of its files, and that
+module itself defines the class, as a concrete subclass of the kind's base. Of all that a file names, only such modules
+are imported. Everything else must be a plain value. A user's own class or function is built only if the user names
+its package. docs/security.md says what that promises.
 """
 
 import importlib
@@ -13,56 +15,31 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["backbone", "model", "calibration", "data"]
+Kind = Literal["backbone", "model", "selector", "calibration", "data"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
-#: The classes that a file may have built, by kind. A name is also where the class is imported from once it is needed.
-KNOWN: dict[Kind, tuple[str, ...]] = {
-    "backbone": (
-        "oddpatch.backbones.efficientnet.EfficientNetBackbone",
-        "oddpatch.backbones.ensemble.EnsembleBackbone",
-        "oddpatch.backbones.timm.TimmBackbone",
-        "oddpatch.backbones.torchvision.TorchvisionBackbone",
-    ),
-    "model": (
-        "oddpatch.models.ensemble.EnsembleDetector",
-        "oddpatch.models.gaussian.GaussianAD",
-        "oddpatch.models.padim.PaDiM",
-        "oddpatch.models.patchcore.PatchCore",
-        "oddpatch.models.spade.SPADE",
-    ),
-    "calibration": ("oddpatch.models.calibration.Calibration",),
-    "data": ("oddpatch.data.datamodule.MVTecDataModule", "oddpatch.data.few.FewImages"),
-}
-#: What each kind must be an instance of.
+#: What each kind must be an instance of; its package is that of this base.
 BASES: dict[Kind, str] = {
     "backbone": "oddpatch.backbones.base.Backbone",
     "model": "oddpatch.models.base.Detector",
+    "selector": "oddpatch.models.selectors.Selector",
     "calibration": "oddpatch.models.calibration.Calibration",
     "data": "oddpatch.data.datamodule.MVTecDataModule",
 }
 #: What people call it.
 CALLED: dict[Kind, str] = {
-    "backbone": "backbone", "model": "detector", "calibration": "calibration", "data": "data module",
+    "backbone": "backbone", "model": "detector", "selector": "selector", "calibration": "calibration",
+    "data": "data module",
 }  # fmt: skip
 
-
-class Part(NamedTuple):
-    """An argument of a known class that describes further objects, which the class itself makes when it is built."""
-
-    kind: Kind
-    several: bool  # by name
-
-
-PARTS: dict[str, dict[str, Part]] = {
-    "oddpatch.backbones.ensemble.EnsembleBackbone": {"members": Part("backbone", several=True)},
-    "oddpatch.models.ensemble.EnsembleDetector": {"member": Part("model", several=False)},
-}
 
 #: Deeper or larger than any config: containers that hold themselves, or each other many times, would never end.
 MAX_DEPTH, MAX_VALUES = 16, 20_000
@@ -106,7 +83,7 @@ class Spec:
 
 
 def read_spec(value: Any, kind: Kind, source: object, trust: Sequence[str] = ()) -> Spec:
-    """What a file asks to have built as its `kind`; nothing is imported for it.
+    """What a file asks to have built as its `kind`; nothing but modules of oddpatch's classes is imported for it.
 
     Args:
         value: as it comes out of the file, of any type.
@@ -170,9 +147,30 @@ def check_plain(value: Any, place: str, source: object) -> None:
             raise CheckpointError(f"{source}: {_short(place)} is {value}, which is not finite: train again")
 
 
-def known_class(name: Any) -> bool:
-    """Whether a class of this full name is in the table."""
-    return isinstance(name, str) and any(name in names for names in KNOWN.values())
+def may_be_known(name: Any, kind: Kind | None = None) -> bool:
+    """Whether a full name is of the form that our classes of this kind, or of any, have; nothing is imported."""
+    path = name.split(".") if isinstance(name, str) else []
+    if len(path) != 4 or not all(part.isidentifier() and part[0] != "_" for part in path):
+        return False
+    if ".".join(path[:2]) not in {base.rsplit(".", 2)[0] for of, base in BASES.items() if kind in (of, None)}:
+        return False
+    # By its listing: a file system that ignores case would find more.
+    return f"{path[2]}.py" in {file.name for file in (Path(__file__).parent / path[1]).iterdir()}
+
+
+def known_class(name: Any, kind: Kind) -> type | None:
+    """Our class of this full name, None if there is none of this kind."""
+    if not may_be_known(name, kind):
+        return None
+    return _own_class(name, kind)
+
+
+@cache
+def _own_class(name: str, kind: Kind) -> type | None:
+    module, _, attribute = name.rpartition(".")
+    found = vars(importlib.import_module(module)).get(attribute)
+    own = inspect.isclass(found) and found.__module__ == module and found.__qualname__ == attribute
+    return found if own and issubclass(found, _resolve(BASES[kind])) and not inspect.isabstract(found) else None
 
 
 def _read(value: Any, kind: Kind | None, place: str, source: object, trust: Sequence[str], *, deferred: bool) -> Spec:
@@ -180,27 +178,31 @@ def _read(value: Any, kind: Kind | None, place: str, source: object, trust: Sequ
     if type(target) is not str:
         raise CheckpointError(f"{source}: {_short(place)} does not name its class: train again")
     trusted = _is_trusted(target, trust)
-    if not trusted and (kind is None or target not in KNOWN[kind]):
+    known = known_class(target, kind) if kind and not trusted else None
+    if not trusted and known is None:
         raise CheckpointError(_refusal(target, kind, place, source))
     # Only where a class makes its parts itself does a description stand for what makes them.
     if value.get("_partial_", False) is not deferred:
         told = "lacks _partial_: true" if deferred else "has _partial_, which a file may not ask for there"
         raise CheckpointError(f"{source}: {_short(place)} {told}: train again")
+    # Arguments that describe further objects: of which kind, and given as the "object" itself, as the "maker" that the
+    # class calls with further arguments, or as "makers" by name.
+    parts: Mapping[str, tuple[Kind, str]] = getattr(known, "parts", {})
     arguments = {}
     for name, inner in value.items():
         if name in ("_target_", "_partial_"):
             continue
-        where, part = f"{place}.{name}", PARTS.get(target, {}).get(name)
-        if part is None:
+        where, (of, given) = f"{place}.{name}", parts.get(name, (None, "object"))
+        if of is None or (given == "object" and not isinstance(inner, Mapping)):
             arguments[name] = _plain_or_trusted(inner, where, source, trust, own=trusted)
-        elif not part.several:
-            arguments[name] = _read(inner, part.kind, where, source, trust, deferred=True)
+        elif given != "makers":
+            arguments[name] = _read(inner, of, where, source, trust, deferred=given == "maker")
         elif isinstance(inner, Mapping) and "_target_" not in inner:
             arguments[name] = {
-                key: _read(one, part.kind, f"{where}.{key}", source, trust, deferred=True) for key, one in inner.items()
+                key: _read(one, of, f"{where}.{key}", source, trust, deferred=True) for key, one in inner.items()
             }
         else:
-            raise CheckpointError(f"{source}: {_short(where)} maps no names to a {CALLED[part.kind]}: train again")
+            raise CheckpointError(f"{source}: {_short(where)} maps no names to a {CALLED[of]}: train again")
     return Spec(target, kind, arguments, deferred, source, tuple(trust) if trusted else ())
 
 
@@ -213,8 +215,8 @@ def _plain_or_trusted(value: Any, place: str, source: object, trust: Sequence[st
     if "_target_" in value or "_partial_" in value:
         if own and _is_trusted(value.get("_target_"), trust):
             return _read(value, None, place, source, trust, deferred=value.get("_partial_") is True)
-        kind = next((kind for kind, names in KNOWN.items() if value.get("_target_") in names), None)
-        if own and kind:  # such as the members of a user's own ensemble
+        kind = next((kind for kind in KINDS if own and known_class(value.get("_target_"), kind)), None)
+        if kind:  # such as the members of a user's own ensemble
             return _read(value, kind, place, source, trust, deferred=value.get("_partial_") is True)
         raise CheckpointError(_refusal(value.get("_target_"), None, place, source))
     return {key: _plain_or_trusted(one, f"{place}.{key}", source, trust, own=own) for key, one in value.items()}

@@ -20,7 +20,7 @@ from oddpatch.data.datamodule import MVTecDataModule, files_named
 from oddpatch.datatools import splitting
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.hydra_entry.naming import names
-from oddpatch.known import KNOWN, read_spec
+from oddpatch.known import KINDS, read_spec
 from oddpatch.learning import distributed
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.locking import hold
@@ -136,7 +136,7 @@ def write_split(cfg: DictConfig, data: MVTecDataModule, folder: Path) -> Path:
 
 def say_who_can_load(config: dict[str, Any]) -> None:
     """Warn of what a user composed that no checkpoint may ask for without the user's word."""
-    for kind in KNOWN:
+    for kind in (kind for kind in KINDS if kind in config):
         try:
             read_spec(config[kind], kind, factory.CHECKPOINT)
         except CheckpointError as error:

@@ -9,7 +9,7 @@ import torch.multiprocessing as mp
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.learning import distributed
-from oddpatch.models.base import Detector, no_progress
+from oddpatch.models.base import no_progress
 from oddpatch.models.ensemble import EnsembleDetector
 from oddpatch.models.gaussian import GaussianAD
 from oddpatch.models.padim import PaDiM
@@ -92,28 +92,18 @@ def work(rank, world, folder):
             distributed.fit(detector, no_progress)
             found[share, name] = outcome(detector)
     found["nothing"] = said(PaDiM(CHANNELS, STRIDES, num_features=6), rank)
-    found["foreign"] = said(Foreign(CHANNELS, STRIDES), rank)
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
 def said(detector, rank):
-    """What a detector says that has taken in nothing on any rank, on the rank that says it."""
+    """What a detector says that was shown nothing on any rank, on the rank that says it."""
     try:
         detector.merge(Ranks())
         return detector.fit() if rank == 0 else None
     except (DataError, ConfigError) as error:
         return str(error)
-
-
-class Foreign(Detector):
-    """A method whose author has not thought of several devices."""
-
-    def update(self, features, index): ...
-    def fit(self, progress=no_progress): ...
-    def forward(self, features, image_size): ...
-    def required_memory(self, shapes, num_images): ...
 
 
 def gather(folder: Path, world):
@@ -192,7 +182,3 @@ def test_the_size_of_a_bounded_coreset_is_a_share_of_all_that_was_seen(request, 
 def test_nothing_taken_in_anywhere_is_said_by_rank_zero(two):
     assert "needs at least 2 good images for a covariance, it was given 0" in two[0]["nothing"]
     assert two[1]["nothing"] is None
-
-
-def test_a_method_that_cannot_be_merged_says_so_on_every_rank(two):
-    assert [rank["foreign"] for rank in two] == ["Foreign cannot be fitted on several devices: set trainer=default"] * 2

@@ -99,7 +99,7 @@ def test_required_memory_counts_members_and_held_out_maps():
     detector = EnsembleDetector(CHANNELS, STRIDES, maps=[2, 1], member=MEMBER, holdout=0.25)
     needed, remedy = detector.required_memory(shapes, 100)
     alone = sum(MEMBER(CHANNELS[p], STRIDES[p]).required_memory(shapes[p], 75)[0] for p in (slice(0, 2), slice(2, 3)))
-    assert needed == alone + 25 * 4 * sum(c * h * w for c, h, w in shapes)
+    assert needed == alone + 2 * 25 * 4 * sum(c * h * w for c, h, w in shapes)
     assert remedy.startswith("set model.member.max_bank_memory")
 
 

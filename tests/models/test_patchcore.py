@@ -255,7 +255,7 @@ def bounded(features, max_bank_memory, batch=5, **settings):
     for index in torch.arange(len(features)).split(batch):
         detector.update([features[index]], index)
         if max_bank_memory:
-            held = detector._stream._points.numel() * 4 + detector._stream._labels.numel() * 8
+            held = sum(part.untyped_storage().nbytes() for part in detector.held.coreset.held())
             assert held <= max_bank_memory
     detector.fit()
     return detector

@@ -1,7 +1,7 @@
 """Several backbones as one: each gives its feature maps of the same images."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ class EnsembleBackbone(Backbone):
     Raises:
         ConfigError: fewer than two members.
     """
+
+    #: See `oddpatch.models.base.Detector.parts`.
+    parts: ClassVar = {"members": ("backbone", "makers")}
 
     def __init__(
         self,

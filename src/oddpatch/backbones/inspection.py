@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from oddpatch.backbones.base import Backbone
 from oddpatch.errors import ConfigError, WeightsError
 from oddpatch.files import read_yaml
-from oddpatch.known import KNOWN, read_spec
+from oddpatch.known import known_class, read_spec
 
 
 class Description(NamedTuple):
@@ -69,7 +69,7 @@ def settings_of(name: str) -> dict[str, Any]:
     path = folder / f"{name}.yaml" if folder else None
     if path is not None and path.is_file():
         settings = read_yaml(path)
-        if settings.get("_target_") not in KNOWN["backbone"] or "name" not in settings:
+        if not known_class(settings.get("_target_"), "backbone") or "name" not in settings:
             raise ConfigError(f"{path} describes no single backbone of oddpatch: show its members one by one")
         return settings
     if timm.is_model(name):

@@ -1,8 +1,9 @@
-"""What every method shares: `Detector`, which knows feature maps only, and `AnomalyModel`, which is what is saved."""
+"""What every method shares: `Detector` and `PatchDetector`, which know feature maps only, and `AnomalyModel`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from copy import deepcopy
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from oddpatch.errors import ConfigError, NotFittedError
 from oddpatch.models.calibration import Calibration
 from oddpatch.models.region import Region
+from oddpatch.models.state import Accumulator
+from oddpatch.ops.maps import anomaly_map
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
@@ -29,9 +32,10 @@ def no_progress(done: int, total: int, what: str) -> None:
 class Detector(nn.Module, ABC):
     """Learns what the feature maps of good images look like, and scores how far others are from it.
 
-    Life of a detector: `update` once per batch of good images, `fit` once, then `forward` as often as wanted.
-    Fitted state is registered as buffers (name them in `fitted_buffers`) so that it travels in a state dict, whatever
-    its shape. A detector sees features, never images.
+    Life of a detector: `update` once per batch of good images, `fit` once, then `forward` as often as wanted. A method
+    writes these three. What `update` keeps, it keeps in accumulators (`oddpatch.models.state`), from which order,
+    several devices and memory follow. `fit` puts its result into buffers (named in `fitted_buffers`), so that it
+    travels in a state dict, whatever its shape, and ends with `finish`. A detector sees features, never images.
 
     Args:
         channels: channels C_l of each feature map the backbone gives, finest first.
@@ -42,6 +46,12 @@ class Detector(nn.Module, ABC):
     fitted_buffers: tuple[str, ...] = ()
     #: False for methods that score whole images only: their predictions have no anomaly map.
     localizes: bool = True
+    #: Whether `update` and `forward` look at nothing outside `self.region`; others refuse `data.roi`.
+    inspects_regions: bool = False
+    #: The settings that lower `required_memory`, as an error suggests them.
+    memory_remedy: str = "lower data.resize and data.crop, or drop the backbone's finest layer"
+    #: Arguments that describe further objects in a checkpoint: their kind, and how they are given, see `known.py`.
+    parts: ClassVar[dict[str, tuple[str, str]]] = {}
     fitted: Tensor
     left_out: Tensor
 
@@ -55,6 +65,10 @@ class Detector(nn.Module, ABC):
             )
         self.channels = [channels[i] for i in self.layers]
         self.strides = [strides[i] for i in self.layers]
+        #: Smallest shapes (C, h, w) of the backbone's maps whose grids divide each other as those of an image do.
+        self._least_shapes = [(c, max(strides) // s, max(strides) // s) for c, s in zip(channels, strides, strict=True)]
+        #: What the buffer `fitted` says, known without reading a tensor.
+        self.is_fitted = False
         self.register_buffer("fitted", torch.tensor(False))
         #: Patches outside are neither fitted to nor scored.
         self.region = Region()
@@ -64,7 +78,16 @@ class Detector(nn.Module, ABC):
         self.register_buffer("left_out", torch.empty(0), persistent=False)
 
     def restrict(self, mask: Tensor) -> None:
-        """Inspect nothing but the pixels where mask (H, W) bool is true; to be called before `update`."""
+        """Inspect nothing but the pixels where mask (H, W) bool is true; to be called before `update`.
+
+        Raises:
+            ConfigError: this method would look at the others, too.
+        """
+        if not self.inspects_regions:
+            raise ConfigError(
+                f"{type(self).__name__} cannot leave out what lies outside data.roi: set data.roi=null, or choose "
+                "another model"
+            )
         self.region = Region(mask)
 
     def select(self, features: list[Tensor]) -> list[Tensor]:
@@ -73,7 +96,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def update(self, features: list[Tensor], index: Tensor) -> None:
-        """Take in one batch of good images.
+        """Accumulate one batch of good images.
 
         Args:
             features: [(B, C_l, h_l, w_l)], finest first, as the backbone gave them.
@@ -82,39 +105,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def fit(self, progress: ProgressFn = no_progress) -> None:
-        """Turn what was taken in into the fitted buffers, and let go of the rest."""
-
-    def merge(self, ranks: "Ranks") -> None:
-        """Bring what all ranks took in to rank zero, as if it had taken in all of it; the others let go of theirs.
-
-        Called on every rank before rank zero fits; a rank may have taken in nothing. A method that does not say how
-        its state is merged runs on one device only.
-        """
-        self.require_mergeable()
-
-    def require_mergeable(self) -> None:
-        """Raise a `ConfigError` unless this method, and any that it is made of, says how to `merge`."""
-        for part in self.modules():
-            if isinstance(part, Detector) and type(part).merge is Detector.merge:
-                raise ConfigError(f"{type(part).__name__} cannot be fitted on several devices: set trainer=default")
-
-    @torch.no_grad()
-    def share(self, ranks: "Ranks") -> None:
-        """Give every rank the buffers of rank zero, which has fitted."""
-        for detector in self.modules():  # the members of an ensemble are detectors too
-            if not isinstance(detector, Detector):
-                continue
-            own = dict(detector.named_buffers(recurse=False))
-            shapes = ranks.exchange({name: (tuple(b.shape), b.dtype) for name, b in own.items()})[0]
-            for name, (shape, dtype) in shapes.items():
-                buffer = own[name].contiguous() if ranks.first else detector.allocate(name, shape, dtype)
-                ranks.broadcast_(buffer)
-                if not ranks.first:
-                    setattr(detector, name, buffer)
-
-    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Memory for one of the buffers, to be filled."""
-        return torch.empty(shape, dtype=dtype, device=self.fitted.device)
+        """Turn what was accumulated into the fitted buffers, and `finish`."""
 
     @abstractmethod
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
@@ -123,6 +114,77 @@ class Detector(nn.Module, ABC):
         Raises:
             NotFittedError: before `fit`.
         """
+
+    @property
+    def detectors_within(self) -> list["Detector"]:
+        """This detector, and the members of an ensemble."""
+        return [part for part in self.modules() if isinstance(part, Detector)]
+
+    @property
+    def accumulators(self) -> list[Accumulator]:
+        """What `update` of this detector adds to."""
+        return [value for value in vars(self).values() if isinstance(value, Accumulator)]
+
+    def finish(self) -> None:
+        """Free what was accumulated; from now on the detector is fitted."""
+        for accumulator in self.accumulators:
+            accumulator.clear()
+        self._set_fitted(True)
+
+    def _set_fitted(self, fitted: bool) -> None:
+        self.is_fitted = fitted
+        self.fitted.fill_(fitted)
+
+    def probe(self, shapes: Sequence[FeatureShape]) -> Self:
+        """A copy of this detector, nothing having been accumulated, that was shown one image of these shapes."""
+        copy, drawn = deepcopy(self), torch.Generator().manual_seed(0)
+        for accumulator in (a for detector in copy.detectors_within for a in detector.accumulators):
+            accumulator.probing = True
+        features = [torch.randn(1, *shape, generator=drawn).to(self.fitted.device) for shape in shapes]
+        copy.update(features, torch.tensor([0]))
+        return copy
+
+    @torch.no_grad()
+    def merge(self, ranks: "Ranks") -> None:
+        """Bring what all ranks accumulated to rank zero, as if it had seen all of it; the others free theirs.
+
+        Called on every rank before rank zero fits; a rank may have seen nothing.
+        """
+        for detector in self.detectors_within:
+            for accumulator in detector.accumulators:
+                accumulator.merge(ranks, self.fitted.device)
+
+    @torch.no_grad()
+    def require_mergeable(self) -> None:
+        """Raise a `ConfigError` if this method, or one that it is made of, keeps anything that `merge` does not see."""
+        copy = deepcopy(self)
+        before = [_state(detector) for detector in copy.detectors_within]
+        copy.update([torch.randn(1, *shape).to(self.fitted.device) for shape in self._least_shapes], torch.tensor([0]))
+        for detector, old in zip(copy.detectors_within, before, strict=True):
+            new = _state(detector)
+            outside = [k for k in new if k not in old or new[k][0] is not old[k][0] or new[k][1:] != old[k][1:]]
+            if outside or not (detector.accumulators or len(copy.detectors_within) > 1):
+                kept = f"keeps {', '.join(outside)} outside of accumulators" if outside else "keeps no accumulator"
+                raise ConfigError(
+                    f"{type(detector).__name__} cannot be fitted on several devices, as it {kept}: set trainer=default"
+                )
+
+    @torch.no_grad()
+    def share(self, ranks: "Ranks") -> None:
+        """Give every rank the buffers of rank zero, which has fitted."""
+        for detector in self.detectors_within:
+            own = dict(detector.named_buffers(recurse=False))
+            shapes = ranks.exchange({name: (tuple(b.shape), b.dtype) for name, b in own.items()})[0]
+            for name, (shape, dtype) in shapes.items():
+                buffer = own[name].contiguous() if ranks.first else detector.allocate(name, shape, dtype)
+                ranks.broadcast_(buffer)
+                if not ranks.first:
+                    setattr(detector, name, buffer)
+            detector.is_fitted = True
+
+    def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory for one of the buffers, to be filled."""
+        return torch.empty(shape, dtype=dtype, device=self.fitted.device)
 
     def image_score(self, features: list[Tensor], image_size: tuple[int, int]) -> Tensor:
         """The scores (B,) that `forward` gives, for whoever needs no maps; a method that saves work by it says how."""
@@ -143,32 +205,39 @@ class Detector(nn.Module, ABC):
     @property
     def leaves_out(self) -> bool:
         """Whether this method, and any that it is made of, has `score_left_out`."""
-        parts = [part for part in self.modules() if isinstance(part, Detector)]
-        return all(type(part).score_left_out is not Detector.score_left_out for part in parts)
+        return all(type(part).score_left_out is not Detector.score_left_out for part in self.detectors_within)
 
     def expect_left_out(self) -> None:
         """Say, before `update`, that `score_left_out` will be asked for: what makes it cheap can then be kept."""
-        for part in self.modules():
-            if isinstance(part, Detector):
-                part.left_out_expected = True
+        for part in self.detectors_within:
+            part.left_out_expected = True
 
     def require_left_out(self) -> None:
         """Raise `NotFittedError` unless `fit` has kept what `score_left_out` needs."""
         if not len(self.left_out):
             raise NotFittedError(f"{type(self).__name__}: call expect_left_out() before update() and fit()")
 
-    @abstractmethod
+    def keep_left_out(self, index: Tensor, values: Tensor) -> None:
+        """Keep values (n, ...) of the training images `index` (n,), which rises, for `score_left_out`."""
+        self.left_out = values.new_full((int(index[-1]) + 1, *values.shape[1:]), torch.nan, device=self.fitted.device)
+        self.left_out[index.to(self.fitted.device)] = values.to(self.fitted.device)
+
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
-        """Bytes needed at the peak of `update` and `fit`, and the setting that lowers them.
+        """Bytes needed at the peak of `update` and `fit`, and the settings that lower them.
+
+        Here it is what the accumulators need; a method whose `fit` needs more, or that asks for a number of images,
+        adds to it.
 
         Args:
             shapes: (C, h, w) of every map the backbone gives for one image.
-            num_images: good images that will be taken in.
+            num_images: good images that there will be.
         """
+        accumulators = self.probe(shapes).accumulators
+        return sum(accumulator.required(num_images) for accumulator in accumulators), self.memory_remedy
 
     def require_fitted(self) -> None:
         """Raise ``NotFittedError`` unless ``fit`` has run."""
-        if not self.fitted:
+        if not self.is_fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted: call update() with good images, then fit()")
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
@@ -178,6 +247,81 @@ class Detector(nn.Module, ABC):
             if stored is not None:
                 setattr(self, name, torch.empty_like(stored, device=self.fitted.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.is_fitted = bool(self.fitted)
+
+
+def _state(detector: Detector) -> dict[str, tuple[object, int | None, int | None]]:
+    """What tells whether `update` has changed an attribute or a buffer, by name; accumulators are left out."""
+    found: dict[str, tuple[object, int | None, int | None]] = {}
+    for name, value in {**vars(detector), **detector._buffers}.items():
+        if not isinstance(value, Accumulator):
+            size = len(value) if isinstance(value, list | dict | set) else None
+            found[name] = (value, size, value._version if isinstance(value, Tensor) else None)
+    return found
+
+
+class PatchDetector(Detector):
+    """Scores patches, each by itself, wherever it lies: the part that such methods share.
+
+    `data.roi` is applied here: patches outside are neither accumulated nor scored. A method writes `embed`,
+    `accumulate`, `fit` and `score_patches`.
+
+    Args:
+        channels, strides, finest_stride: see `Detector`.
+        smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
+    """
+
+    inspects_regions = True
+    #: Cut-off of that filter in pixels; None for four sigma.
+    smoothing_radius: int | None = None
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], finest_stride: int = 1, smoothing: float = 4.0
+    ) -> None:
+        super().__init__(channels, strides, finest_stride)
+        self.smoothing = smoothing
+
+    @abstractmethod
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """Embeddings (B, h, w, D) of every patch, of feature maps [(B, C_l, h_l, w_l)]."""
+
+    @abstractmethod
+    def accumulate(self, patches: Tensor, index: Tensor, positions: Tensor) -> None:
+        """Accumulate patches (B, P, D) of the good images `index` (B,), at `positions` (P,) of their grid."""
+
+    @abstractmethod
+    def score_patches(self, patches: Tensor) -> Tensor:
+        """Scores (B, P) of patches (B, P, D)."""
+
+    def score_images(self, scores: Tensor, patches: Tensor, anomaly_map: Tensor) -> Tensor:
+        """Scores (B,) of images: here the largest of their patches' scores (B, P)."""
+        return scores.amax(dim=1)
+
+    def patches(self, features: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
+        """Embeddings (B, P, D) of the patches that are inspected, and the grid (h, w) in which they lie."""
+        embeddings = self.embed(features)  # (B, h, w, D)
+        grid = (embeddings.shape[1], embeddings.shape[2])
+        return self.region.take(embeddings.flatten(1, 2), grid, dim=1), grid
+
+    @torch.no_grad()
+    def update(self, features: list[Tensor], index: Tensor) -> None:
+        """Accumulate the patches of one batch."""
+        patches, grid = self.patches(features)
+        device = patches.device
+        self.accumulate(patches, index.to(device), self.region.positions(grid).to(device))
+
+    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
+        """Score every patch; maps are resized bilinearly to the image and smoothed."""
+        self.require_fitted()
+        patches, grid = self.patches(features)
+        scores = self.score_patches(patches)
+        anomaly_map = self.to_map(scores, grid, image_size)
+        return Prediction(self.score_images(scores, patches, anomaly_map), anomaly_map)
+
+    def to_map(self, scores: Tensor, grid: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+        """The anomaly map (B, 1, H, W) of the scores (B, P) of the patches that are inspected."""
+        scores = self.region.spread(scores, grid)  # (B, h, w)
+        return self.region.cut(anomaly_map(scores, image_size, self.smoothing, radius=self.smoothing_radius))
 
 
 class AnomalyModel(nn.Module):
@@ -209,5 +353,5 @@ class AnomalyModel(nn.Module):
 
     @torch.no_grad()
     def update(self, images: Tensor, index: Tensor) -> None:
-        """Take preprocessed good images (B, 3, H, W) into the detector."""
+        """Show preprocessed good images (B, 3, H, W) to the detector."""
         self.detector.update(self.backbone(images), index)

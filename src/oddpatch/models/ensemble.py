@@ -3,17 +3,15 @@
 import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.models.state import Rows
 from oddpatch.types import Prediction
-
-if TYPE_CHECKING:
-    from oddpatch.ops.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +36,7 @@ class EnsembleDetector(Detector):
         ConfigError: `maps` do not add up, or another setting cannot work.
     """
 
+    parts: ClassVar = {"member": ("model", "maker")}
     fitted_buffers = ("center", "scale")
     center: Tensor  # (members, 2) mean of the scores, and of the maps, of held-out good images
     scale: Tensor  # (members, 2) their standard deviation
@@ -70,7 +69,8 @@ class EnsembleDetector(Detector):
         self.localizes = all(detector.localizes for detector in self.detectors)
         self.register_buffer("center", torch.empty(0))
         self.register_buffer("scale", torch.empty(0))
-        self._held_out: list[tuple[int, list[Tensor]]] = []  # index and maps [(1, C_l, h_l, w_l)] of each image
+        self.inspects_regions = all(detector.inspects_regions for detector in self.detectors)
+        self.held_out = Rows()  # maps [(C_l, h_l, w_l)] of each image
 
     def restrict(self, mask: Tensor) -> None:
         """See `Detector.restrict`: for every member."""
@@ -92,25 +92,13 @@ class EnsembleDetector(Detector):
     def update(self, features: list[Tensor], index: Tensor) -> None:
         """Give every member its maps of the images that are not held out."""
         held_out = self._is_held_out(index).to(features[0].device)  # (B,)
-        for row in held_out.nonzero()[:, 0].tolist():
-            self._held_out.append((int(index[row]), [feature[row : row + 1].clone() for feature in features]))
+        if held_out.any():
+            self.held_out.add(index[held_out.to(index.device)], *[feature[held_out] for feature in features])
         if held_out.all():
             return
         kept = index[~held_out.to(index.device)]
         for detector, maps in zip(self.detectors, self.split(features), strict=True):
             detector.update([feature[~held_out] for feature in maps], kept)
-
-    def merge(self, ranks: "Ranks") -> None:
-        """Merge every member, and bring the held-out images together."""
-        for detector in self.detectors:
-            detector.merge(ranks)
-        images = ranks.exchange([(image, len(maps)) for image, maps in self._held_out])
-        received = ranks.collect([m.contiguous() for _, maps in self._held_out for m in maps], self.fitted.device)
-        if not ranks.first:
-            self._held_out = []
-            return
-        for image, count in (entry for other in images[1:] for entry in other):
-            self._held_out.append((image, [next(received) for _ in range(count)]))
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
@@ -119,13 +107,12 @@ class EnsembleDetector(Detector):
         Raises:
             DataError: fewer than two images are held out.
         """
-        self._require_held_out(len(self._held_out))
-        held_out = [features for _, features in sorted(self._held_out, key=lambda pair: pair[0])]
-        self._held_out = []
+        self._require_held_out(len(self.held_out))
+        _, *maps = self.held_out.take()
         center, scale = [], []
         for number, detector in enumerate(self.detectors):
             detector.fit(progress)
-            scored = [self._score(number, features) for features in held_out]
+            scored = [self._score(number, list(image)) for image in zip(*(m.split(1) for m in maps), strict=True)]
             values = [torch.cat(part).double() for part in zip(*scored, strict=True)]  # (n,), (n * H * W,)
             center.append(torch.stack([value.mean() for value in values]))
             scale.append(torch.stack([value.std() for value in values]))
@@ -133,7 +120,7 @@ class EnsembleDetector(Detector):
         if not (self.scale > 0).all():
             log.warning("all held-out good images score the same: where they do, distances are not scaled")
             self.scale = self.scale.where(self.scale > 0, 1.0)
-        self.fitted.fill_(True)
+        self.finish()
 
     def _require_held_out(self, count: int) -> None:
         if count < 2:
@@ -199,7 +186,8 @@ class EnsembleDetector(Detector):
             detector.required_memory(shapes[start : start + count], num_images - held_out)
             for detector, start, count in zip(self.detectors, starts, self.maps, strict=True)
         ]
-        maps = held_out * sum(4 * channels * height * width for channels, height, width in shapes)
+        # Twice: they are joined before the members are fitted.
+        maps = 2 * held_out * sum(4 * channels * height * width for channels, height, width in shapes)
         remedy = parts[0][1].replace("model.", "model.member.") + ", or lower model.holdout"
         return maps + sum(needed for needed, _ in parts), remedy
 

@@ -1,19 +1,15 @@
 """Gaussian-AD: one Gaussian per stage of the network on globally pooled features (Rippel et al., arXiv 2005.14140)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
-from oddpatch.ops.gallery import in_order
+from oddpatch.models.state import Rows
 from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, left_out_distances, sample_covariance
 from oddpatch.types import Prediction
-
-if TYPE_CHECKING:
-    from oddpatch.ops.ranks import Ranks
 
 SHRINKAGES = ("ledoit_wolf", "epsilon")
 
@@ -21,7 +17,7 @@ SHRINKAGES = ("ledoit_wolf", "epsilon")
 class GaussianAD(Detector):
     """The score is the sum over stages of the Mahalanobis distance of the stage's average feature.
 
-    It scores whole images only. What is taken in are pooled vectors: one number per image and channel.
+    It scores whole images only. What it accumulates are pooled vectors: one number per image and channel.
 
     Args:
         channels: channels of each feature map the backbone gives; give it all stages of a network.
@@ -34,6 +30,8 @@ class GaussianAD(Detector):
     """
 
     localizes = False
+    inspects_regions = True
+    memory_remedy = "take fewer stages by backbone.layers"
 
     def __init__(
         self,
@@ -58,8 +56,7 @@ class GaussianAD(Detector):
         self.fitted_buffers = tuple(f"{name}_{stage}" for stage in stages for name in ("mean", "whitening"))
         for name in self.fitted_buffers:  # mean_i (C_i,), whitening_i (D_i, C_i) with D_i = C_i unless npca leaves less
             self.register_buffer(name, torch.empty(0))
-        self._pooled: list[Tensor] = []  # (B, sum C_i) of each batch
-        self._index: list[Tensor] = []
+        self.pooled = Rows("cpu", unique=True)  # (sum C_i,) of each image
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """Global averages (B, sum C_i) of feature maps [(B, C_i, h_i, w_i)]."""
@@ -67,43 +64,32 @@ class GaussianAD(Detector):
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
-        """Take in the averages of one batch."""
-        self._pooled.append(self.embed(features).cpu())
-        self._index.append(index.cpu())
-
-    def merge(self, ranks: "Ranks") -> None:
-        """Bring the averages together."""
-        self._pooled += ranks.collect(self._pooled, "cpu")
-        self._index += ranks.collect(self._index, "cpu")
-        if not ranks.first:
-            self._pooled, self._index = [], []
+        """Accumulate the averages of one batch."""
+        self.pooled.add(index, self.embed(features))
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
         """Estimate and factorise the covariance of every stage, in float64.
 
         Raises:
-            DataError: fewer than two images were taken in.
+            DataError: fewer than two images.
             ConfigError: a covariance is not positive definite.
         """
-        order = in_order(torch.cat([torch.empty(0, dtype=torch.int64), *self._index]))
-        if len(order) < 2:
+        images, pooled = self.pooled.take() if len(self.pooled) else (torch.empty(0), torch.empty(0))
+        if len(images) < 2:
             raise DataError(
-                f"GaussianAD needs at least 2 good images for a covariance, it was given {len(order)}: add images"
+                f"GaussianAD needs at least 2 good images for a covariance, it was given {len(images)}: add images"
             )
-        stages = torch.cat(self._pooled)[order].split(self.channels, dim=1)
+        stages = pooled.split(self.channels, dim=1)
         if self.left_out_expected:
-            images = torch.cat(self._index)[order]
-            self.left_out = torch.full((int(images.max()) + 1,), torch.nan, device=self.fitted.device)
             scores = torch.stack([self._left_out(samples, stage) for stage, samples in enumerate(stages)]).sum(0)
-            self.left_out[images.to(self.fitted.device)] = scores.float().to(self.fitted.device)
+            self.keep_left_out(images, scores.float())
         for stage, samples in enumerate(stages):
             mean, whitening = self._fit_stage(samples, stage)
             setattr(self, f"mean_{stage}", mean.float().to(self.fitted.device))
             setattr(self, f"whitening_{stage}", whitening.float().to(self.fitted.device))
             progress(stage + 1, len(stages), "fitting stages")
-        self._pooled, self._index = [], []
-        self.fitted.fill_(True)
+        self.finish()
 
     def _fit_stage(self, samples: Tensor, stage: int) -> tuple[Tensor, Tensor]:
         """Mean (C,) and whitening matrix (D, C) of samples (N, C): |W (x - mean)| is the Mahalanobis distance."""
@@ -154,9 +140,8 @@ class GaussianAD(Detector):
         return Prediction(score, None)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
-        """The pooled vectors twice, the fitted stages, and the float64 work on the widest stage."""
-        widest = max(self.channels)
-        pooled = 2 * 4 * num_images * sum(self.channels)
+        """The pooled vectors, the fitted stages, and the float64 work on the widest stage."""
+        pooled, remedy = super().required_memory(shapes, num_images)
         fitted = 4 * sum(c * c for c in self.channels)
-        work = 8 * (4 * widest**2 + 3 * num_images * widest)
-        return pooled + fitted + work, "take fewer stages by backbone.layers"
+        widest = max(self.channels)
+        return pooled + fitted + 8 * (4 * widest**2 + 3 * num_images * widest), remedy

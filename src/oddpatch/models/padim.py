@@ -2,38 +2,24 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.models.state import Rows, RunningMoments, split_positions
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.patches import ALIGNMENTS, by_position
 from oddpatch.ops.projection import semi_orthogonal
-from oddpatch.ops.statistics import (
-    Moments,
-    add_samples,
-    empty_moments,
-    left_out_from_samples,
-    left_out_mahalanobis,
-    mahalanobis,
-    merge,
-    whiten_,
-)
+from oddpatch.ops.statistics import left_out_from_samples, left_out_mahalanobis, mahalanobis, whiten_
 from oddpatch.types import Prediction
 
-if TYPE_CHECKING:
-    from oddpatch.ops.ranks import Ranks
-
-#: Bytes of embeddings that are taken in or scored at a time: small enough for a CPU's cache, enough for a GPU.
+#: Bytes of embeddings that are accumulated or scored at a time: small enough for a CPU's cache, enough for a GPU.
 PART_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20}
 #: Bytes of float64 covariances that are inverted at a time.
 #: Small enough to stay in cache, which is several times faster.
 CHUNK_BYTES = 4 * 2**20
-#: Bytes of covariances that are merged at a time.
-MERGE_BYTES = 64 * 2**20
 
 
 class PaDiM(Detector):
@@ -56,6 +42,7 @@ class PaDiM(Detector):
         finest_stride: feature maps of smaller stride are left out.
     """
 
+    inspects_regions = True
     fitted_buffers = ("mean", "whitening", "grid")
     mean: Tensor  # (P, D)
     whitening: Tensor  # (P, D, D) inverse Cholesky factors of the covariances
@@ -101,8 +88,8 @@ class PaDiM(Detector):
         for name in ("mean", "whitening", "grid"):
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("num_images", torch.tensor(0), persistent=False)
-        self._moments: Moments | None = None
-        self._samples: list[tuple[Tensor, Tensor]] = []  # index (B,) and embeddings (B, P, D) of each batch, if few
+        self.moments = RunningMoments(torch.float32)
+        self.samples = Rows("cpu")  # embeddings (P, D) of each image, where these are few
 
     def _draw_reduction(self, reduction: str, seed: int) -> None:
         total = sum(self.channels)
@@ -135,7 +122,7 @@ class PaDiM(Detector):
             layers.append(by_position(reduced.permute(2, 3, 0, 1), (height, width), self.alignment))
             first += channels
         part_bytes = PART_BYTES["cpu" if features[0].device.type == "cpu" else "gpu"]
-        for part in _parts(height * width, 4 * batch * self.num_features, part_bytes):
+        for part in split_positions(height * width, 4 * batch * self.num_features, part_bytes):
             of_layers = [layer.at(part) for layer in layers]  # (p, B, C) each
             yield part, torch.cat(of_layers, dim=2) if self.projection is None else torch.stack(of_layers).sum(dim=0)
 
@@ -146,103 +133,56 @@ class PaDiM(Detector):
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
-        """Take one batch into the running mean and covariance.
+        """Add one batch to the running mean and covariance.
 
         Raises:
             DataError: its images are of another size than those before.
         """
         finest = features[self.layers[0]]
-        height, width = finest.shape[-2:]
-        if self._moments is None:
-            self._moments = empty_moments(height * width, self.num_features, finest.device)
-            self.grid = torch.tensor([height, width], device=finest.device)
-        self._require_grid(height, width)
-        count, mean, scatter = self._moments
-        few = self._keeps_samples(count + len(finest))
-        parts = []
-        for part, samples in self.embed(features):
-            add_samples(Moments(count, mean[part], scatter[part]), samples)
-            if few:
-                parts.append(samples.transpose(0, 1))
-        self._samples = [*self._samples, (index.cpu(), torch.cat(parts, dim=1).cpu())] if few else []
-        self._moments = Moments(count + len(finest), mean, scatter)
+        parts = self.embed(features)
+        if self._keeps_samples(self.moments.count + len(finest)):
+            parts = iter(kept := list(parts))
+            self.samples.add(index, torch.cat([samples.transpose(0, 1) for _, samples in kept], dim=1))
+        else:
+            self.samples.clear()
+        self.moments.add_parts(parts, (finest.shape[2], finest.shape[3]), len(finest))
 
     def _keeps_samples(self, count: int) -> bool:
         """Whether `score_left_out` needs embeddings, which take about the memory of the fit: few images."""
         return self.left_out_expected and self.epsilon > 0 and 4 * count <= 5 * self.num_features
 
     @torch.no_grad()
-    def merge(self, ranks: "Ranks") -> None:
-        """Merge counts, means and covariances, some positions at a time: rank zero never holds them twice.
-
-        Raises:
-            DataError: the ranks have images of different sizes.
-        """
-        own = self._moments
-        taken_in = ranks.exchange(None if own is None else (own.count, self.grid.tolist()))
-        grids = {tuple(other[1]) for other in taken_in if other}
-        if not grids:
-            return
-        if len(grids) > 1:
-            raise DataError(f"images give grids of {sorted(grids)} patches: use images of one size")
-        if not self._keeps_samples(sum(other[0] for other in taken_in if other)):
-            self._samples = []
-        samples = ranks.collect([part for pair in self._samples for part in pair], "cpu")
-        held = self._samples + list(zip(samples, samples, strict=True))
-        self._samples = held if ranks.first else []
-        (height, width), dim, device = grids.pop(), self.num_features, self.fitted.device
-        parts = list(_parts(height * width, 4 * dim * dim, MERGE_BYTES))
-        received = ranks.collect([] if own is None else [t[p] for p in parts for t in (own.mean, own.scatter)], device)
-        if not ranks.first:
-            self._moments = None
-            return
-        if own is None:
-            own = empty_moments(height * width, dim, device)
-            self.grid = torch.tensor([height, width], device=device)
-        for count, _ in filter(None, taken_in[1:]):
-            for part in parts:
-                theirs = Moments(count, next(received), next(received))
-                merge(Moments(own.count, own.mean[part], own.scatter[part]), theirs)
-            own = own._replace(count=own.count + count)
-        self._moments = own
-
-    @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
         """Factorise the covariance of every position.
 
         Raises:
-            DataError: fewer than two images were taken in.
+            DataError: fewer than two images.
             ConfigError: a covariance is not positive definite.
         """
-        count = 0 if self._moments is None else self._moments.count
-        if self._moments is None or count < 2:
+        count, grid = self.moments.count, self.moments.grid
+        if count < 2:
             raise DataError(f"PaDiM needs at least 2 good images for a covariance, it was given {count}: add images")
-        _, mean, scatter = self._moments
+        _, mean, scatter = self.moments.take()
         positions, dim = mean.shape
-        for part in _parts(positions, 8 * dim * dim, CHUNK_BYTES):
+        for part in split_positions(positions, 8 * dim * dim, CHUNK_BYTES):
             whiten_(scatter, count, self.epsilon, part.start, part.stop)
             progress(part.stop, positions, "inverting covariances")
+        device = self.fitted.device
         self.mean, self.whitening = mean.float(), scatter
-        self.num_images = torch.tensor(count, device=self.fitted.device)
-        self._keep_left_out()
-        self._moments = None
-        self.fitted.fill_(True)
+        self.num_images, self.grid = torch.tensor(count, device=device), torch.tensor(grid, device=device)
+        self.left_out = torch.empty(0, device=device)
+        if self._keeps_samples(count):
+            self._measure_left_out()
+        self.finish()
 
-    def _keep_left_out(self) -> None:
+    def _measure_left_out(self) -> None:
         """Distances (images, P) of the few images whose embeddings were kept, see `left_out_from_samples`."""
-        self.left_out = torch.empty(0, device=self.fitted.device)
-        if not self._samples:
-            return
-        index, samples = (torch.cat(parts) for parts in zip(*self._samples, strict=True))  # (N,), (N, P, D)
-        self._samples = []
-        order = index.argsort()  # the order in which images came must not matter
-        samples = samples[order]
+        index, samples = self.samples.take()  # (N,), (N, P, D)
         distances = [
             left_out_from_samples(samples[:, part].transpose(0, 1).to(self.fitted.device), self.epsilon)
-            for part in _parts(samples.shape[1], 8 * len(samples) ** 2, CHUNK_BYTES)
+            for part in split_positions(samples.shape[1], 8 * len(samples) ** 2, CHUNK_BYTES)
         ]
-        self.left_out = torch.full((int(index.max()) + 1, samples.shape[1]), torch.nan, device=self.fitted.device)
-        self.left_out[index[order].to(self.fitted.device)] = torch.cat(distances).T
+        self.keep_left_out(index, torch.cat(distances).T)
 
     def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
         """As `forward` of a fit without the images: exactly where they are few, else by a close upper bound.
@@ -292,14 +232,6 @@ class PaDiM(Detector):
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """Covariances of all positions; a few at a time are added to and inverted in place."""
-        _, height, width = shapes[self.layers[0]]
-        covariances = 4 * height * width * self.num_features**2
+        needed = self.probe(shapes).moments.required(num_images) + max(4 * CHUNK_BYTES, 24 * self.num_features**2)
         remedy = f"lower model.num_features ({self.num_features}), data.resize and data.crop, or drop the finest layer"
-        return covariances + max(4 * CHUNK_BYTES, 24 * self.num_features**2), remedy
-
-
-def _parts(positions: int, bytes_each: int, part_bytes: int) -> Iterator[slice]:
-    """Positions 0..positions - 1, as many at a time as fill `part_bytes`."""
-    step = max(1, part_bytes // max(bytes_each, 1))
-    for start in range(0, positions, step):
-        yield slice(start, min(start + step, positions))
+        return needed, remedy

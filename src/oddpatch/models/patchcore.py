@@ -2,31 +2,26 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
-from oddpatch.ops.coreset import OtherGroups, StreamingCoreset, approximate_greedy, k_center_greedy, random_subset
-from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.merging import merge_streams
+from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_progress
+from oddpatch.models.selectors import Greedy, KeepAll, Selector, make_selector
+from oddpatch.models.state import Rows, Stream
+from oddpatch.ops.coreset import OtherGroups, StreamingCoreset
 from oddpatch.ops.neighbours import NearestIndex
 from oddpatch.ops.patches import join_patches, pool_patches
 from oddpatch.ops.projection import random_projection
 from oddpatch.types import Prediction
 
-if TYPE_CHECKING:
-    from oddpatch.ops.ranks import Ranks
-
 log = logging.getLogger(__name__)
 
-SELECTORS = ("greedy", "approximate_greedy", "random", "none")
 
-
-class PatchCore(Detector):
+class PatchCore(PatchDetector):
     """A memory bank of patch embeddings of good images, thinned to a coreset; the score is the nearest distance.
 
     Args:
@@ -35,7 +30,7 @@ class PatchCore(Detector):
         coreset_ratio: share of all patches that are kept in the memory bank.
         coreset_size: their number, instead of a share.
         selector: "greedy" (k-center, the paper), "approximate_greedy" (the authors' code: distances begin as the mean
-            to ten random patches), "random", or "none" to keep every patch.
+            to ten random patches), "random", or "none" to keep every patch; or a `Selector` of your own.
         projection_dim: patches are selected in a random projection to so many dimensions, where that reduces them (the
             authors' code: 128); None selects in the embedding itself.
         embedding: "pooled" is the authors' code, which adaptively pools each layer's neighbourhoods to `embedding_dim`
@@ -52,7 +47,7 @@ class PatchCore(Detector):
         k: patch score is the mean distance to so many nearest entries of the bank (paper: 1).
         num_neighbors: b of the paper's re-weighting of the image score (equation 7); 0 leaves it at the maximum of
             the patch scores, as the authors' code does.
-        max_bank_memory: bytes that patches may take while they are taken in; more are reduced by k-center as they
+        max_bank_memory: bytes that patches may take as they are accumulated; more are reduced by k-center as they
             stream in (merge and reduce), which makes the coreset an approximation. None holds them all. Needs
             selector="greedy" without a projection.
         smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
@@ -60,6 +55,7 @@ class PatchCore(Detector):
         finest_stride: feature maps of smaller stride are left out (paper: 8).
     """
 
+    parts: ClassVar = {"selector": ("selector", "object")}
     fitted_buffers = ("memory_bank", "source")
     memory_bank: Tensor  # (M, D)
     source: Tensor  # (M, 2) index of the training image, and position in its grid, that each entry was taken from
@@ -70,7 +66,7 @@ class PatchCore(Detector):
         strides: Sequence[int],
         coreset_ratio: float | None = 0.1,
         coreset_size: int | None = None,
-        selector: str = "greedy",
+        selector: str | Selector = "greedy",
         projection_dim: int | None = None,
         embedding: str = "pooled",
         embedding_dim: int | None = None,
@@ -86,9 +82,8 @@ class PatchCore(Detector):
         seed: int = 0,
         finest_stride: int = 8,
     ) -> None:
-        super().__init__(channels, strides, finest_stride)
+        super().__init__(channels, strides, finest_stride, smoothing)
         for name, value, choices in (
-            ("selector", selector, SELECTORS),
             ("embedding", embedding, ("joined", "pooled")),
             ("distance", distance, ("euclidean", "cosine")),
         ):
@@ -105,14 +100,14 @@ class PatchCore(Detector):
         ):  # fmt: skip
             if number is not None and number < least:
                 raise ConfigError(f"{name}={number}: choose at least {least}")
-        if max_bank_memory is not None and (selector != "greedy" or projection_dim is not None):
+        self.selector = make_selector(selector)
+        if max_bank_memory is not None and (type(self.selector) is not Greedy or projection_dim is not None):
             raise ConfigError(
                 f"max_bank_memory={max_bank_memory} reduces patches by k-center in the embedding itself, not with "
                 f"selector={selector} and projection_dim={projection_dim}: set selector=greedy and projection_dim=null"
             )
         self.coreset_ratio = coreset_ratio
         self.coreset_size = coreset_size
-        self.selector = selector
         self.projection_dim = projection_dim
         self.embedding = embedding
         self.embedding_dim = embedding_dim or min(1024, sum(self.channels))
@@ -124,12 +119,11 @@ class PatchCore(Detector):
         self.k = k
         self.num_neighbors = num_neighbors
         self.max_bank_memory = max_bank_memory
-        self.smoothing = smoothing
         self.generator = torch.Generator().manual_seed(seed)
         self.register_buffer("memory_bank", torch.empty(0))
         self.register_buffer("source", torch.empty(0))
-        self._held: list[tuple[Tensor, Tensor]] = []  # embeddings (n, D) and sources (n, 2) of each batch
-        self._stream: StreamingCoreset | None = None
+        #: Patches (D,), and their positions.
+        self.held = Rows() if max_bank_memory is None else Stream(max_bank_memory, self.generator)
         self._index: tuple[Tensor, NearestIndex] | None = None
 
     @property
@@ -146,56 +140,31 @@ class PatchCore(Detector):
             )
         return join_patches(features, self.patch_size, self.stride, self.alignment)
 
-    @torch.no_grad()
-    def update(self, features: list[Tensor], index: Tensor) -> None:
-        """Take in the patches of one batch."""
-        embeddings = self.embed(features)  # (B, h, w, D)
-        grid = embeddings.shape[1:3]
-        embeddings = self.region.take(embeddings.flatten(1, 2), grid, dim=1)  # (B, P, D)
-        batch, positions, _ = embeddings.shape
-        images = index.to(embeddings.device).view(batch, 1).expand(batch, positions)
-        places = self.region.positions(grid).to(embeddings.device).expand(batch, positions)
-        source = torch.stack([images, places], dim=2)  # (B, P, 2)
-        self._take_in(embeddings.flatten(0, 1), source.flatten(0, 1))
+    def accumulate(self, patches: Tensor, index: Tensor, positions: Tensor) -> None:
+        """Keep all patches (B, P, D), or within `max_bank_memory` some that stand for them."""
+        batch, count, _ = patches.shape
+        self._hold(index.repeat_interleave(count), patches.flatten(0, 1), positions.repeat(batch))
 
-    def _take_in(self, embeddings: Tensor, source: Tensor) -> None:
-        """Hold patches (n, D) and where they come from (n, 2), within `max_bank_memory`."""
-        if self.max_bank_memory is None:
-            self._held.append((embeddings, source))
-            return
-        if self.distance == "cosine":  # a bank of unit vectors has the same cosines, and k-center then selects by them
-            embeddings = F.normalize(embeddings)
-        if self._stream is None:
-            row_bytes = embeddings.shape[1] * embeddings.element_size() + 16
-            self._stream = StreamingCoreset(max(2, self.max_bank_memory // row_bytes), self.generator)
-        self._stream.add(embeddings, source)
-
-    @torch.no_grad()
-    def merge(self, ranks: "Ranks") -> None:
-        """Bring all patches together; with `max_bank_memory` those that each rank still holds, reduced further.
-
-        Exact unless `max_bank_memory` made a rank drop patches; see `oddpatch.ops.merging.merge_streams`.
-        """
-        if self.max_bank_memory is not None:
-            self._stream = merge_streams(self._stream, ranks, self.generator, self.fitted.device)
-            return
-        received = ranks.collect([part for pair in self._held for part in pair], self.fitted.device)
-        held = self._held + list(zip(received, received, strict=True))
-        self._held = held if ranks.first else []
+    def _hold(self, index: Tensor, patches: Tensor, positions: Tensor) -> None:
+        if isinstance(self.held, Stream) and self.distance == "cosine":
+            patches = F.normalize(patches)  # these have the same cosines, and k-center then selects by them
+        self.held.add(index, patches, positions)
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
         """Select the coreset.
 
         Raises:
-            DataError: nothing was taken in.
+            DataError: there is no image.
             ConfigError: the coreset is to hold more patches than there are.
         """
+        if not len(self.held):
+            raise DataError("PatchCore needs at least one good image, it was given none: add images")
         self._fit(None, self.selector, progress)
 
     @torch.no_grad()
     def extend(self, count: int | None = None, progress: ProgressFn = no_progress) -> None:
-        """Select a new coreset among the memory bank and what `update` took in since it was fitted.
+        """Select a new coreset among the memory bank and what was accumulated since it was fitted.
 
         A bank entry counts as one patch, though it may stand for many: with `selector="random"` too the new coreset is
         therefore a k-center selection, as a random one would hold too many of the new patches.
@@ -206,52 +175,44 @@ class PatchCore(Detector):
 
         Raises:
             NotFittedError: there is no bank yet.
-            DataError: nothing was taken in.
+            DataError: there is no new image.
             ConfigError: `count` is more than there are.
         """
         self.require_fitted()
-        if not self._held and self._stream is None:
+        if not len(self.held):
             raise DataError("PatchCore was given no new good image to extend its memory bank by: add images")
-        if count is None and self.selector != "none":
+        if count is None and not isinstance(self.selector, KeepAll):
             count = len(self.memory_bank)
-        self._take_in(self.memory_bank, self.source)
-        self._fit(count, "greedy" if self.selector == "random" else self.selector, progress)
+        self._hold(self.source[:, 0], self.memory_bank, self.source[:, 1])
+        self._fit(count, self.selector if self.selector.measures else Greedy(), progress)
 
-    def _fit(self, count: int | None, selector: str, progress: ProgressFn) -> None:
+    def _fit(self, count: int | None, selector: Selector, progress: ProgressFn) -> None:
         """Make a bank of `count` of the patches held, or of as many as the settings ask for."""
         self.left_out = torch.empty(0, device=self.fitted.device)
-        if self._stream is not None:
-            self.memory_bank, self.source = self._select_from_stream(self._stream, count, progress)
-            self._stream = None
+        if isinstance(self.held, Stream):
+            assert self.held.coreset is not None
+            self.memory_bank, self.source = self._select_from_stream(self.held.coreset, count, progress)
         else:
-            if not self._held:
-                raise DataError("PatchCore needs at least one good image, it was given none: add images")
-            embeddings, source = (torch.cat(part) for part in zip(*self._held, strict=True))
-            self._held = []
-            # The order in which images came must not matter; a stable sort keeps the positions of each in order.
-            order = source[:, 0].argsort(stable=True)
-            if not torch.equal(order, torch.arange(len(order), device=order.device)):
-                embeddings, source = embeddings[order], source[order]
-            others = OtherGroups(source[:, 0]) if self._measures_others(len(embeddings), count, selector) else None
-            picks = self._select(embeddings, self._count(len(embeddings), count), selector, progress, others)
+            index, patches, positions = self.held.take()
+            others = OtherGroups(index) if self._measures_others(len(patches), count, selector) else None
+            picks = self._select(patches, self._count(len(patches), count), selector, progress, others)
             if others is not None:
-                self._keep_left_out(others)
-            self.memory_bank, self.source = embeddings[picks], source[picks]
-        self.fitted.fill_(True)
+                self._measure_left_out(others)
+            self.memory_bank, self.source = patches[picks], torch.stack([index[picks], positions[picks]], dim=1)
+        self.finish()
 
-    def _measures_others(self, total: int, count: int | None, selector: str) -> bool:
+    def _measures_others(self, total: int, count: int | None, selector: Selector) -> bool:
         """Whether the selection measures what `score_left_out` needs: distances in the embedding itself."""
         in_embedding = self.projection_dim is None or self.projection_dim >= self.dim
-        greedy = selector in ("greedy", "approximate_greedy") and self._count(total, count) < total
-        return self.left_out_expected and greedy and in_embedding and self.k == 1 and not self.fitted
+        selects = selector.tracks_others and self._count(total, count) < total
+        return self.left_out_expected and selects and in_embedding and self.k == 1 and not self.is_fitted
 
-    def _keep_left_out(self, others: OtherGroups) -> None:
+    def _measure_left_out(self, others: OtherGroups) -> None:
         """Keep the distance of every patch to the nearest bank entry from another image, (images, P)."""
-        images, patches = others.groups.unique(return_counts=True)
-        squared = others.squared.view(len(images), int(patches[0]))
+        images = others.groups.unique()
+        squared = others.squared.view(len(images), -1)
         distances = squared / 2 if self.distance == "cosine" else squared.sqrt()
-        self.left_out = torch.full((int(images[-1]) + 1, distances.shape[1]), torch.nan, device=squared.device)
-        self.left_out[images] = distances.float()
+        self.keep_left_out(images, distances.float())
 
     def _select_from_stream(
         self, stream: StreamingCoreset, count: int | None, progress: ProgressFn
@@ -264,7 +225,7 @@ class PatchCore(Detector):
 
     def _count(self, total: int, count: int | None) -> int:
         """How many of `total` patches to keep: `count`, or what the settings say."""
-        if count is None and self.selector == "none":
+        if count is None and isinstance(self.selector, KeepAll):
             return total
         count = count or self.coreset_size
         if count is not None:
@@ -283,19 +244,15 @@ class PatchCore(Detector):
                 )
 
     def _select(
-        self, embeddings: Tensor, count: int, selector: str, progress: ProgressFn, others: OtherGroups | None
+        self, patches: Tensor, count: int, selector: Selector, progress: ProgressFn, others: OtherGroups | None
     ) -> Tensor:
-        """Indices (count,) of the rows of embeddings (N, D) that make the coreset."""
-        if count == len(embeddings):
-            return torch.arange(len(embeddings), device=embeddings.device)
-        if selector == "random":
-            return random_subset(len(embeddings), count, self.generator).to(embeddings.device)
-        points = F.normalize(embeddings) if self.distance == "cosine" else embeddings
-        if self.projection_dim is not None:
+        """Indices (count,) of the patches (N, D) that make the coreset."""
+        if count == len(patches):
+            return torch.arange(len(patches), device=patches.device)
+        points = F.normalize(patches) if self.distance == "cosine" and selector.measures else patches
+        if self.projection_dim is not None and selector.measures:
             points = random_projection(points, self.projection_dim, self.generator)
-        if selector == "approximate_greedy":
-            return approximate_greedy(points, count, self.generator, progress=progress, others=others)
-        return k_center_greedy(points, count, generator=self.generator, progress=progress, others=others)
+        return selector(points, count, self.generator, progress, others)
 
     @property
     def index(self) -> NearestIndex:
@@ -304,12 +261,28 @@ class PatchCore(Detector):
             self._index = (self.memory_bank, NearestIndex(self.memory_bank, self.distance))  # type: ignore[arg-type]
         return self._index[1]
 
-    def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
-        """Distance of every patch to the memory bank; the image score is the largest, re-weighted if so set."""
-        self.require_fitted()
-        grid, queries = self._queries(features)  # (B, P, D)
-        distances, _ = self.index.search(queries.flatten(0, 1), min(self.k, len(self.memory_bank)))  # (B*P, k)
-        return self._predict(distances.mean(dim=1).view(queries.shape[:2]), queries, grid, image_size)
+    def score_patches(self, patches: Tensor) -> Tensor:
+        """Distances (B, P) to the memory bank."""
+        distances, _ = self.index.search(patches.flatten(0, 1), min(self.k, len(self.memory_bank)))  # (B*P, k)
+        return distances.mean(dim=1).view(patches.shape[:2])
+
+    def score_images(
+        self, scores: Tensor, patches: Tensor, anomaly_map: Tensor, without: list[Tensor] | None = None
+    ) -> Tensor:
+        """The largest of the patch scores (B, P), re-weighted if so set.
+
+        Args:
+            scores, patches, anomaly_map: see `PatchDetector.score_images`.
+            without: bank entries that each image must not use.
+        """
+        image_score, hottest = scores.max(dim=1)  # (B,) both
+        if not self.num_neighbors:
+            return image_score
+        queries = patches[torch.arange(len(hottest), device=hottest.device), hottest]  # (B, D)
+        if without is None:
+            return image_score * self._weight(queries, None)
+        pairs = zip(queries, without, strict=True)
+        return image_score * torch.cat([self._weight(query[None], entries) for query, entries in pairs])
 
     def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
         """As `forward` with the memory bank without the images' own entries, no others being selected in their place.
@@ -327,43 +300,17 @@ class PatchCore(Detector):
                 f"all {len(self.memory_bank)} entries of the memory bank come from one good image, which therefore "
                 "cannot be left out: raise model.coreset_ratio or model.coreset_size, or set calibration=holdout"
             )
-        grid, queries = self._queries(features)  # (B, P, D)
+        patches, grid = self.patches(features)  # (B, P, D)
         if len(self.left_out):
             scores = self.left_out[index.to(self.left_out.device)]  # (B, P)
         else:
             found = [
-                self.index.search(patches, min(self.k, len(self.memory_bank) - len(entries)), without=entries)[0]
-                for patches, entries in zip(queries, own, strict=True)
+                self.index.search(queries, min(self.k, len(self.memory_bank) - len(entries)), without=entries)[0]
+                for queries, entries in zip(patches, own, strict=True)
             ]
             scores = torch.stack([distances.mean(dim=1) for distances in found])  # (B, P)
-        return self._predict(scores, queries, grid, image_size, own)
-
-    def _queries(self, features: list[Tensor]) -> tuple[tuple[int, int], Tensor]:
-        """The grid (h, w) of patches, and the embeddings (B, P, D) of those inside the region."""
-        embeddings = self.embed(features)  # (B, h, w, D)
-        grid = (embeddings.shape[1], embeddings.shape[2])
-        return grid, self.region.take(embeddings.flatten(1, 2), grid, dim=1)
-
-    def _predict(
-        self,
-        scores: Tensor,
-        queries: Tensor,
-        grid: tuple[int, int],
-        image_size: tuple[int, int],
-        without: list[Tensor] | None = None,
-    ) -> Prediction:
-        """Map and score from the patch scores (B, P); `without` are the bank entries that each image must not use."""
-        image_score, hottest = scores.max(dim=1)  # (B,) both
-        if self.num_neighbors:
-            patches = queries[torch.arange(len(hottest), device=hottest.device), hottest]  # (B, D)
-            if without is None:
-                weights = self._weight(patches, None)
-            else:
-                pairs = zip(patches, without, strict=True)
-                weights = torch.cat([self._weight(patch[None], entries) for patch, entries in pairs])
-            image_score = image_score * weights
-        patch_map = self.region.spread(scores, grid)  # (B, h, w)
-        return Prediction(image_score, self.region.cut(anomaly_map(patch_map, image_size, self.smoothing)))
+        heat = self.to_map(scores, grid, image_size)
+        return Prediction(self.score_images(scores, patches, heat, own), heat)
 
     def _weight(self, hottest: Tensor, without: Tensor | None) -> Tensor:
         """Weights (B,) of the image scores by local density, from the hottest patches (B, D).
@@ -397,19 +344,15 @@ class PatchCore(Detector):
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """All patches, and once more the coreset and what selecting it takes; or what `max_bank_memory` allows."""
-        _, height, width = shapes[self.layers[0]]
-        rows = num_images * len(self.region.positions((-(-height // self.stride), -(-width // self.stride))))
-        held = rows * (4 * self.dim + 16)
+        held = self.probe(shapes).held
+        rows = num_images * len(held)
         bank = self._count(rows, None)
         if self.max_bank_memory is not None:
-            held = min(held, self.max_bank_memory)
-            rows = held // (4 * self.dim + 16)
-        self._require_neighbours(min(bank, rows))
-        # torch.cat holds the patches twice for a moment; selection adds a sketch of at most half their dimensions.
-        if self.max_bank_memory is not None:
+            rows = min(rows, self.max_bank_memory // (4 * self.dim + 16))
             remedy = "lower model.max_bank_memory"
-        elif self.selector == "greedy" and self.projection_dim is None:
+        elif type(self.selector) is Greedy and self.projection_dim is None:
             remedy = "set model.max_bank_memory, which reduces patches as they stream in"
         else:
             remedy = "set model.max_bank_memory with model.selector=greedy model.projection_dim=null"
-        return 2 * held + rows * 64, remedy
+        self._require_neighbours(min(bank, rows))
+        return held.required(num_images) + rows * 64, remedy

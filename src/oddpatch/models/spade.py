@@ -2,23 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
+from oddpatch.models.state import Rows, Spooled
 from oddpatch.ops.correspondence import BLOCK, correspondence_distances
-from oddpatch.ops.gallery import Spool, in_order, row_bytes
+from oddpatch.ops.gallery import Spool
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.neighbours import NearestIndex, nearest
 from oddpatch.ops.patches import join
 from oddpatch.types import Prediction
-
-if TYPE_CHECKING:
-    from oddpatch.ops.ranks import Ranks
 
 PYRAMIDS = ("sum", "join")
 GALLERY_DTYPES = ("float32", "float16")
@@ -46,6 +43,10 @@ class SPADE(Detector):
         finest_stride: feature maps of smaller stride are left out.
     """
 
+    inspects_regions = True
+    memory_remedy = (
+        "drop the finest of model.map_layers, lower data.resize and data.crop, or model.gallery_dtype=float16"
+    )
     pooled: Tensor  # (N, sum of the pooled C_l)
     images: Tensor
 
@@ -88,9 +89,8 @@ class SPADE(Detector):
         for name in self.gallery_names:
             self.register_buffer(name, torch.empty(0))
         self.register_buffer("images", torch.empty(0), persistent=False)  # (N,) index of each image of the gallery
-        self._spools: list[Spool] = []
-        self._pooled: list[Tensor] = []
-        self._index: list[Tensor] = []
+        self.averages = Rows("cpu", unique=True)  # (sum of the pooled C_l,) of each image
+        self.galleries = Spooled(self.gallery_dtype)  # (P_l, C_l) of each image, for each map layer
 
     def _positions(self, name: str, layers: Sequence[int]) -> list[int]:
         number = len(self.layers)
@@ -114,53 +114,8 @@ class SPADE(Detector):
         patches = [feature.flatten(2).mT.to(self.gallery_dtype) for feature in self.maps(features)]  # (B, P_l, C_l)
         if self.gallery_dtype == torch.float16 and not all(p.isfinite().all() for p in patches):
             raise DataError("features exceed the range of float16: set model.gallery_dtype=float32")
-        if not self._spools:
-            self._spools = [Spool(tuple(p.shape[1:]), self.gallery_dtype) for p in patches]
-        for spool, part in zip(self._spools, patches, strict=True):
-            if part.shape[1:] != spool.shape:
-                raise DataError(
-                    f"an image gives {part.shape[1]} patches where others gave {spool.shape[0]}: use images of one size"
-                )
-            spool.append(part)
-        self._pooled.append(self.pool(features).cpu())
-        self._index.append(index.cpu())
-
-    @torch.no_grad()
-    def merge(self, ranks: "Ranks") -> None:
-        """Write one gallery, image by image in the order of the dataset; none is held in memory or sorted again."""
-        index = torch.cat([torch.empty(0, dtype=torch.int64), *self._index])
-        pooled = self._pooled + list(ranks.collect(self._pooled, "cpu"))
-        shapes = {tuple(s) for s in ranks.exchange([spool.shape for spool in self._spools]) if s}
-        if len(shapes) > 1:
-            raise DataError(f"images give patches (number, channels) of {sorted(shapes)}: use images of one size")
-        held = ranks.exchange(index.tolist())
-        starts = [sum(len(images) for images in held[:rank]) for rank in range(ranks.size)]
-        # Who holds what, in the order of the dataset: (image, rank, row on that rank).
-        order = sorted((image, rank, row) for rank, images in enumerate(held) for row, image in enumerate(images))
-        spools = [
-            self._merge_gallery(ranks, order, spool, shape)
-            for spool, shape in zip_longest(self._spools, next(iter(shapes), ()))
-        ]
-        self._spools, self._pooled, self._index = [], [], []
-        if ranks.first and order:
-            self._spools = spools
-            self._pooled = [torch.cat(pooled)[[starts[rank] + row for _, rank, row in order]]]
-            self._index = [torch.tensor([image for image, _, _ in order])]
-
-    def _merge_gallery(
-        self, ranks: "Ranks", order: list[tuple[int, int, int]], own: Spool | None, shape: tuple[int, ...]
-    ) -> Spool:
-        """One map layer's patches of all ranks, on rank zero; the spool of any other rank is empty."""
-        rows, merged = own.rows() if own else torch.empty(0), Spool(shape, self.gallery_dtype)
-        for _, rank, row in order:
-            if ranks.first:
-                mine = rank == ranks.rank
-                merged.append(
-                    rows[row : row + 1] if mine else ranks.receive((1, *shape), self.gallery_dtype, "cpu", rank)
-                )
-            elif rank == ranks.rank:
-                ranks.send(rows[row])
-        return merged
+        self.galleries.add(index, *patches)
+        self.averages.add(index, self.pool(features))
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A gallery lies in a file on every rank that computes on a CPU."""
@@ -173,22 +128,21 @@ class SPADE(Detector):
         """Put the gallery in the order of the dataset.
 
         Raises:
-            DataError: no image was taken in.
+            DataError: there is no image.
             ConfigError: the gallery has fewer than `k` images.
         """
-        if not self._index:
+        if not len(self.averages):
             raise DataError("SPADE needs at least 1 good image, it was given 0: add images")
-        order = in_order(torch.cat(self._index))
-        self._require_images(len(order))
-        self._require_patches([spool.shape[0] for spool in self._spools])
+        images, pooled = self.averages.take()
+        self._require_images(len(images))
+        self._require_patches([spool.shape[0] for spool in self.galleries.spools])
         device = self.fitted.device
-        self.pooled = torch.cat(self._pooled)[order].to(device)
-        self.images = torch.cat(self._index)[order].to(device)
-        for number, (name, spool) in enumerate(zip(self.gallery_names, self._spools, strict=True), start=1):
-            setattr(self, name, spool.finish(order).to(device))
-            progress(number, len(self._spools), "mapping the gallery")
-        self._spools, self._pooled, self._index = [], [], []
-        self.fitted.fill_(True)
+        self.pooled, self.images = pooled.to(device), images.to(device)
+        _, *galleries = self.galleries.take()
+        for number, (name, gallery) in enumerate(zip(self.gallery_names, galleries, strict=True), start=1):
+            setattr(self, name, gallery.to(device))
+            progress(number, len(galleries), "mapping the gallery")
+        self.finish()
 
     def _require_images(self, count: int) -> None:
         if self.k > count:
@@ -274,17 +228,15 @@ class SPADE(Detector):
             ResourceError: the folder of temporary files lacks the room for the gallery.
         """
         self._require_images(num_images)
-        used = [shapes[layer] for layer in self.layers]
-        remedy = "drop the finest of model.map_layers, lower data.resize and data.crop, or model.gallery_dtype=float16"
-        gallery = num_images * sum(row_bytes(used[i], self.gallery_dtype) for i in self.map_layers)
-        Spool.require_disk(gallery, remedy)
-        pooled = 2 * 4 * num_images * sum(used[i][0] for i in self.pool_layers)
-        levels = [(used[i][1] * used[i][2], used[i][0]) for i in self.map_layers]  # patches, channels
+        probe = self.probe(shapes)
+        gallery = probe.galleries.disk(num_images)
+        Spool.require_disk(gallery, self.memory_remedy)
+        levels = [spool.shape for spool in probe.galleries.spools]  # patches, channels
         if self.pyramid == "join":
             levels = [(levels[0][0], sum(channels for _, channels in levels))]
         work = max(4 * p * (2 * self.k * math.ceil(p / BLOCK) + BLOCK + 6 * channels) for p, channels in levels)
         on_gpu = self.fitted.device.type == "cuda"
-        return pooled + work + (gallery if on_gpu else 0), remedy
+        return probe.averages.required(num_images) + work + (gallery if on_gpu else 0), self.memory_remedy
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # The gallery is taken as it is, not copied: a checkpoint read with mmap=True stays a mapped file.

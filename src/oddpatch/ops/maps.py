@@ -18,7 +18,11 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 
 def anomaly_map(
-    scores: Tensor, image_size: tuple[int, int], sigma: float = 4.0, interpolation: str = "bilinear"
+    scores: Tensor,
+    image_size: tuple[int, int],
+    sigma: float = 4.0,
+    interpolation: str = "bilinear",
+    radius: int | None = None,
 ) -> Tensor:
     """Resize patch scores to the image and smooth them.
 
@@ -28,17 +32,19 @@ def anomaly_map(
         sigma: standard deviation of the Gaussian in image pixels, as `scipy.ndimage.gaussian_filter` (radius of four
             sigma, mirrored borders); 0 for none.
         interpolation: "bilinear", "bicubic" or "nearest" (without antialiasing, half-pixel centres).
+        radius: where the Gaussian is cut off, in pixels, as OpenCV and torchvision do it: the pixel on the border is
+            not mirrored itself. None for four sigma.
 
     Returns:
         (B, 1, H, W).
     """
-    rows = _axis_matrix(scores.shape[-2], image_size[0], float(sigma), interpolation).to(scores)  # (H, h)
-    columns = _axis_matrix(scores.shape[-1], image_size[1], float(sigma), interpolation).to(scores)  # (W, w)
+    rows = _axis_matrix(scores.shape[-2], image_size[0], float(sigma), interpolation, radius).to(scores)  # (H, h)
+    columns = _axis_matrix(scores.shape[-1], image_size[1], float(sigma), interpolation, radius).to(scores)  # (W, w)
     return (rows @ scores @ columns.mT).unsqueeze(1)
 
 
 @lru_cache(maxsize=32)
-def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str) -> Tensor:
+def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, radius: int | None) -> Tensor:
     """The (size_out, size_in) matrix that resizes and then smooths along one axis."""
     if interpolation not in INTERPOLATIONS:
         raise ConfigError(f"interpolation={interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
@@ -49,5 +55,6 @@ def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str) 
     resized = F.interpolate(unit, size=(size_out, 1), mode=interpolation, **options)  # (1, size_in, size_out, 1)
     matrix = resized[0, :, :, 0].T.numpy()  # (size_out, size_in)
     if sigma > 0:
-        matrix = gaussian_filter1d(matrix, sigma, axis=0, mode="reflect", truncate=4.0)
+        mode = "reflect" if radius is None else "mirror"  # SciPy's names for mirroring the border itself, or not
+        matrix = gaussian_filter1d(matrix, sigma, axis=0, mode=mode, truncate=4.0, radius=radius)
     return torch.from_numpy(np.ascontiguousarray(matrix))

@@ -19,13 +19,15 @@ class Moments(NamedTuple):
 
     count: int  # type: ignore[assignment]
     mean: Tensor  # (P, D) float64: near offsets a thousand times the spread, float32 would lose the spread
-    scatter: Tensor  # (P, D, D) float32
+    scatter: Tensor  # (P, D, D) float32 or float64
 
 
-def empty_moments(positions: int, dim: int, device: torch.device | str = "cpu") -> Moments:
-    """Moments of no samples."""
+def empty_moments(
+    positions: int, dim: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Moments:
+    """Moments of no samples, with a scatter of type `dtype`."""
     mean = torch.zeros(positions, dim, dtype=torch.float64, device=device)
-    return Moments(0, mean, torch.zeros(positions, dim, dim, device=device))
+    return Moments(0, mean, torch.zeros(positions, dim, dim, dtype=dtype, device=device))
 
 
 def add_samples(moments: Moments, samples: Tensor) -> Moments:
@@ -38,10 +40,12 @@ def add_samples(moments: Moments, samples: Tensor) -> Moments:
     if batch == 0:
         return moments
     total = moments.count + batch
+    samples = samples.to(torch.promote_types(samples.dtype, moments.scatter.dtype))
     centre = samples.mean(dim=1)  # (P, D)
-    rows = samples.new_empty(samples.shape[0], batch + 1, samples.shape[2], dtype=torch.float32)  # (P, B+1, D)
+    shape = (samples.shape[0], batch + 1, samples.shape[2])
+    rows = samples.new_empty(shape, dtype=moments.scatter.dtype)  # (P, B+1, D)
     torch.sub(samples, centre.unsqueeze(1), out=rows[:, :batch])
-    # float32 rounds the centre; what the deviations still average to is put back in float64.
+    # The type of the samples rounds the centre; what the deviations still average to is put back in float64.
     batch_mean = centre.double() + rows[:, :batch].mean(dim=1)
     shift = batch_mean - moments.mean
     rows[:, batch] = shift * math.sqrt(moments.count * batch / total)
@@ -56,7 +60,7 @@ def merge(first: Moments, second: Moments) -> Moments:
     if total == 0:
         return first
     shift = second.mean - first.mean  # (P, D)
-    weighted = (shift * math.sqrt(first.count * second.count / total)).float()
+    weighted = (shift * math.sqrt(first.count * second.count / total)).to(first.scatter.dtype)
     first.scatter.add_(second.scatter).baddbmm_(weighted.unsqueeze(2), weighted.unsqueeze(1))
     first.mean.add_(shift, alpha=second.count / total)
     return Moments(total, first.mean, first.scatter)

@@ -23,7 +23,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from oddpatch.known import known_class
+from oddpatch.known import may_be_known
 from oddpatch.report.datasets import DATASETS, OWN, dataset_of
 from oddpatch.report.runs import FinishedRun
 
@@ -140,7 +140,7 @@ def protocol_of(run: FinishedRun) -> Protocol:
 @cache
 def _defaults(target: str) -> dict[str, Any]:
     """Constructor defaults of one of oddpatch's classes: a config holds only what was chosen."""
-    if not known_class(target):
+    if not may_be_known(target):
         return {}
     module, _, name = target.rpartition(".")
     written = _written_defaults(Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py"), name)
