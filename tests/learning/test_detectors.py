@@ -1,17 +1,17 @@
 """Detectors fitted by several processes equal those fitted by one, whoever holds which images: real ranks over gloo."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from methods import METHODS, make
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.learning import distributed
 from oddpatch.models.base import no_progress
-from oddpatch.models.ensemble import EnsembleDetector
-from oddpatch.models.gaussian import GaussianAD
 from oddpatch.models.padim import PaDiM
 from oddpatch.models.patchcore import PatchCore
 from oddpatch.models.spade import SPADE
@@ -21,22 +21,21 @@ CHANNELS, STRIDES, IMAGES, SIZE = [4, 6], [2, 4], 13, (16, 16)
 ROW = 10 * 4 + 16  # bytes of a patch of 4 + 6 float32 values and where it is from
 
 
-def member(**kwargs):
-    return PatchCore(**kwargs, embedding="joined", coreset_ratio=0.2, finest_stride=1)
-
-
+MEMBER = {"embedding": "joined", "coreset_ratio": 0.2, "finest_stride": 1}
+#: What the methods need to work on so few channels and images; a new one should need nothing.
+SMALL = {
+    "padim": {"num_features": 6}, "spade": {"k": 3}, "patchcore": MEMBER, "subspacead": {"finest_stride": 1},
+    "patchcore_ensemble": {"maps": [1, 1], "member": MEMBER, "holdout": 0.25},
+}  # fmt: skip
+#: Every method of configs/model, and settings of them that keep other things.
 DETECTORS = {
-    "padim": lambda: PaDiM(CHANNELS, STRIDES, num_features=6),
+    **{name: partial(make, name, CHANNELS, STRIDES, **SMALL.get(name, {})) for name in METHODS},
     "padim_projected": lambda: PaDiM(CHANNELS, STRIDES, num_features=3, reduction="semi_orthogonal"),
-    "patchcore": lambda: member(channels=CHANNELS, strides=STRIDES),
     "patchcore_random": lambda: PatchCore(CHANNELS, STRIDES, selector="random", embedding="joined", finest_stride=1),
     "patchcore_roomy": lambda: PatchCore(
         CHANNELS, STRIDES, embedding="joined", finest_stride=1, max_bank_memory=ROW * 64 * (IMAGES + 1)
     ),
-    "spade": lambda: SPADE(CHANNELS, STRIDES, k=3),
     "spade_joined": lambda: SPADE(CHANNELS, STRIDES, k=2, pyramid="join", gallery_dtype="float16"),
-    "gaussian": lambda: GaussianAD(CHANNELS, STRIDES),
-    "ensemble": lambda: EnsembleDetector(CHANNELS, STRIDES, maps=[1, 1], member=member, holdout=0.25),
 }
 #: Not exact by choice: there is room for 200 of 832 patches.
 BOUNDED = {

@@ -1,15 +1,18 @@
 """The region of interest: the grid of patches by brute force, and what every detector leaves out."""
 
+from functools import partial
+
 import pytest
 import torch
-from test_contract import DETECTORS, SIZE, features
+from methods import METHODS, SIZE, features, make
 
 from oddpatch.models.ensemble import EnsembleDetector
 from oddpatch.models.patchcore import PatchCore
 from oddpatch.models.region import Region
 from oddpatch.models.spade import SPADE
 
-ALL = {**DETECTORS, "spade_join": lambda: SPADE([6, 8, 10], [4, 8, 16], k=5, smoothing=1.0, pyramid="join")}
+ALL = {name: partial(make, name) for name in METHODS}
+ALL["spade_join"] = lambda: SPADE([6, 8, 10], [4, 8, 16], k=5, smoothing=1.0, pyramid="join")
 ALL["patchcore_weighted"] = lambda: PatchCore(
     [6, 8, 10], [4, 8, 16], coreset_ratio=0.5, num_neighbors=3, finest_stride=4
 )
@@ -134,7 +137,7 @@ def test_the_bank_holds_patches_of_the_region_only():
 
 
 def test_an_ensemble_standardises_on_the_region():
-    detector = fit(ALL["ensemble"], features(20))
+    detector = fit(ALL["patchcore_ensemble"], features(20))
     assert isinstance(detector, EnsembleDetector)
     held_out = [f[[4, 9, 14, 19]] for f in features(20)]
     for number, member in enumerate(detector.detectors):

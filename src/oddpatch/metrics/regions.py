@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,8 @@ class Regions(NamedTuple):
 
 def find_regions(defect: NDArray[np.bool_]) -> Regions:
     """The 8-connected regions of defect (N, H, W); regions never reach from one image into another."""
+    import cv2  # OpenCV loads slowly, and models, which import thresholds from here, never look for regions
+
     region, size, image = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     count = 0
     # Image by image: only those with defects are labelled, and one image of labels is alive at a time.

@@ -232,6 +232,6 @@ class PaDiM(Detector):
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """Covariances of all positions; a few at a time are added to and inverted in place."""
-        needed = self.probe(shapes).moments.required(num_images) + max(4 * CHUNK_BYTES, 24 * self.num_features**2)
+        needed = self.probe(shapes).moments.required(num_images) + max(3 * CHUNK_BYTES, 24 * self.num_features**2)
         remedy = f"lower model.num_features ({self.num_features}), data.resize and data.crop, or drop the finest layer"
         return needed, remedy

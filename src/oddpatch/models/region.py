@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +30,8 @@ class Region(nn.Module):
         assert self.mask is not None
         key = (height, width, self.mask.device)
         if key not in self._grids:
+            from scipy.ndimage import distance_transform_edt  # it takes half a second, and most runs have no region
+
             covered = F.adaptive_max_pool2d(self.mask[None].float(), (height, width))[0]  # (h, w)
             inside = covered.cpu().numpy() > 0
             # Distances in pixels: patches need not be square.

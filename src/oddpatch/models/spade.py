@@ -234,7 +234,7 @@ class SPADE(Detector):
         levels = [spool.shape for spool in probe.galleries.spools]  # patches, channels
         if self.pyramid == "join":
             levels = [(levels[0][0], sum(channels for _, channels in levels))]
-        work = max(4 * p * (2 * self.k * math.ceil(p / BLOCK) + BLOCK + 6 * channels) for p, channels in levels)
+        work = max(4 * p * (2 * self.k * math.ceil(p / BLOCK) + BLOCK + 9 * channels) for p, channels in levels)
         on_gpu = self.fitted.device.type == "cuda"
         return probe.averages.required(num_images) + work + (gallery if on_gpu else 0), self.memory_remedy
 

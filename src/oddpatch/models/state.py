@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Bytes of covariances that are merged at a time.
 MERGE_BYTES = 64 * 2**20
+#: Bytes of vectors that are added at a time, in the type of the scatter.
+ADDED_BYTES = 4 * 2**20
 #: Points of a stream that travel at a time.
 PIECE = 65536
 
@@ -268,7 +270,8 @@ class RunningMoments(Accumulator):
 
     def add(self, samples: Tensor) -> None:
         """Add vectors (n, D) to the moments of all."""
-        self.add_parts([(slice(0, 1), samples[None])], (1, 1), len(samples))
+        for part in samples.split(max(1, ADDED_BYTES // (self.dtype.itemsize * samples.shape[1]))):
+            self.add_parts([(slice(0, 1), part[None])], (1, 1), len(part))
 
     def add_parts(self, parts: Iterable[tuple[slice, Tensor]], grid: tuple[int, int], count: int) -> None:
         """Add vectors to the moments of their positions.

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,6 +54,8 @@ def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, 
     resized = F.interpolate(unit, size=(size_out, 1), mode=interpolation, **options)  # (1, size_in, size_out, 1)
     matrix = resized[0, :, :, 0].T.numpy()  # (size_out, size_in)
     if sigma > 0:
+        from scipy.ndimage import gaussian_filter1d
+
         mode = "reflect" if radius is None else "mirror"  # SciPy's names for mirroring the border itself, or not
         matrix = gaussian_filter1d(matrix, sigma, axis=0, mode=mode, truncate=4.0, radius=radius)
     return torch.from_numpy(np.ascontiguousarray(matrix))

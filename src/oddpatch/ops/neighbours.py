@@ -148,7 +148,12 @@ class Columns:
 
 def lengths(points: Tensor) -> Tensor:
     """Euclidean norms (n,) float64 of points (n, D)."""
-    return torch.linalg.vector_norm(points, dim=1, dtype=torch.float64)
+    norms = torch.empty(len(points), dtype=torch.float64, device=points.device)
+    for rows in chunks(
+        len(points), 8 * points.shape[1], points.device
+    ):  # torch makes a float64 copy of what it is given
+        norms[rows] = torch.linalg.vector_norm(points[rows], dim=1, dtype=torch.float64)
+    return norms
 
 
 def group_minima(bounds: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg.lapack import dtrtri
 from torch import Tensor
 
 from oddpatch.errors import ConfigError
@@ -105,6 +104,8 @@ def _invert_factors(covariance: Tensor) -> Tensor:
 
 def _invert_factors_of_small(covariance: Tensor) -> Tensor:
     """The same on a CPU by the LAPACK of NumPy and SciPy: up to 100 channels it takes half of what torch's does."""
+    from scipy.linalg.lapack import dtrtri
+
     factors = np.linalg.cholesky(covariance.numpy())
     for factor in factors:
         dtrtri(factor.T, lower=0, overwrite_c=1)  # in place: the transpose is in LAPACK's order

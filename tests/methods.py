@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from oddpatch import factory
 from oddpatch.models.base import Detector
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 CHANNELS, STRIDES, SIZE = [6, 8, 10], [4, 8, 16], (64, 64)
 #: What a method needs to work on so few channels and images; a new one should need nothing.
