@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from oddpatch import limits
-from oddpatch.data import datamodule
+from oddpatch.data import loading
 from oddpatch.data.datamodule import MVTecDataModule
 
 GIB = 2**30
@@ -105,8 +105,8 @@ def test_as_many_workers_as_shared_memory_holds(tmp_path, monkeypatch, caplog):
     data = MVTecDataModule(tmp_path, "part", [0.5] * 3, [0.5] * 3, resize=[100, 100], batch_size=10, num_workers=4)
     batch = 10 * 100 * 100 * 13
     for free, workers in ((None, 4), (100 * batch, 4), (3.4 * 2 * batch, 2), (batch, 0)):
-        monkeypatch.setattr(datamodule, "free_shared_memory", lambda free=free: free)
-        assert data._workers_that_fit() == workers
+        monkeypatch.setattr(loading, "free_shared_memory", lambda free=free: free)
+        assert data.test_dataloader().num_workers == workers
     warned = [record.message for record in caplog.records]
     assert len(warned) == 1  # said once
     assert "--shm-size=1g" in warned[0]

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import distributed
 
 from oddpatch.data import datamodule as module
+from oddpatch.data import loading
 from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.data.sharding import ShardedBatches, ShardedSampler
 from oddpatch.data.transforms import Preprocess
@@ -138,7 +139,7 @@ def test_settings_that_cannot_work_fail_before_reading(tmp_path, wrong, message)
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 2), (64, 8)])
 def test_workers_auto(monkeypatch, tmp_path, cores, workers):
-    monkeypatch.setattr(module, "cores", lambda: cores)
+    monkeypatch.setattr(loading, "cores", lambda: cores)
     assert make(tmp_path, num_workers="auto").num_workers == workers
     assert make(tmp_path, num_workers=3).num_workers == 3
 

@@ -257,6 +257,31 @@ def test_a_method_names_its_learning_in_its_yaml(tmp_path):
 
 
 @pytest.mark.usefixtures("tiny_backbone")
+def test_good_images_left_out_of_training_give_the_conformal_threshold(root, tmp_path):
+    settings = ("calibration=holdout", "calibration.minimum=5", "trainer.max_epochs=1")
+    job = train(supervised(root, tmp_path, *settings))
+    held, fitted = job.data.held_out, job.data.fitted
+    samples = job.data.train_samples
+    assert len(held) == 5
+    assert not any(samples[position].label for position in held)
+    assert sorted([*held, *fitted]) == list(range(len(samples)))
+    assert sum(samples[position].label for position in fitted) == sum(sample.label for sample in samples)
+    assert job.module.num_fitted == len(fitted)
+    calibration = job.module.model.calibration
+    images = torch.stack([job.data.train_image(position) for position in held])
+    scores = job.module.model(images).score
+    torch.testing.assert_close(calibration.image_scores, scores.detach().double().sort().values, rtol=1e-5, atol=1e-6)
+    assert not calibration.f1_threshold.isnan()
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_too_few_good_images_for_a_conformal_threshold_are_said(root, tmp_path, caplog):
+    job = pipeline.build(supervised(root, tmp_path, "calibration=holdout"))
+    assert "18 good training images are too few for calibration=holdout, which takes at least 40" in caplog.text
+    assert job.data.held_out == []
+
+
+@pytest.mark.usefixtures("tiny_backbone")
 def test_it_is_tested_again_from_its_checkpoint(finished, tmp_path):
     folder = finished[1]
     cfg = config("eval", f"run={folder}", "trust=[test_supervised]", "trainer.accelerator=cpu",

@@ -1,14 +1,12 @@
 """A category in MVTec layout as a LightningDataModule."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-import torch
 from lightning import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -17,39 +15,21 @@ from oddpatch.data.dataset import MVTecDataset, OnError
 from oddpatch.data.decoding import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
 from oddpatch.data.layout import GOOD, Layout, Sample, categories, fingerprint, refuse_category, scan, scan_types
+from oddpatch.data.loading import Images, check_workers, make_loader, workers_that_fit
 from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.limits import cores, free_shared_memory
 from oddpatch.ops.ranks import Ranks
-from oddpatch.resources import format_bytes
 from oddpatch.temporary import drafting
 from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
 
-#: Batches that each worker has ready, which is torch's own default.
-PREFETCHED = 2
-
 Part = Literal["train", "calibration", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "calibration", "validation", "test")
-
-
-class Images(Protocol):
-    """What a loader reads: a dataset of one part of the images, or what was put around it."""
-
-    #: Whether reading it is work for other processes.
-    decodes: bool
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Sequence[Any]) -> Sequence[Any]: ...
-
-    def collate(self, items: Sequence[Any]) -> Any:
-        """A batch of these items."""
 
 
 #: Puts something around a dataset, such as a cache of what would be computed from it.
@@ -166,7 +146,7 @@ class MVTecDataModule(LightningDataModule):
         self.fold = fold
         self.obtain = obtain
         self.batch_size = batch_size
-        self.num_workers = _workers(num_workers)
+        self.num_workers = check_workers(num_workers)
         self.mask_threshold = mask_threshold
         self.on_error: OnError = on_error
         self.scene = category if render is True else render or None
@@ -281,7 +261,8 @@ class MVTecDataModule(LightningDataModule):
         While training goes on, only labelled images: it must not be chosen by those that the threshold is set on.
         """
         parts: dict[Part, Sequence[Any]] = {"calibration": self.held_out, "validation": self.validation_samples}
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        state = self.trainer.state if self.trainer is not None else None
+        if state and (state.status, state.fn) == (TrainerStatus.RUNNING, TrainerFn.FITTING):
             del parts["calibration"]
         return [name for name, samples in parts.items() if samples]
 
@@ -305,34 +286,12 @@ class MVTecDataModule(LightningDataModule):
         return ShardedBatches(positions, self.batch_size)
 
     def _loader(self, part: Part, dataset: MVTecDataset, batches: Sampler[list[int]]) -> DataLoader[Any]:
-        images: Any = self.wrap[part](dataset) if part in self.wrap else dataset
-        return DataLoader(
-            images,
-            batch_sampler=batches,
-            num_workers=self._workers_that_fit() if images.decodes else 0,
-            collate_fn=images.collate,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def _workers_that_fit(self) -> int:
-        """The workers asked for, or as many as there is shared memory for their batches: without it they die."""
-        if not self.num_workers or (free := free_shared_memory()) is None:
-            return self.num_workers
-        height, width = self.preprocess.image_size
-        held = self.batch_size * height * width * (3 * 4 + 1) * (PREFETCHED + 1)  # float32 images and uint8 masks
-        fitting = min(int(free * 0.9) // held, self.num_workers)
-        if fitting < self.num_workers and not self._said_workers:
+        images = self.wrap[part](dataset) if part in self.wrap else dataset
+        num_workers, too_many = workers_that_fit(self.num_workers, self.batch_size, self.preprocess.image_size)
+        if too_many and not self._said_workers:
             self._said_workers = True
-            self._say(
-                logging.WARNING,
-                "num_workers=%d need %s of shared memory, /dev/shm has %s: using %d; give a container more by "
-                "--shm-size=1g, or lower data.batch_size",
-                self.num_workers,
-                format_bytes(held * self.num_workers),
-                format_bytes(free),
-                fitting,
-            )
-        return fitting
+            self._say(logging.WARNING, "%s", too_many)
+        return make_loader(images, batches, num_workers)
 
     def skipped(self) -> list[str]:
         """One line for each file that was left out so far (with `on_error="skip"`), see `gather`."""
@@ -401,14 +360,3 @@ def render(folder: Path, scene: str, seed: int) -> None:
         except OSError:
             if not folder.exists():
                 raise
-
-
-def _workers(num_workers: int | str) -> int:
-    if num_workers == "auto":
-        own = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # other ranks of this run decode too
-        # A worker prepares images on one thread, which costs fewer CPU seconds than several threads on one image.
-        return min(own, 8) if own > 1 else 0
-    most = max(4 * cores(), 32)
-    if not isinstance(num_workers, int) or not 0 <= num_workers <= most:
-        raise ConfigError(f"num_workers={num_workers!r} must be auto or 0 to {most}, for the {cores()} cores there are")
-    return num_workers

@@ -20,7 +20,7 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 class TrainableDetector(Detector):
     """A detector with parameters, which `oddpatch.learning.supervised` optimises; `forward` scores as any other does.
 
-    Its YAML says `learning: supervised`, see docs/contributing.md.
+    Its YAML chooses that kind of learning, see docs/supervised.md.
     """
 
     @abstractmethod

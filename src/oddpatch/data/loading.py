@@ -1,0 +1,72 @@
+"""How images are loaded: what a loader needs of a dataset, and how many processes read for it."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from oddpatch.errors import ConfigError
+from oddpatch.limits import cores, free_shared_memory
+from oddpatch.resources import format_bytes
+
+#: Batches that each worker has ready, which is torch's own default.
+PREFETCHED = 2
+
+
+class Images(Protocol):
+    """What a loader reads: a dataset, or what was put around it."""
+
+    #: Whether reading it is work for other processes.
+    decodes: bool
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[Any]) -> Sequence[Any]: ...
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        """A batch of items."""
+
+
+def make_loader(images: Images, batches: Sampler[list[int]], num_workers: int) -> DataLoader[Any]:
+    """A loader of these batches, which are lists of positions."""
+    dataset: Any = images
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers if images.decodes else 0,
+        collate_fn=images.collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def check_workers(num_workers: int | str) -> int:
+    """How many processes are to read.
+
+    Raises:
+        ConfigError: that many cannot work.
+    """
+    if num_workers == "auto":
+        own = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # other ranks of this run decode too
+        # A worker prepares images on one thread, which costs fewer CPU seconds than several threads on one image.
+        return min(own, 8) if own > 1 else 0
+    most = max(4 * cores(), 32)
+    if not isinstance(num_workers, int) or not 0 <= num_workers <= most:
+        raise ConfigError(f"num_workers={num_workers!r} must be auto or 0 to {most}, for the {cores()} cores there are")
+    return num_workers
+
+
+def workers_that_fit(num_workers: int, batch_size: int, image_size: tuple[int, int]) -> tuple[int, str]:
+    """As many workers as there is shared memory for their batches, without which they die; and why these are fewer."""
+    if not num_workers or (free := free_shared_memory()) is None:
+        return num_workers, ""
+    height, width = image_size
+    held = batch_size * height * width * (3 * 4 + 1) * (PREFETCHED + 1)  # float32 images and uint8 masks
+    fitting = min(int(free * 0.9) // held, num_workers)
+    if fitting == num_workers:
+        return num_workers, ""
+    return fitting, (
+        f"num_workers={num_workers} need {format_bytes(held * num_workers)} of shared memory, /dev/shm has "
+        f"{format_bytes(free)}: using {fitting}; give a container more by --shm-size=1g, or lower data.batch_size"
+    )
