@@ -258,6 +258,30 @@ FAULTS = [
         "fmean(there) if there and len(there) == len(found) else None", "fmean(there) if there else None",
         "report/test_published.py -k category_is_missing",
     ),
+    # Learning by gradients
+    Fault(
+        "every epoch in one order", "learning/augmenting.py",
+        "default_rng((self.seed, self.epoch))", "default_rng((self.seed, 0))",
+        "learning/test_supervised.py -k order_of_its_own",
+    ),
+    Fault(
+        "masks stay as they were", "learning/augmenting.py", "tv_tensors.Mask(item.mask)", "item.mask.clone()",
+        "learning/test_supervised.py -k together_with_their_masks",
+    ),
+    Fault(
+        "what is drawn is not seeded", "learning/supervised.py",
+        "torch.manual_seed(derive(self.seed, self.global_step, Ranks().rank))", "pass",
+        "learning/test_supervised.py -k killed",
+    ),
+    Fault(
+        "the last epoch is tested", "learning/supervised.py",
+        'Path(str(self.best.dirpath)) / "best.ckpt"', 'Path(str(self.best.dirpath)) / "last.ckpt"',
+        "learning/test_supervised.py -k no_longer_falls",
+    ),
+    Fault(
+        "a rank counts as much as another", "learning/supervised.py",
+        "return loss * (count * ranks.size / total)", "return loss", "learning/test_supervised.py -m slow -k two_devices",
+    ),
     # Cache and sweeps
     Fault(
         "a changed cache entry is used", "cache/features.py",

@@ -5,7 +5,7 @@ Nothing else knows of it: a batch whose features were found has no pixels, as ha
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -18,7 +18,7 @@ from oddpatch.data.alignment import Registration
 from oddpatch.data.datamodule import PARTS, MVTecDataModule
 from oddpatch.data.dataset import Item, MVTecDataset, Placement
 from oddpatch.errors import ConfigError
-from oddpatch.learning.scoring import AnomalyModule
+from oddpatch.learning.scoring import AnomalyModule, RunningTrainer
 from oddpatch.types import Batch
 
 
@@ -141,4 +141,4 @@ def put_around(cache: FeatureCache, data: MVTecDataModule, module: AnomalyModule
     cache.shapes = model.backbone.feature_shapes(model.preprocess.image_size)
     data.wrap = dict.fromkeys(PARTS, lambda dataset: CachedDataset(dataset, cache))
     module.compute_features = CachedFeatures(module.compute_features, cache)
-    trainer.callbacks.append(ReportCache(cache))  # type: ignore[attr-defined]
+    cast(RunningTrainer, trainer).callbacks.append(ReportCache(cache))

@@ -43,10 +43,11 @@ def pixels_unknown(samples: Sequence[Sample]) -> str:
     return f"{counted(defective, 'defective image')} without a mask"
 
 
-class _HasData(Protocol):
-    """A Trainer at work: Lightning does not declare its datamodule."""
+class RunningTrainer(Protocol):
+    """What a Trainer at work has that Lightning does not declare."""
 
     datamodule: MVTecDataModule
+    callbacks: list[L.Callback]
 
 
 class AnomalyModule(L.LightningModule):
@@ -121,7 +122,7 @@ class AnomalyModule(L.LightningModule):
     @property
     def data(self) -> MVTecDataModule:
         """The images of the run that goes on."""
-        return cast(_HasData, self.trainer).datamodule
+        return cast(RunningTrainer, self.trainer).datamodule
 
     # -- features and scores ----------------------------------------------------------------------------------------
 
@@ -239,7 +240,7 @@ class AnomalyModule(L.LightningModule):
         self.results, self.absent, self.scored = {}, {}, []
         self.pixel_metrics.computed = None
         self.pixels_unknown = pixels_unknown(self.data.test_samples)
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = cast(RunningTrainer, self.trainer).callbacks
         self._with_maps = not self.pixels_unknown or any(getattr(it, "needs_maps", False) for it in callbacks)
         self._epoch_start = time.perf_counter()
 
