@@ -280,7 +280,8 @@ FAULTS = [
     ),
     Fault(
         "a rank counts as much as another", "learning/supervised.py",
-        "return loss * (count * ranks.size / total)", "return loss", "learning/test_supervised.py -m slow -k two_devices",
+        "return loss * (count * ranks.size / total)", "return loss",
+        "learning/test_supervised.py -m slow -k two_devices",
     ),
     # Cache and sweeps
     Fault(
