@@ -85,8 +85,8 @@ def work(rank, world, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     found = {}
     for share, images in shares(world).items():
-        for name, make in {**DETECTORS, **BOUNDED}.items():
-            detector = make()
+        for name, unfitted in {**DETECTORS, **BOUNDED}.items():
+            detector = unfitted()
             take_in(detector, images[rank], 2)
             distributed.fit(detector, no_progress)
             found[share, name] = outcome(detector)

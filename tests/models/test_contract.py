@@ -143,7 +143,7 @@ def test_a_method_without_an_accumulator_is_refused_on_several_devices():
 
 
 def test_a_method_that_does_not_look_at_regions_is_refused():
-    with pytest.raises(ConfigError, match="Foreign cannot leave out what lies outside data.roi: set data.roi=null"):
+    with pytest.raises(ConfigError, match=r"Foreign cannot leave out what lies outside data\.roi: set data.roi=null"):
         Foreign(CHANNELS, STRIDES).restrict(torch.ones(SIZE, dtype=torch.bool))
 
 

@@ -133,7 +133,7 @@ class GaussianAD(Detector):
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Sum of the stages' Mahalanobis distances (B,); there is no anomaly map."""
         self.require_fitted()
-        score = features[0].new_zeros(len(features[0]))
+        score = features[0].new_zeros(features[0].shape[0])
         for stage, samples in enumerate(self.embed(features).split(self.channels, dim=1)):
             mean, whitening = getattr(self, f"mean_{stage}"), getattr(self, f"whitening_{stage}")
             score += ((samples - mean) @ whitening.mT).norm(dim=1)

@@ -10,7 +10,7 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.models.state import Rows, RunningMoments, split_positions
 from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.patches import ALIGNMENTS, by_position
+from oddpatch.ops.patches import ALIGNMENTS, by_position, join
 from oddpatch.ops.projection import semi_orthogonal
 from oddpatch.ops.statistics import left_out_from_samples, left_out_mahalanobis, mahalanobis, whiten_
 from oddpatch.types import Prediction
@@ -111,6 +111,11 @@ class PaDiM(Detector):
         """
         features = self.select(features)
         batch, _, height, width = features[0].shape
+        if torch.compiler.is_exporting():  # neither the batch nor the channels drawn may decide what is done
+            joined = join(features, self.alignment).permute(2, 3, 0, 1).flatten(0, 1)  # (P, B, sum C_l)
+            reduced = joined[..., self.channel_index] if self.projection is None else joined @ self.projection
+            yield slice(0, height * width), reduced
+            return
         layers, first = [], 0
         # Both reductions are linear, so each layer is reduced before it is brought to the finest grid.
         for feature, channels in zip(features, self.channels, strict=True):
@@ -197,6 +202,8 @@ class PaDiM(Detector):
         return self._score(features, image_size, partial(left_out_mahalanobis, count=int(self.num_images)))
 
     def _require_grid(self, height: int, width: int) -> None:
+        if torch.compiler.is_exporting():  # the sizes that are exported have been scored before
+            return
         rows, columns = self.grid.tolist()
         if (rows, columns) != (height, width):
             raise DataError(

@@ -13,7 +13,7 @@ from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_pro
 from oddpatch.models.selectors import Greedy, KeepAll, Selector, make_selector
 from oddpatch.models.state import Rows, Stream
 from oddpatch.ops.coreset import OtherGroups, StreamingCoreset
-from oddpatch.ops.neighbours import NearestIndex
+from oddpatch.ops.neighbours import NearestIndex, plain_nearest
 from oddpatch.ops.patches import join_patches, pool_patches
 from oddpatch.ops.projection import random_projection
 from oddpatch.types import Prediction
@@ -261,9 +261,15 @@ class PatchCore(PatchDetector):
             self._index = (self.memory_bank, NearestIndex(self.memory_bank, self.distance))  # type: ignore[arg-type]
         return self._index[1]
 
+    def _search(self, queries: Tensor, k: int = 1, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """See `NearestIndex.search`."""
+        if torch.compiler.is_exporting():
+            return plain_nearest(queries, self.memory_bank, k, metric=self.distance)  # type: ignore[arg-type]
+        return self.index.search(queries, k, without=without)
+
     def score_patches(self, patches: Tensor) -> Tensor:
         """Distances (B, P) to the memory bank."""
-        distances, _ = self.index.search(patches.flatten(0, 1), min(self.k, len(self.memory_bank)))  # (B*P, k)
+        distances, _ = self._search(patches.flatten(0, 1), min(self.k, len(self.memory_bank)))  # (B*P, k)
         return distances.mean(dim=1).view(patches.shape[:2])
 
     def score_images(
@@ -278,7 +284,7 @@ class PatchCore(PatchDetector):
         image_score, hottest = scores.max(dim=1)  # (B,) both
         if not self.num_neighbors:
             return image_score
-        queries = patches[torch.arange(len(hottest), device=hottest.device), hottest]  # (B, D)
+        queries = patches[torch.arange(hottest.shape[0], device=hottest.device), hottest]  # (B, D)
         if without is None:
             return image_score * self._weight(queries, None)
         pairs = zip(queries, without, strict=True)
@@ -305,7 +311,7 @@ class PatchCore(PatchDetector):
             scores = self.left_out[index.to(self.left_out.device)]  # (B, P)
         else:
             found = [
-                self.index.search(queries, min(self.k, len(self.memory_bank) - len(entries)), without=entries)[0]
+                self._search(queries, min(self.k, len(self.memory_bank) - len(entries)), entries)[0]
                 for queries, entries in zip(patches, own, strict=True)
             ]
             scores = torch.stack([distances.mean(dim=1) for distances in found])  # (B, P)
@@ -319,8 +325,8 @@ class PatchCore(PatchDetector):
         that of the nearest *bank entry* m*, which is one of its b members.
         """
         count = min(self.num_neighbors, len(self.memory_bank) - (0 if without is None else len(without)))
-        distance, neighbour = self.index.search(hottest, without=without)  # (B, 1) both
-        _, around = self.index.search(self.memory_bank[neighbour[:, 0]], count, without=without)  # (B, b)
+        distance, neighbour = self._search(hottest, without=without)  # (B, 1) both
+        _, around = self._search(self.memory_bank[neighbour[:, 0]], count, without)  # (B, b)
         members = self.memory_bank[around]  # (B, b, D)
         if self.distance == "cosine":
             to_members = 1 - F.cosine_similarity(hottest[:, None], members, dim=2)

@@ -68,7 +68,7 @@ class Region(nn.Module):
 
     def values(self, anomaly_map: Tensor) -> Tensor:
         """Values (n,) of the pixels inside, of a map (B, 1, H, W)."""
-        return anomaly_map.flatten() if self.mask is None else anomaly_map[:, 0, self._pixels(anomaly_map)].flatten()
+        return self.take(anomaly_map.flatten(1), anomaly_map.shape[-2:], dim=1).flatten()
 
     def cut(self, anomaly_map: Tensor) -> Tensor:
         """A map (B, 1, H, W) with the pixels outside at zero, or at the smallest value inside if that is below."""

@@ -13,7 +13,7 @@ from oddpatch.models.state import Rows, Spooled
 from oddpatch.ops.correspondence import BLOCK, correspondence_distances
 from oddpatch.ops.gallery import Spool
 from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.neighbours import NearestIndex, nearest
+from oddpatch.ops.neighbours import NearestIndex, nearest, squared_distance_matrix
 from oddpatch.ops.patches import join
 from oddpatch.types import Prediction
 
@@ -183,6 +183,10 @@ class SPADE(Detector):
         levels = [[i] for i in range(len(maps))] if self.pyramid == "sum" else [list(range(len(maps)))]
         total = torch.zeros((), device=distances.device)
         for level in levels:
+            if torch.compiler.is_exporting():
+                scores = self._plain_scores([maps[i] for i in level], level, retrieved)
+                total = total + anomaly_map(scores, image_size, self.smoothing, self.interpolation)
+                continue
             scores = torch.stack(
                 [
                     self._patch_scores([maps[i][b : b + 1] for i in level], level, rows)
@@ -219,6 +223,22 @@ class SPADE(Detector):
 
         queries = self.region.take(joined[0].flatten(1).mT, grid).float().contiguous()  # (P, C)
         return self.region.spread(correspondence_distances(queries, load, len(rows), self.kappa), grid)
+
+    def _plain_scores(self, maps: list[Tensor], level: list[int], retrieved: Tensor) -> Tensor:
+        """As `_patch_scores`, (B, h, w) for a batch, whatever its values are: what can be exported."""
+        joined = join(maps)  # (B, C, h, w)
+        grid = joined.shape[-2:]
+        queries = self.region.take(joined.flatten(2).mT, grid, dim=1)  # (B, P, C)
+        least: list[Tensor] = []
+        for image in retrieved.T:  # (B,)
+            parts = [
+                getattr(self, self.gallery_names[i])[image].float().mT.unflatten(2, m.shape[-2:])
+                for i, m in zip(level, maps, strict=True)
+            ]
+            patches = self.region.take(join(parts).flatten(2).mT, grid, dim=1)  # (B, P, C)
+            squared = torch.cat([*least, squared_distance_matrix(queries, patches)], dim=2)
+            least = [squared.topk(min(self.kappa, squared.shape[2]), dim=2, largest=False).values]
+        return self.region.spread(least[0].sqrt().mean(2).float(), grid)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """The pooled vectors and the work on one image; on a GPU the gallery too, which a CPU leaves on disk.

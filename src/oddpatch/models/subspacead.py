@@ -84,7 +84,7 @@ class SubspaceAD(PatchDetector):
 
     def score_images(self, scores: Tensor, patches: Tensor, anomaly_map: Tensor) -> Tensor:
         """Mean of the highest pixels inside the region."""
-        pixels = self.region.values(anomaly_map).view(len(anomaly_map), -1)
+        pixels = self.region.values(anomaly_map).view(anomaly_map.shape[0], -1)
         return pixels.topk(max(1, int(self.top * pixels.shape[1])), dim=1).values.mean(dim=1)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:

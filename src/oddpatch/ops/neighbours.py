@@ -31,7 +31,29 @@ def nearest(
     """The k nearest points of `bank` (N, D) for each of `queries` (Q, D); see `NearestIndex`, which a bank that is
     searched more than once is better put into.
     """
+    if torch.compiler.is_exporting():
+        return plain_nearest(queries, bank, k, metric=metric)
     return NearestIndex(bank, metric, num_queries=len(queries)).search(queries, k, max_bytes)
+
+
+def plain_nearest(
+    queries: Tensor, bank: Tensor, k: int = 1, *, metric: Metric = "euclidean"
+) -> tuple[Tensor, Tensor]:
+    """The same by one matrix product in float64, without a look at any value: what can be exported.
+
+    It takes 8 bytes for each pair, and of equally near points any.
+    """
+    if metric == "cosine":
+        queries, bank = unit_vectors(queries), unit_vectors(bank)
+    squared, indices = squared_distance_matrix(queries, bank).topk(k, dim=1, largest=False)  # (Q, k) both
+    return (squared / 2 if metric == "cosine" else squared.sqrt()).float(), indices
+
+
+def squared_distance_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """`|x - y|²` (..., n, m) float64 of points (..., n, D) and (..., m, D), by one matrix product."""
+    a, b = a.double(), b.double()
+    norms = a.square().sum(-1)[..., :, None] + b.square().sum(-1)[..., None, :]
+    return (norms - 2 * a @ b.mT).clamp(min=0)
 
 
 class NearestIndex:
@@ -210,7 +232,7 @@ def _first_of_each(row: Tensor, column: Tensor, squared: Tensor, num_rows: int, 
 def unit_vectors(points: Tensor) -> Tensor:
     """(n, D) -> (n, D + 1) float64 of length 1; what is added is 0, or 1 for a zero vector, which has no direction."""
     points = points.detach().double()
-    norms = lengths(points)[:, None]  # (n, 1)
+    norms = torch.linalg.vector_norm(points, dim=1, keepdim=True)  # (n, 1)
     return torch.cat([points / norms.where(norms > 0, 1.0), (norms == 0).double()], 1)
 
 

@@ -113,7 +113,7 @@ def pool_patches(
         (B, h, w, dim), contiguous.
     """
     size = tuple((side - 1) // stride + 1 for side in features[0].shape[-2:])
-    embedding = features[0].new_zeros(len(features[0]), *size, dim)  # (B, h, w, dim)
+    embedding = features[0].new_zeros(features[0].shape[0], *size, dim)  # (B, h, w, dim)
     kernels = _pooling_kernels(tuple(feature.shape[1] for feature in features), patch_size, dim, layer_dim or dim)
     for feature, (first, kernel) in zip(features, kernels, strict=True):
         part = F.conv2d(feature, kernel.to(feature), stride=stride, padding=patch_size // 2)  # (B, n, h_l, w_l)
