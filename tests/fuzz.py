@@ -460,7 +460,7 @@ def checkpoints() -> list[Any]:
     ):
         content = hostile.sound(Path("/data"))
         backbone = TimmBackbone(hostile.BACKBONE["name"], hostile.BACKBONE["layers"], weights="random")
-        detector = detector_class(backbone.channels, backbone.strides, **chosen)  # type: ignore[operator]
+        detector = detector_class(backbone.channels, backbone.strides, **chosen)
         model = AnomalyModel(
             Preprocess(32, 32, backbone.mean, backbone.std), backbone, detector, Calibration("holdout")
         )
@@ -816,7 +816,7 @@ def check_overrides(case: Case, folder: Path) -> None:
 
     from oddpatch.errors import in_one_line
     from oddpatch.files import shown
-    from oddpatch.hydra_entry.composition import _of_composition, _top_level, explain
+    from oddpatch.hydra_entry.composition import _of_composition, explain, top_level
     from oddpatch.hydra_entry.overrides import as_typed, quoted
 
     SPOKEN.folder = None
@@ -825,7 +825,7 @@ def check_overrides(case: Case, folder: Path) -> None:
         if "\x00" not in text:
             value = OmegaConf.create({"x": OverridesParser.create().parse_override(f"x={quoted(text)}").value()}).x
             need(value == text, f"{text!r} is read as {value!r}")
-    arguments = as_typed([*(["-m"] if sweep else []), *given], _top_level(CONFIGS / f"{name}.yaml"))
+    arguments = as_typed([*(["-m"] if sweep else []), *given], top_level(CONFIGS / f"{name}.yaml"))
     overrides = [text for text in arguments if text != "-m"]
     told = "nothing"
     GlobalHydra.instance().clear()
