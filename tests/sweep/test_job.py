@@ -299,8 +299,8 @@ def test_a_lock_is_exclusive_and_goes_with_its_owner(tmp_path, owner):
 
 
 def test_a_lock_does_not_live_on_in_a_process_that_its_owner_forked(tmp_path, owner):
-    fork = "\nimport os\nif os.fork() == 0: time.sleep(60)\n"
-    other = owner(HOLD.format("hold") + fork + SIGNED + "time.sleep(60)")
+    fork = "\nimport os\nif os.fork() == 0:\n    print('held', flush=True)\n    time.sleep(20)\ntime.sleep(60)"
+    other = owner(HOLD.format("hold") + fork)
     assert held_by(tmp_path).pid == other.pid
     other.kill()
     other.wait()
