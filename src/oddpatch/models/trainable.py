@@ -50,7 +50,7 @@ class TrainableDetector(Detector):
 
     def fit(self, progress: ProgressFn = no_progress) -> None:
         """Mark the parameters as learned: there is nothing else to fit."""
-        self.fitted.fill_(True)
+        self.finish()
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """Nothing beyond a batch."""
