@@ -10,7 +10,7 @@ from PIL import Image
 from oddpatch.figures.canvas import DPI, MAX_BYTES, Sheet
 from oddpatch.figures.curves import draw_curves
 from oddpatch.figures.drawing import KINDS, Look, draw_example, draw_overview
-from oddpatch.figures.examples import DRAWN_PER_TYPE, Candidates, Example
+from oddpatch.results.examples import DRAWN_PER_TYPE, Candidates, Example
 from oddpatch.metrics import rank, rank_pixels
 from oddpatch.types import IGNORE
 

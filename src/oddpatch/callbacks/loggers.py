@@ -9,7 +9,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from oddpatch.figures.drawing import Look, caption
-from oddpatch.figures.examples import Example
+from oddpatch.results.examples import Example
 
 #: What the values of a mask mean; W&B shows the names.
 CLASS_LABELS = {0: "normal", 1: "defect", 255: "not known"}

@@ -20,7 +20,7 @@ from oddpatch.errors import ConfigError
 from oddpatch.figures.canvas import Sheet
 from oddpatch.figures.curves import draw_curves
 from oddpatch.figures.drawing import Look, draw_example, draw_overview
-from oddpatch.figures.examples import Candidates, Example
+from oddpatch.results.examples import Candidates, Example
 from oddpatch.figures.histogram import draw_scores
 from oddpatch.metrics.ranking import Ranking, rank
 from oddpatch.metrics.thresholds import stands_out
@@ -40,7 +40,7 @@ _NO_IMAGE = np.empty((0, 0, 3), dtype=np.uint8)
 class Pictures(L.Callback):
     """Writes `figures/`: a picture of each chosen image, `overview.png` of all, and `roc.png` and its like.
 
-    While the test runs, a bounded number of images is kept (see `oddpatch.figures.examples`), and of all others two
+    While the test runs, a bounded number of images is kept (see `oddpatch.results.examples`), and of all others two
     numbers each, for the scale; likewise while good images are scored for the threshold. On several devices rank zero
     brings together what each has kept, so that the choice is the same as on one. Loggers that take images get them too.
 

@@ -12,7 +12,7 @@ from oddpatch.callbacks.pictures import Pictures
 from oddpatch.data.inspected import describe_share
 from oddpatch.figures.canvas import ALARM
 from oddpatch.figures.drawing import KINDS
-from oddpatch.figures.examples import Example
+from oddpatch.results.examples import Example
 from oddpatch.figures.explanation import NORMAL, close_up
 from oddpatch.files import replacing
 from oddpatch.report.html import Shown, render_report

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.figures.canvas import ALARM, FAINT, FONT, Sheet
-from oddpatch.figures.examples import Example
+from oddpatch.results.examples import Example
 from oddpatch.types import IGNORE
 
 if TYPE_CHECKING:

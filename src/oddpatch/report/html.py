@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.figures.drawing import FOUND, TRUE, Look
-from oddpatch.figures.examples import Example
+from oddpatch.results.examples import Example
 from oddpatch.results.summary import metric_name, not_measured
 from oddpatch.types import IGNORE
 from oddpatch.wording import counted, listed
