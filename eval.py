@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> float | None:
     run = rebuild(cfg)
     run.test()
     run.summary()
-    return run.module.results.get(cfg.objective)
+    return run.measured(cfg.objective)
 
 
 if __name__ == "__main__":

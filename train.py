@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> float | None:
     run.save()
     run.test()
     run.summary()
-    return run.module.results.get(cfg.objective)
+    return run.measured(cfg.objective)
 
 
 if __name__ == "__main__":

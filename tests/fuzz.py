@@ -635,10 +635,10 @@ def run_cases() -> SearchStrategy[Case]:
 
 
 def check_run(case: Case, folder: Path) -> None:
+    from oddpatch.figures.roc import image_curve, pixel_curve
     from rich.console import Console
 
     from oddpatch.cli.compare import compare_runs
-    from oddpatch.figures.roc import image_curve, pixel_curve
     from oddpatch.metrics.uncertainty.bootstrap import Confidence
     from oddpatch.report import formats
     from oddpatch.report.columns import columns_of

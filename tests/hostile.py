@@ -163,7 +163,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "factory": {"_target_": "oddpatch.factory.make", "part": call},
         "classmethod": {"_target_": f"{statistics}.PixelStatistics.load", "path": str(canary)},
         "class of another kind": {"_target_": "oddpatch.cache.features.FeatureCache", "folder": str(canary)},
-        "callback": {"_target_": "oddpatch.callbacks.results.Results", "folder": str(canary)},
+        "callback": {"_target_": "oddpatch.callbacks.writers.Results", "folder": str(canary)},
         "base": {"_target_": "oddpatch.models.base.Detector"},
         "module": {"_target_": "oddpatch.models.patchcore"},
         "method": {"_target_": "oddpatch.models.patchcore.PatchCore.fit"},

@@ -164,29 +164,28 @@ FAULTS = [
     # Whole runs
     Fault(
         "rows numbered by their place", "learning/scoring.py",
-        "for i, score in zip(indices.tolist(), scores.tolist(), strict=True)",
-        "for i, score in enumerate(scores.tolist())",
-        "learning/test_module.py -k rows_after_a_skipped_file",
-    ),
-    Fault(
-        "good images numbered by their place", "learning/scoring.py",
         "for i, score in zip(index.tolist(), scores.tolist(), strict=True)",
         "for i, score in enumerate(scores.tolist())",
         "learning/test_module.py -k rows_after_a_skipped_file",
     ),
     Fault(
-        "images judged at the threshold of validation", "callbacks/results.py",
-        'thresholds["image"] if thresholds', 'thresholds["validation"] if thresholds',
+        "good images numbered by their place", "learning/outcome.py",
+        "for i, score in sorted(found)]", "for i, (_, score) in enumerate(sorted(found))]",
+        "learning/test_module.py -k rows_after_a_skipped_file",
+    ),
+    Fault(
+        "images judged at the threshold of validation", "results/files.py",
+        "result.labels, thresholds.conformal, seconds", 'result.labels, thresholds.sources.get("validation"), seconds',
         "learning/test_module.py -k operating_figures",
     ),
     Fault(
-        "regions judged at the threshold of images", "callbacks/results.py",
-        'thresholds["pixel"] if thresholds', 'thresholds["image"] if thresholds',
+        "regions judged at the threshold of images", "results/files.py",
+        "pixel, method = thresholds.pixel,", "pixel, method = thresholds.conformal,",
         "learning/test_module.py -k operating_figures",
     ),
     Fault(
-        "latency of another stage", "callbacks/results.py",
-        'module.timing.get("test")', 'module.timing.get("embed")', "learning/test_module.py -k latency",
+        "latency of another stage", "results/files.py",
+        'result.timing.get("test")', 'result.timing.get("embed")', "learning/test_module.py -k latency",
     ),
     # Several devices
     Fault(
@@ -213,8 +212,9 @@ FAULTS = [
         "metrics/test_thresholds.py",
     ),
     Fault(
-        "at the threshold is an alarm, in predictions.csv", "callbacks/results.py",
-        "int(score > threshold)", "int(score >= threshold)", "models/test_calibration.py -k set_the_threshold",
+        "at the threshold is an alarm, in predictions.csv", "learning/outcome.py",
+        "row.score > thresholds.conformal", "row.score >= thresholds.conformal",
+        "models/test_calibration.py -k set_the_threshold",
     ),
     Fault(
         "at the threshold is an alarm, in the detector", "inference/detector.py",

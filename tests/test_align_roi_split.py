@@ -73,7 +73,10 @@ def test_a_region_is_in_the_checkpoint_and_what_lies_outside_does_not_count(tmp_
         (left_out,) = json.loads((tmp_path / tested / "metrics.json").read_text())["left_out"]
         assert left_out == f"{folder}/stray.png: beside train and test, where no images are read"
     assert scores(tmp_path / "same") == scores(tmp_path / "run")
-    assert json.loads((tmp_path / "same/metrics.json").read_text())["pixel_auroc"] == job.module.results["pixel_auroc"]
+    assert (
+        json.loads((tmp_path / "same/metrics.json").read_text())["pixel_auroc"]
+        == job.module.result.metrics["pixel_auroc"]
+    )
     # Far from the region anything may happen.
     for path in folder.rglob("test/*/*.png"):
         image = np.asarray(Image.open(path)).copy()
@@ -100,7 +103,7 @@ def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone):
     evaluate(tmp_path / "run", tmp_path / "same")
     assert scores(tmp_path / "same") == scores(tmp_path / "run")
     assert scores(tmp_path / "plain") != scores(tmp_path / "run")
-    assert job.module.results["pixel_auroc"] > plain.module.results["pixel_auroc"]
+    assert job.module.result.metrics["pixel_auroc"] > plain.module.result.metrics["pixel_auroc"]
     detector = AnomalyDetector.load(tmp_path / "run")
     for path in sorted(category.glob("test/spot/*.png")):
         found = detector(path)

@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from oddpatch import factory, pipeline
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.known import with_defaults
+from oddpatch.learning.outcome import MODEL_KEYS
 from oddpatch.report.published import matches
 from oddpatch.report.runs import FinishedRun
 
@@ -144,13 +146,9 @@ def test_a_recipe_is_set_as_its_row_was_published(choice, tmp_path, recipe):
     cfg = recipe(choice)
     size = cfg.data.crop or cfg.data.resize
     names = {"category": "bottle", "image_size": [size, size] if isinstance(size, int) else list(size)}
-    (tmp_path / ".hydra").mkdir()
-    OmegaConf.save(
-        {k: cfg[k] for k in ("model", "backbone", "data", "seed", "paths")},
-        tmp_path / ".hydra/config.yaml",
-        resolve=True,
-    )
-    run = FinishedRun(tmp_path, {"num_test_images": 83, "num_train_images": 209, "weights": "file", "run": names})
+    settings = {part: with_defaults(OmegaConf.to_container(cfg[part], resolve=True)) for part in MODEL_KEYS}
+    metrics = {"num_test_images": 83, "num_train_images": 209, "weights": "file", "run": names, "settings": settings}
+    run = FinishedRun(tmp_path, metrics)
     variant, image_auroc, pixel_auroc = ROWS[choice]
     (match,) = [m for m in matches(run)[0] if m.published.variant == variant]
     assert set(match.differences) == set(match.published.notes), "settings differ from the published ones"

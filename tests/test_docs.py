@@ -26,8 +26,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 PROGRAMS = r"python (?:train|eval)\.py|oddpatch|python benchmarks/\w+\.py|torchrun|make|wandb sweep|ray"
 #: Settings in running text, such as `model.k=5` or `trainer=ddp trainer.devices=2`.
-GROUPS = "model|backbone|data|calibration|trainer|cache|logger|callbacks|paths|hydra|experiment|debug|sweep"
-SETTINGS = re.compile(rf"['+]?(?:(?:{GROUPS})(?:\.\w+)*|seed|fpr_limits|objective|resume)=\S+.*")
+GROUPS = (
+    "model|backbone|data|calibration|learning|trainer|cache|logger|metrics|callbacks|paths|hydra|experiment|debug|sweep"
+)
+SETTINGS = re.compile(rf"['+]?(?:(?:{GROUPS})(?:\.\w+)*|seed|objective|resume)=\S+.*")
 #: A setting that is named without a value.
 NAMED = re.compile(rf"(?:{GROUPS.removesuffix('|sweep')})(?:\.[a-z_]\w*)+")
 

@@ -162,9 +162,9 @@ def test_loading_does_not_change_the_results(tiles, tmp_path, tiny_backbone, cha
 def test_without_masks_pixel_metrics_are_absent_with_a_reason(tmp_path, tiny_backbone):
     make_dataset(tmp_path, masks=False)
     job = run(tiny(tmp_path, tmp_path / "out"))
-    assert "image_auroc" in job.module.results
-    assert "pixel_auroc" not in job.module.results
-    assert job.module.absent["pixel_auroc"] == "8 defective images without a mask"
+    assert "image_auroc" in job.module.result.metrics
+    assert "pixel_auroc" not in job.module.result.metrics
+    assert job.module.result.absent["pixel_auroc"] == "8 defective images without a mask"
 
 
 def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monkeypatch):
@@ -180,7 +180,7 @@ def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monk
     job = run(tiny(tmp_path, tmp_path / "bare", *spade))
     assert not made
     assert predictions(tmp_path / "bare") == predictions(tmp_path / "pictured")
-    assert job.module.absent["au_pro"] == "4 defective images without a mask"
+    assert job.module.result.absent["au_pro"] == "4 defective images without a mask"
     make_dataset(tmp_path / "masked")
     run(tiny(tmp_path / "masked", tmp_path / "measured", *spade))
     assert len(made) == per_image * len(predictions(tmp_path / "measured"))
@@ -189,8 +189,8 @@ def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monk
 def test_with_good_images_only_every_metric_is_absent_with_a_reason(tmp_path, tiny_backbone):
     make_dataset(tmp_path, defects=0)
     job = run(tiny(tmp_path, tmp_path / "out"))
-    assert not [k for k in job.module.results if k.endswith(("auroc", "pro"))]
-    assert "good and anomalous" in job.module.absent["image_auroc"]
+    assert not [k for k in job.module.result.metrics if k.endswith(("auroc", "pro"))]
+    assert "good and anomalous" in job.module.result.absent["image_auroc"]
     assert len(predictions(tmp_path / "out")) == 5
 
 
@@ -199,7 +199,7 @@ def test_without_a_test_folder_the_fit_is_still_saved(tmp_path, tiny_backbone):
     shutil.rmtree(tmp_path / "tile/ground_truth")
     job = run(tiny(tmp_path, tmp_path / "out"))
     assert (tmp_path / "out/checkpoints/fitted.ckpt").is_file()
-    assert job.module.absent["image_auroc"] == "the dataset has no test images"
+    assert job.module.result.absent["image_auroc"] == "the dataset has no test images"
     assert json.loads((tmp_path / "out/metrics.json").read_text())["num_test_images"] == 0
 
 
@@ -234,7 +234,7 @@ def test_constant_images_give_finite_scores(tmp_path, tiny_backbone):
     for path in folder.glob("train/good/*.png"):
         Image.new("RGB", (48, 48), (90, 90, 90)).save(path)
     job = run(tiny(tmp_path, tmp_path / "out", pictures=True))
-    assert all(np.isfinite(image.score) for image in job.module.scored)
+    assert all(np.isfinite(image.score) for image in job.module.result.rows)
 
 
 def test_too_many_features_fail_before_the_backbone_runs(tiles, tmp_path, tiny_backbone):
@@ -357,7 +357,7 @@ def test_padim_on_the_real_bottle(real_bottle, tmp_path):
         "train", "data=mvtec", f"data.root={real_bottle}", "data.category=bottle", "callbacks.progress=null",
         "callbacks.pictures=null", "trainer.accelerator=cpu", out=tmp_path,
     )  # fmt: skip
-    metrics = run(cfg).module.results
+    metrics = run(cfg).module.result.metrics
     assert metrics["image_auroc"] >= 0.995
     assert metrics["pixel_auroc"] >= 0.976
     assert metrics["au_pro"] >= 0.90
@@ -397,7 +397,7 @@ def test_names_that_are_not_utf8_are_written_escaped(tmp_path, tiny_backbone):
 
 
 def test_pictures_that_fail_lose_no_results(tiles, tmp_path, tiny_backbone, monkeypatch):
-    monkeypatch.setattr("oddpatch.callbacks.pictures.draw_overview", lambda *args: 1 / 0)
+    monkeypatch.setattr("oddpatch.figures.run.draw_overview", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tiny(tiles, tmp_path, pictures=True))
     assert json.loads((tmp_path / "metrics.json").read_text())["pixel_auroc"] > 0.9

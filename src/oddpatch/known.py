@@ -169,8 +169,24 @@ def known_class(name: Any, kind: Kind) -> type | None:
 def _own_class(name: str, kind: Kind) -> type | None:
     module, _, attribute = name.rpartition(".")
     found = vars(importlib.import_module(module)).get(attribute)
-    own = inspect.isclass(found) and found.__module__ == module and found.__qualname__ == attribute
-    return found if own and issubclass(found, _resolve(BASES[kind])) and not inspect.isabstract(found) else None
+    own = getattr(found, "__module__", None) == module and getattr(found, "__qualname__", None) == attribute
+    if not inspect.isclass(found) or not own or not issubclass(found, _resolve(BASES[kind])):
+        return None
+    return None if inspect.isabstract(found) else found
+
+
+def with_defaults(value: Any) -> Any:
+    """What a config says and, of each class of the table that it names, the constructor's defaults: plain values."""
+    if isinstance(value, list | tuple):
+        return [with_defaults(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    defaults: dict[str, Any] = {}
+    if may_be_known(target := value.get("_target_")) and inspect.isclass(found := _resolve(target)):
+        for name, parameter in inspect.signature(found).parameters.items():
+            if isinstance(parameter.default, (list, tuple, *_PLAIN)):
+                defaults[name] = parameter.default
+    return {key: with_defaults(inner) for key, inner in {**defaults, **value}.items()}
 
 
 def _read(value: Any, kind: Kind | None, place: str, source: object, trust: Sequence[str], *, deferred: bool) -> Spec:

@@ -13,6 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from torchmetrics import Metric
 
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
@@ -22,6 +23,7 @@ from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KINDS, read_spec
 from oddpatch.learning import distributed
+from oddpatch.learning.outcome import MODEL_KEYS
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.locking import hold
 from oddpatch.models.base import AnomalyModel
@@ -30,9 +32,6 @@ from oddpatch.results.summary import print_summary
 from oddpatch.settings import check_area, check_seed
 
 log = logging.getLogger(__name__)
-
-#: Parts of a config that say what the model is; they go into the checkpoint.
-MODEL_KEYS = ("model", "backbone", "data", "calibration", "learning")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -81,8 +80,12 @@ class Run(NamedTuple):
 
     def summary(self) -> None:
         """Print what was measured and where the files are."""
-        if self.trainer.is_global_zero:
-            print_summary(self.module, self.folder)
+        if self.trainer.is_global_zero and self.module.result is not None:
+            print_summary(self.module.result, self.folder, self.module.timing)
+
+    def measured(self, name: str) -> float | None:
+        """The value of a metric; None if it has none."""
+        return self.module.result.metrics.get(name) if self.module.result else None
 
 
 def build(cfg: DictConfig) -> Run:
@@ -118,7 +121,7 @@ def build(cfg: DictConfig) -> Run:
             config["data"][key] = str(Path(config["data"][key]).resolve())
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     say_who_can_load(config)
-    module = factory.make(cfg.learning, model=model, fpr_limits=list(cfg.fpr_limits), config=config)
+    module = factory.make(cfg.learning, model=model, metrics=make_metrics(cfg), config=config)
     module.divide(data)
     callbacks = module.trainer_callbacks((folder / factory.CHECKPOINT).parent.resolve())
     run = Run(data, module, build_trainer(cfg, callbacks), folder, bool(cfg.resume))
@@ -175,7 +178,9 @@ def rebuild(cfg: DictConfig) -> Run:
             f"data gives {data.preprocess}, the run was fitted with {model.preprocess}: "
             "leave resize, crop, fit, interpolation, full_scale, align and roi as they were"
         )
-    module = AnomalyModule(model, fpr_limits=list(cfg.fpr_limits), config=about["config"])
+    config = {**about["config"], "data": {**described, **changes}}
+    config["run"] = {**config["run"], "category": data.category}
+    module = AnomalyModule(model, make_metrics(cfg), config=config)
     module.train_images = [str(data.root / name) for name in about.get("train_images", [])]
     module.num_fitted = about["num_fitted"]
     run = Run(data, module, build_trainer(cfg), folder)
@@ -190,6 +195,11 @@ def use_cache(cfg: DictConfig, run: Run) -> None:
     from oddpatch.cache.wrapping import put_around
 
     put_around(factory.make(cfg.cache), run.data, run.module, run.trainer)
+
+
+def make_metrics(cfg: DictConfig) -> dict[str, Metric]:
+    """The metrics that `cfg` lists, by name."""
+    return {name: factory.make(part) for name, part in (cfg.get("metrics") or {}).items() if part}
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:

@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -7,19 +8,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import CONFIGS
+from finished_runs import make_result
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 
-from oddpatch.callbacks.loggers import LogConfig, Pictured, log_pictures
-from oddpatch.callbacks.pictures import Pictures, choose_look
+from oddpatch.callbacks.writers import Log, Pictures
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
-from oddpatch.learning.scoring import AnomalyModule, ScoredImage
+from oddpatch.figures.run import choose_look, write_figures
+from oddpatch.learning.examples import KeptExamples
+from oddpatch.learning.scoring import AnomalyModule
+from oddpatch.metrics import ImageMetrics, PixelMetrics
 from oddpatch.models.calibration import Calibration
+from oddpatch.report.loggers import log_result
+from oddpatch.results.test_result import ScoredImage
 from oddpatch.types import IGNORE, Batch, Prediction
 
 SIZE = 24
@@ -53,7 +59,8 @@ class Reader(nn.Module):
 class Data(L.LightningDataModule):
     """Images with a square as bright as `levels` says, 0..1; no training."""
 
-    category = "tile"
+    root, inspected, test_set = "/data", None, None
+    train_samples, left_out = (), ()
 
     def __init__(self, levels, types, masks=True, batch_size=4):
         super().__init__()
@@ -77,6 +84,9 @@ class Data(L.LightningDataModule):
     def gather(self):
         """Nothing to learn of other ranks."""
 
+    def skipped(self):
+        return []
+
     def test_dataloader(self):
         indices = torch.arange(len(self.levels)).split(self.batch_size)
         return torch.utils.data.DataLoader([self.batch(rows.tolist()) for rows in indices], batch_size=None)
@@ -96,9 +106,10 @@ def mixed(count=30, **settings):
 
 def run(data, folder, model=None, loggers=(), worst=1, typical=1):
     pictures = Pictures(str(folder), worst=worst, typical=typical)
-    module = AnomalyModule(model or Reader(), config={"model": {"name": "reader"}})
+    metrics = {"image": ImageMetrics(), "pixel": PixelMetrics()}
+    module = AnomalyModule(model or Reader(), metrics, config={"model": {"name": "reader"}})
     trainer = L.Trainer(
-        accelerator="cpu", logger=list(loggers), callbacks=[LogConfig(), pictures], enable_progress_bar=False,
+        accelerator="cpu", logger=list(loggers), callbacks=[Log(), pictures], enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
     )  # fmt: skip
     with warnings.catch_warnings():
@@ -129,8 +140,8 @@ def finished(tmp_path_factory):
 
 def test_worst_and_typical_are_pictured_under_their_names(finished):
     module, folder = finished
-    anomalous = sorted((it for it in module.scored if it.label), key=lambda it: it.score)
-    good = sorted((it for it in module.scored if not it.label), key=lambda it: -it.score)
+    anomalous = sorted((it for it in module.result.rows if it.label), key=lambda it: it.score)
+    good = sorted((it for it in module.result.rows if not it.label), key=lambda it: -it.score)
     expected = {f"miss_{i + 1}_{it.defect_type}_{it.path[-7:-4]}" for i, it in enumerate(anomalous[:4])}
     expected |= {f"false_alarm_{i + 1}_good_{it.path[-7:-4]}" for i, it in enumerate(good[:4])}
     found = names(folder)
@@ -150,27 +161,22 @@ def test_batch_size_changes_no_byte(finished, tmp_path):
         assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_the_images_are_let_go_of_and_bounded_before(tmp_path):
-    pictures, kept = Pictures(str(tmp_path)), []
-    data = mixed(300, batch_size=10)
-    model = Reader()
-    trainer = SimpleNamespace(datamodule=data, is_global_zero=False)
-    module = AnomalyModule(model)
-    pictures.on_test_start(trainer, module)
-    for number, batch in enumerate(data.test_dataloader()):
-        pictures.on_test_batch_end(trainer, module, model(batch.image), batch, number)
-        candidates = pictures._candidates
-        pools = (candidates.misses, candidates.false_alarms, *candidates.by_type.values())
-        kept.append(sum(len(pool.kept) for pool in pools))
-    assert max(kept) == kept[5] == 4 + 4 + 3 * 5
-    example = candidates.misses.examples()[0]
+def keep(kept, batch, model, data):
+    kept.keep(model(batch.image), batch, data.samples, model.preprocess)
+
+
+def test_few_images_are_kept_and_none_after_the_test(finished):
+    kept, numbers, data, model = KeptExamples(4, 4), [], mixed(300, batch_size=10), Reader()
+    for batch in data.test_dataloader():
+        keep(kept, batch, model, data)
+        pools = (kept.candidates.misses, kept.candidates.false_alarms, *kept.candidates.by_type.values())
+        numbers.append(sum(len(pool.kept) for pool in pools))
+    assert max(numbers) == numbers[5] == 4 + 4 + 3 * 5
+    example = kept.candidates.misses.examples()[0]
     for array in (example.image, example.mask, example.anomaly_map):
         base = array.base if isinstance(array.base, torch.Tensor) else array.base.base
         assert base.untyped_storage().nbytes() == array.nbytes  # not a view, which would keep the whole batch
-    module.scored = [ScoredImage(it.path, it.label, it.defect_type, 1.0) for it in data.test_samples]
-    pictures.on_test_end(trainer, module)
-    assert pictures._candidates.misses.examples() == []
-    assert not (tmp_path / "figures").exists()  # only rank zero writes
+    assert finished[0].kept_examples.candidates.misses.examples() == []
 
 
 def test_without_masks_the_highest_good_pixel_is_the_threshold(tmp_path):
@@ -178,8 +184,8 @@ def test_without_masks_the_highest_good_pixel_is_the_threshold(tmp_path):
     found = names(tmp_path)
     assert "pro" not in found
     assert {"roc", "precision_recall", "overview"} <= set(found)
-    levels = torch.tensor([[0, 1.0, 5.0], [0, 2.0, 7.0], [0, 3.0, 6.0], [1, 2.0, 9.0], [1, 9.0, 30.0], [1, 9.0, 20.0]])
-    look = choose_look(levels, module)
+    levels = np.array([[0, 1.0, 5.0], [0, 2.0, 7.0], [0, 3.0, 6.0], [1, 2.0, 9.0], [1, 9.0, 30.0], [1, 9.0, 20.0]])
+    look = choose_look(replace(module.result, levels=levels))
     assert (look.low, look.high, look.threshold) == (2.0, 20.0, 7.0)
     assert "oracle" in look.threshold_name
 
@@ -190,7 +196,7 @@ def test_good_images_only(tmp_path):
         "false_alarm_1_good_004", "false_alarm_2_good_003", "overview", "scores",
         "typical_1_good_002", "typical_2_good_001",
     ]  # fmt: skip
-    look = choose_look(torch.tensor([[0, 2.0, 7.0], [0, 2.0, 5.0]]), module)
+    look = choose_look(replace(module.result, levels=np.array([[0, 2.0, 7.0], [0, 2.0, 5.0]])))
     assert (look.low, look.high, look.threshold, look.image_threshold) == (2.0, 12.0, None, None)
 
 
@@ -221,11 +227,11 @@ def test_random_weights_show(tmp_path):
     for path in (tmp_path / "figures").iterdir():
         picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
         assert (np.abs(picture - (196, 22, 28)).max(axis=-1) < 40).any(), path
-    assert "random" in choose_look(torch.empty(0, 3), AnomalyModule(Reader(weights="random"))).warning
+    assert "random" in choose_look(make_result(weights="random")).warning
 
 
 def test_a_constant_map_has_a_scale(finished):
-    look = choose_look(torch.tensor([[0, 3.0, 3.0], [1, 3.0, 3.0]]), finished[0])
+    look = choose_look(replace(finished[0].result, levels=np.array([[0, 3.0, 3.0], [1, 3.0, 3.0]])))
     assert look.high > look.low
     assert np.isfinite(look.heat(np.full((2, 2), 3, dtype=np.float32))).all()
 
@@ -257,22 +263,20 @@ def test_negative_numbers_are_refused(tmp_path):
 
 def test_rank_zero_brings_together_what_all_devices_kept(finished, tmp_path, monkeypatch):
     data, model = mixed(), Reader()
-    ranks = [Pictures(str(tmp_path)) for _ in range(2)]
-    trainer = SimpleNamespace(datamodule=data)
-    for number, pictures in enumerate(ranks):
-        rows = list(range(number, 30, 2))
-        batch = data.batch(rows)
-        pictures.on_test_batch_end(trainer, AnomalyModule(model), model(batch.image), batch, 0)
+    ranks = [KeptExamples(4, 4) for _ in range(2)]
+    for number, kept in enumerate(ranks):
+        keep(kept, data.batch(list(range(number, 30, 2))), model, data)
 
     def gather_object(obj, held):
-        held[:] = [(it._candidates, it._calibration, torch.cat(it._levels)) for it in ranks]
+        held[:] = [(it.candidates, torch.cat(it._levels)) for it in ranks]
 
     for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
         monkeypatch.setattr(dist, name, lambda value=value: value)
     monkeypatch.setattr(dist, "gather_object", gather_object)
-    levels = ranks[0]._gather(ranks[0]._levels)
+    levels = ranks[0].gather()
     assert len(levels) == 30
-    ranks[0]._write(finished[0], levels, "tile, RedChannel", data)
+    result = finished[0].result
+    write_figures(replace(result, levels=levels, examples=ranks[0].choose(result.rows)), tmp_path / "figures")
     assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == sorted(
         p.name for p in (finished[1] / "figures").iterdir()
     )
@@ -282,94 +286,74 @@ def test_rank_zero_brings_together_what_all_devices_kept(finished, tmp_path, mon
 
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    data, model, pictures = mixed(), Reader(), Pictures(str(folder))
-    batch = data.batch(list(range(rank, 30, 2)))
-    module = AnomalyModule(model)
-    pictures.on_test_batch_end(SimpleNamespace(datamodule=data), module, model(batch.image), batch, 0)
-    levels = pictures._gather(pictures._levels)
-    kept = [it.index for it in pictures._candidates.misses.examples()]
-    torch.save((sorted(map(tuple, levels.tolist())), kept), folder / f"{rank}.pt")
+    data, kept = mixed(), KeptExamples(4, 4)
+    keep(kept, data.batch(list(range(rank, 30, 2))), Reader(), data)
+    levels = kept.gather()
+    examples = [it.index for it in kept.candidates.misses.examples()]
+    torch.save((sorted(map(tuple, levels.tolist())), examples), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     torch.multiprocessing.spawn(work, args=(tmp_path,), nprocs=2)
-    data, model, alone = mixed(batch_size=30), Reader(), Pictures(str(tmp_path))
+    data, alone = mixed(batch_size=30), KeptExamples(4, 4)
     (batch,) = data.test_dataloader()
-    alone.on_test_batch_end(SimpleNamespace(datamodule=data), AnomalyModule(model), model(batch.image), batch, 0)
+    keep(alone, batch, Reader(), data)
     levels, kept = torch.load(tmp_path / "0.pt")
-    assert levels == sorted(map(tuple, alone._levels[0].tolist()))
-    assert kept == [it.index for it in alone._candidates.misses.examples()]
+    assert levels == sorted(map(tuple, alone.gather().tolist()))
+    assert kept == [it.index for it in alone.candidates.misses.examples()]
 
 
 # -- good images that the threshold was set on -------------------------------------------------------------------------
 
 
-def calibrated(levels, folder, worst=2, tested=False, set_by=None):
-    """What is drawn of good images of these brightnesses after a calibration on them; pictures and examples."""
-    data, model, pictures = Data(levels, ["good"] * len(levels)), Reader(), Pictures(str(folder), worst=worst)
-    data.train_samples, data.validation_parts = data.samples, ["validation", "calibration"]
-    data.train_image, data.preprocess = data.test_image, model.preprocess
-    data.test_samples = data.samples if tested else []
-    module = AnomalyModule(model)
-    trainer = SimpleNamespace(datamodule=data, is_global_zero=True, loggers=[])
-    pictures.on_validation_start(trainer, module)
-    scores = []
-    for number, rows in enumerate(torch.arange(len(levels)).split(4)):
-        images, masks = zip(*map(data.item, rows.tolist()), strict=True)
-        paths = [data.train_samples[i].path for i in rows.tolist()]
-        batch = Batch(torch.stack(images), torch.stack(masks), torch.zeros(len(rows)).long(), rows, paths)
-        outputs = model(batch.image)
-        scores.append(outputs.score)
-        # Labelled images that F1-max is looked for on are not shown.
-        pictures.on_validation_batch_end(trainer, module, model(batch.image + 1), batch, number, 0)
-        if number % 2:  # features came from elsewhere: nothing was decoded
-            batch = batch._replace(image=torch.empty(len(rows), 3, 0, 0))
-        pictures.on_validation_batch_end(trainer, module, outputs, batch, number, 1)
-    model.calibration.calibrate(torch.cat(scores), torch.cat(scores), torch.arange(len(levels)))
+def calibrated(levels, worst=2, count=4, set_by=None):
+    """The examples shown of good images of these brightnesses after a calibration on them, and their result."""
+    data, model, kept = Data(levels, ["good"] * len(levels)), Reader(), KeptExamples(2 * worst, 0)
+    for batch in data.test_dataloader():
+        keep(kept, batch, model, data)
+    scores = [model(data.item(i)[0][None]).score.item() for i in range(len(levels))]
+    model.calibration.calibrate(torch.tensor(scores), torch.tensor(scores), torch.arange(len(levels)))
     if set_by is not None:
         model.calibration.target_fpr = set_by / (len(levels) + 1)
-    pictures.teardown(trainer, module, "test")
-    return pictures.pictured
+    good = [
+        ScoredImage(it.path, 0, "good", score, i)
+        for i, (it, score) in enumerate(zip(data.samples, scores, strict=True))
+    ]
+    shown = kept.choose_good(good, model.calibration.set_by, count, (SIZE, SIZE))
+    return shown, make_result(good=tuple(good), examples={"calibration": shown}, levels=kept.gather())
 
 
 def test_without_test_images_the_good_ones_of_the_threshold_are_drawn(tmp_path):
     levels = np.random.default_rng(1).permutation(np.linspace(0.2, 0.5, 11)).tolist()
-    pictured = calibrated(levels, tmp_path)
+    shown, result = calibrated(levels)
     highest = sorted(range(11), key=lambda i: -levels[i])
-    assert list(pictured.chosen) == ["calibration"]
-    shown = pictured.chosen["calibration"]
-    assert [example.index for example in shown] == highest[:4]  # twice `worst`
+    assert [example.index for example in shown] == highest[:4]
     assert [example.note for example in shown] == ["sets the threshold", "", "", ""]
     assert all(example.image.shape == (SIZE, SIZE, 3) for example in shown)
     for example in shown:
         assert example.image[8, 8, 0] == pytest.approx(255 * levels[example.index], abs=1)
+    write_figures(result, tmp_path / "figures")
     assert {"overview", "scores", f"calibration_1_good_{highest[0]:03}"} <= set(names(tmp_path))
-    assert pictured.look.high > pictured.look.low > 0  # on the scale of these images
+    look = choose_look(result)
+    assert look.high > look.low > 0  # on the scale of these images
 
 
-def test_a_good_image_that_stands_out_is_asked_about(tmp_path):
+def test_a_good_image_that_stands_out_is_asked_about():
     levels = [*np.linspace(0.2, 0.25, 30), 0.9]
-    first = calibrated(levels, tmp_path).chosen["calibration"][0]
+    first = calibrated(levels)[0][0]
     assert (first.index, first.note) == (30, "sets the threshold; looks unlike the rest: is it good?")
 
 
-def test_the_image_that_sets_the_threshold_is_shown_where_it_is_not_among_the_highest(tmp_path):
+def test_the_image_that_sets_the_threshold_is_shown_where_it_is_not_among_the_highest():
     levels = np.linspace(0.2, 0.5, 40).tolist()
-    shown = calibrated(levels, tmp_path, set_by=10).chosen["calibration"]
+    shown, _ = calibrated(levels, set_by=10)
     assert [example.index for example in shown] == [39, 38, 37, 36, 30]
     assert [example.note for example in shown] == ["", "", "", "", "sets the threshold"]
     assert shown[-1].anomaly_map is None
-    assert shown[-1].image[8, 8, 0] == pytest.approx(255 * levels[30], abs=1)
-    assert (
-        calibrated(levels, tmp_path, worst=0) is None
-        or "calibration" not in calibrated(levels, tmp_path, worst=0).chosen
-    )
-
-
-def test_nothing_is_drawn_in_teardown_where_there_was_a_test(tmp_path):
-    assert calibrated([0.2, 0.3, 0.4], tmp_path, tested=True) is None
+    assert shown[-1].image.size == 0  # it is decoded with the result
+    assert calibrated(levels, worst=0)[0] == []
 
 
 # -- loggers ----------------------------------------------------------------------------------------------------------
@@ -380,7 +364,7 @@ def test_wandb_gets_images_with_masks_and_the_curves(tmp_path):
     from lightning.pytorch.loggers import WandbLogger
 
     class Recorder(WandbLogger):
-        experiment = SimpleNamespace()  # starts no service
+        experiment = SimpleNamespace(summary={})  # starts no service
 
         def __init__(self):
             super().__init__(save_dir=tmp_path, offline=True)
@@ -401,7 +385,7 @@ def test_wandb_gets_images_with_masks_and_the_curves(tmp_path):
     assert logger.params == {"model": {"name": "reader"}}
     images = {key: value for key, value in logger.seen.items() if "/" in key}
     assert set(images) == {f"figures/{name}" for name in ("overview", *CURVES)} | {
-        "test/miss", "test/false_alarm", "test/typical",
+        "test/miss", "test/false_alarm", "test/typical", "test/predictions",
     }  # fmt: skip
     assert len(images["test/miss"]) == 1
     first = images["test/miss"][0]
@@ -427,7 +411,7 @@ def test_loggers_that_take_no_images_are_left_alone(tmp_path):
 
     run(mixed(), tmp_path, loggers=[CSVLogger(tmp_path, name="csv", version="")])
     assert [path.name for path in (tmp_path / "csv").iterdir()] == ["metrics.csv"]
-    log_pictures([object()], Pictured({}, None, [], []))
+    log_result([object()], make_result())
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------
@@ -439,10 +423,8 @@ def composed(name, *overrides):
         return compose(name, [*overrides, "hydra.run.dir=."], return_hydra_config=True)
 
 
-def test_pictures_come_by_default_after_the_results_and_can_be_left_out(tmp_path):
+def test_pictures_come_by_default_and_can_be_left_out(tmp_path):
     cfg = composed("train", f"paths.output_dir={tmp_path}")
-    order = list(cfg.callbacks)
-    assert order.index("results") < order.index("pictures")
     assert isinstance(instantiate(cfg.callbacks.pictures), Pictures)
     assert composed("train", "callbacks.pictures=null").callbacks.pictures is None
 

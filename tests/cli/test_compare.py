@@ -44,6 +44,8 @@ def write_run(
         "num_test_images": len(scores),
         "weights": "w.pth",
         "absent": {},
+        "fpr_limits": limits,
+        "settings": {part: {"_target_": "oddpatch"} for part in ("model", "backbone", "data", "calibration")},
         **metrics,
     }
     content["run"] = {

@@ -229,7 +229,7 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
                "trainer.accelerator=cpu", "+data.num_workers=0", out=tmp_path / "again")
     )  # fmt: skip
     again.test()
-    assert again.module.results["image_auroc"] > 0.5
+    assert again.module.result.metrics["image_auroc"] > 0.5
     code, _, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "run-v2", more, "--coreset-size", 100)
     assert code == 0
     model, about = factory.restore(tmp_path / "run-v3")

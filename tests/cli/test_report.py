@@ -16,8 +16,8 @@ from test_pipeline import run as run_job
 from test_pipeline import tiny, tiny_backbone  # noqa: F401
 
 from oddpatch.data.layout import fingerprint, scan
-from oddpatch.figures.roc import image_curve, pixel_curve
 from oddpatch.report.columns import columns_of
+from oddpatch.report.roc import image_curve, pixel_curve
 from oddpatch.report.runs import find_runs, read_run
 
 
@@ -134,7 +134,7 @@ def test_a_whole_run_is_reported_with_its_intervals(tiles, tmp_path, tiny_backbo
     assert metrics["operating"]["recall_at_false_alarm_rate"][2]["resolved"] is False  # of 5 good images
     (column,) = columns_of(find_runs([tmp_path]))
     assert column.value("own", "tile", "image_auroc").interval == tuple(metrics["confidence"]["image_auroc"])
-    assert job.module.pixel_metrics.statistics.num_images == 13
+    assert job.module.result.statistics.num_images == 13
     code, out, _ = oddpatch(monkeypatch, capsys, "compare", tmp_path / "run", tmp_path / "run", "--draws", 50)
     assert code == 0
     assert "pixel_auroc" in out

@@ -10,8 +10,8 @@ from PIL import Image
 from oddpatch.figures.canvas import DPI, MAX_BYTES, Sheet
 from oddpatch.figures.curves import draw_curves
 from oddpatch.figures.drawing import KINDS, Look, draw_example, draw_overview
-from oddpatch.results.examples import DRAWN_PER_TYPE, Candidates, Example
 from oddpatch.metrics import rank, rank_pixels
+from oddpatch.results.examples import DRAWN_PER_TYPE, Candidates, Example
 from oddpatch.types import IGNORE
 
 LOOK = Look(low=1.0, high=9.0, threshold=5.0, threshold_name="some rule (oracle)", image_threshold=4.0)

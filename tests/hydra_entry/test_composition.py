@@ -94,7 +94,7 @@ def test_the_command_of_a_wandb_sweep_composes():
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     content = yaml.safe_load((ROOT / "sweeps/wandb.yaml").read_text())
     assert content["command"][-1] == "${args_no_hyphens}"
-    drawn = {"fpr_limits": {"value": [0.3, 0.05]}}  # a list, which W&B writes with a space
+    drawn = {"metrics.pixel.fpr_limits": {"value": [0.3, 0.05]}}  # a list, which W&B writes with a space
     for name, given in content["parameters"].items():
         drawn[name] = {"value": given.get("value", given.get("values", [given.get("min")])[-1])}
     arguments = utils.create_sweep_command_args({"args": drawn})["args_no_hyphens"]
@@ -104,7 +104,7 @@ def test_the_command_of_a_wandb_sweep_composes():
         cfg = compose("train", overrides)
     assert cfg.model._target_.endswith("PatchCore")
     assert cfg.model.coreset_ratio == content["parameters"]["model.coreset_ratio"]["min"]
-    assert cfg.fpr_limits == [0.3, 0.05]
+    assert cfg.metrics.pixel.fpr_limits == [0.3, 0.05]
     assert cfg.logger.wandb.project == content["project"]
     assert cfg.objective == content["metric"]["name"]
     assert (ROOT / content["program"]).is_file()

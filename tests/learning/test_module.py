@@ -77,6 +77,10 @@ def require_same(found, expected, root):
     np.testing.assert_allclose([row[-1] for row in found], [row[-1] for row in expected], rtol=1e-5)
 
 
+def of_good(module):
+    return [(image.path, image.label, image.defect_type, image.score) for image in module.result.good]
+
+
 def test_rows_after_a_skipped_file_are_those_of_their_images(finished, tmp_path, monkeypatch):
     """Rows numbered by their place, and not by the index of the image, would all be shifted."""
     data, whole, folder = finished
@@ -91,8 +95,8 @@ def test_rows_after_a_skipped_file_are_those_of_their_images(finished, tmp_path,
     expected = [row for row in predictions(folder) if row[0] != str(gone[0])]
     assert len({row[-1] for row in expected}) == len(expected) == len(whole.data.test_samples) - 1
     require_same(predictions(tmp_path / "run"), expected, roots)
-    require_same(job.module.good_scored, [it for it in whole.module.good_scored if it.path != str(gone[1])], roots)
-    assert len(job.module.good_scored) == 7
+    require_same(of_good(job.module), [row for row in of_good(whole.module) if row[0] != str(gone[1])], roots)
+    assert len(job.module.result.good) == 7
 
 
 def test_min_area_decides_the_pixel_threshold(finished):

@@ -73,7 +73,9 @@ def work(rank, world, data, out):
     for method in METHODS:
         os.environ["WORLD_SIZE"] = str(world)  # Lightning takes it away at the end of each run
         job = run(method, data, out, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world}")
-        torch.save({"results": job.module.results, "state": job.module.state_dict()}, out / f"{method}-{rank}.pt")
+        torch.save(
+            {"results": job.module.result.metrics, "state": job.module.state_dict()}, out / f"{method}-{rank}.pt"
+        )
     distributed.leave()
 
 

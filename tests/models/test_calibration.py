@@ -87,8 +87,8 @@ def test_every_good_image_is_fitted_to_and_scored_as_if_it_had_been_left_out(tmp
     job.save()
     job.test()
     module = job.module
-    assert [image.path for image in module.good_scored] == [str(sample.path) for sample in job.data.train_samples]
-    assert [watcher.seen[i][0] for i in range(9)] == [image.score for image in module.good_scored]
+    assert [image.path for image in module.result.good] == [str(sample.path) for sample in job.data.train_samples]
+    assert [watcher.seen[i][0] for i in range(9)] == [image.score for image in module.result.good]
     images = torch.stack([job.data.train_image(i) for i in range(9)])
     features = TinyBackbone()(images)
     for i in (0, 4, 8):
@@ -98,13 +98,13 @@ def test_every_good_image_is_fitted_to_and_scored_as_if_it_had_been_left_out(tmp
         refitted.update([f[keep] for f in features], torch.arange(9)[keep])
         refitted.fit()
         wanted = refitted([f[i : i + 1] for f in features], (32, 32))
-        assert module.good_scored[i].score == pytest.approx(wanted.score.item(), rel=1e-3)
+        assert module.result.good[i].score == pytest.approx(wanted.score.item(), rel=1e-3)
         torch.testing.assert_close(watcher.seen[i][1], wanted.anomaly_map[0], rtol=1e-3, atol=1e-4)
     thresholds = metrics_of(tmp_path / "out")["thresholds"]
     assert thresholds["method"] == "leave_one_out"
     assert thresholds["num_images"] == metrics_of(tmp_path / "out")["num_train_images"] == 9
     assert thresholds["supported_fpr"] == pytest.approx(0.1)
-    assert thresholds["image"] == max(image.score for image in module.good_scored)
+    assert thresholds["image"] == max(image.score for image in module.result.good)
     assert thresholds["set_by"] == ["tile/train/good/004.png"]
     assert module.threshold_set_by == [str(tmp_path / "tile/train/good/004.png")]
     assert "the threshold is the score of " + module.threshold_set_by[0] in caplog.text
@@ -286,6 +286,6 @@ def test_f1_max_thresholds_set_on_the_test_images_give_f1_max(tiles, tmp_path):
 @pytest.mark.usefixtures("tiny_backbone")
 def test_validation_from_a_folder(tiles, tmp_path):
     job = run(tiny(tiles, tmp_path, f"data.validation={tiles}/tile/test"))
-    assert job.module.model.calibration.f1_threshold == job.module.results["image_f1_max_threshold"]
+    assert job.module.model.calibration.f1_threshold == job.module.result.metrics["image_f1_max_threshold"]
     with pytest.raises(ConfigError, match=r"validation=1.5 must be a folder, or a share"):
         pipeline.build(tiny(tiles, tmp_path, "data.validation=1.5"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_dataset, use_tiny_backbone
+from finished_runs import make_result
 from PIL import Image
 from rich.console import Console
 from test_pipeline import run, tiny, tiny_backbone  # noqa: F401
@@ -80,10 +81,11 @@ def test_names_from_files_cannot_become_markup(tmp_path, tiny_backbone):  # noqa
 
 def test_headlines_are_what_people_compare():
     metrics = {"image_auroc": 0.5, "image_f1_max_threshold": 3.0, "au_pro@0.05": 0.2, "image_recall@conformal": 1.0}
-    rows = headlines({**metrics, "confidence": {"image_auroc": [0.4, 0.6]}})
+    rows = headlines(make_result(metrics={**metrics, "mine": 0.7}, confidence={"image_auroc": [0.4, 0.6]}))
     assert [tuple(row.values()) for row in rows] == [
         ("image AUROC", 0.5, [0.4, 0.6]),
         ("AU-PRO@0.05", 0.2, None),
+        ("mine", 0.7, None),
     ]
 
 
@@ -184,13 +186,13 @@ def test_a_run_on_good_images_alone_has_a_report(tmp_path, model, recwarn, capsy
     job = run(tiny(tmp_path, tmp_path / "run", *chosen, "callbacks.pictures.worst=3", pictures=True))
     assert not [warning for warning in recwarn if "across ranks is zero" in str(warning.message)]
     assert capsys.readouterr().out.count("not measured") == 1
-    page, thresholds = (tmp_path / "run/report.html").read_text(), job.module.describe_thresholds()
+    page, thresholds = (tmp_path / "run/report.html").read_text(), job.module.result.thresholds.described
     text = " ".join(Text(page).parts)
     assert "20 good images fitted to, 0 images tested" in text
     assert "Not measured: all metrics (the dataset has no test images)." in text
     assert f"The threshold is the score of {thresholds['set_by'][0]}" in text
     shown = re.findall(r"good / (\d+) score (\S+) (sets the threshold|passed)", text)
-    scores = sorted((-it.score, it.path[-7:-4]) for it in job.module.good_scored)
+    scores = sorted((-it.score, it.path[-7:-4]) for it in job.module.result.good)
     assert [stem for stem, _, _ in shown] == [stem for _, stem in scores[:6]]
     set_by = {Path(path).stem for path in thresholds["set_by"]}  # two, if each is the nearest to the other
     assert [said == "sets the threshold" for _, _, said in shown] == [stem in set_by for stem, _, _ in shown]
@@ -219,8 +221,8 @@ def test_a_report_without_a_threshold_says_why(tmp_path):
 
 
 def test_next_steps_end_where_defects_were_found():
-    assert next_steps({"image_auroc": 1.0}, Path("run")) == []
-    steps = next_steps({"thresholds": None}, Path("my run"))
+    assert next_steps(make_result([1.0, 2.0], [0, 1]), Path("run")) == []
+    steps = next_steps(make_result([1.0, 2.0], [0, 0]), Path("my run"))
     assert [command for _, command in steps] == ["python eval.py run='my run'"]
 
 
@@ -242,7 +244,7 @@ class Text(HTMLParser):
 
 def lines_told(job, **settings):
     file = StringIO()
-    print_summary(job.module, job.folder, Console(file=file, no_color=True, **settings))
+    print_summary(job.module.result, job.folder, console=Console(file=file, no_color=True, **settings))
     return [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in file.getvalue().splitlines()]
 
 

@@ -1,19 +1,14 @@
 """Published numbers: what the package holds, and which runs they may be put beside."""
 
-import inspect
 import math
-import re
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
-from pydoc import locate
 
 import pytest
 from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_run
 
-from oddpatch.report import published as published_module
 from oddpatch.report.columns import columns_of
 from oddpatch.report.datasets import TEXTURES
 from oddpatch.report.published import METHODS, matches, protocol_of, published
@@ -132,8 +127,8 @@ def test_the_image_size_must_be_the_same_where_it_is_stated(tmp_path):
     text = (folder / "metrics.json").read_text()
     (folder / "metrics.json").write_text(text.replace('"image_size": [224, 224]', '"image_size": [320, 320]'))
     assert matches(read_run(folder))[0] == []
-    nine = {**PATCHCORE, "num_neighbors": 9}
-    folder = write_run(tmp_path / "b", model=nine)
+    folder = write_run(tmp_path / "b", model={**PATCHCORE, "num_neighbors": 9})
+    text = (folder / "metrics.json").read_text()
     (folder / "metrics.json").write_text(text.replace('"image_size": [224, 224]', '"image_size": [256, 256]'))
     (only,) = matches(read_run(folder))[0]
     assert only.differences[0] == "image size not stated there"
@@ -215,28 +210,6 @@ def test_no_mean_is_published_where_a_category_is_missing(tmp_path, monkeypatch)
     ours, theirs = textures(without)
     assert ours.text == "0.9500"
     assert (theirs.text, theirs.value, theirs.within, theirs.note) == ("-", None, None, "not published")
-
-
-def targets():
-    """The classes that configs name for a model, a backbone or data."""
-    texts = [
-        path.read_text() for part in ("model", "backbone", "data") for path in (ROOT / f"configs/{part}").iterdir()
-    ]
-    return sorted({name for text in texts for name in re.findall(r"_target_: (oddpatch\.[\w.]+)", text)})
-
-
-def test_defaults_read_from_the_source_are_those_of_the_class():
-    assert len(targets()) >= 9
-    for target in targets():
-        parameters = inspect.signature(locate(target)).parameters
-        expected = {k: v.default for k, v in parameters.items() if v.default is not inspect.Parameter.empty}
-        module, _, name = target.rpartition(".")
-        assert published_module._written_defaults(Path(find_spec(module).origin), name) == expected
-        assert published_module._defaults(target) == expected
-    assert (
-        published_module._defaults("oddpatch.models.calibration.Calibration")["fraction"] == 0.2
-    )  # not in a constructor
-    assert published_module._defaults("oddpatch.models.gone.Gone") == {}
 
 
 def test_a_report_loads_no_torch(tmp_path):

@@ -7,7 +7,6 @@ import re
 import xml.etree.ElementTree as ET
 
 import pytest
-import yaml
 from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_all, write_run
 from rich.console import Console
 
@@ -39,32 +38,13 @@ def test_a_broken_file_is_named(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_old_runs_are_named_by_their_config_and_those_that_nothing_names_are_refused(tmp_path):
-    folder = write_run(tmp_path / "old")
+def test_a_run_that_nothing_names_is_refused(tmp_path):
+    folder = write_run(tmp_path / "run")
     content = json.loads((folder / "metrics.json").read_text())
-    del content["run"]
-    (folder / "metrics.json").write_text(json.dumps(content))
-    choices = {"hydra": {"runtime": {"choices": {"model": "patchcore", "backbone": "wide_resnet50", "data": "mvtec"}}}}
-    (folder / ".hydra/hydra.yaml").write_text(yaml.safe_dump(choices))
-    names = read_run(folder).names
-    assert (names["model"], names["backbone"], names["category"]) == ("patchcore", "wide_resnet50", "bottle")
-    assert names["image_size"] == [224, 224]
-    (folder / ".hydra/hydra.yaml").unlink()
-    assert read_run(folder).names["model"] == "PatchCore"
-    (folder / ".hydra/config.yaml").unlink()
-    with pytest.raises(CheckpointError, match="does not say what was run"):
-        _ = read_run(folder).names
-
-
-def test_a_test_of_a_run_has_the_settings_of_the_run(tmp_path):
-    write_run(tmp_path / "run")
-    later = write_run(tmp_path / "run/eval/later")
-    tested = {"run": "run", "data": {"batch_size": 4}, "fpr_limits": [0.1]}
-    (later / ".hydra/config.yaml").write_text(yaml.safe_dump(tested))
-    run = read_run(later)
-    assert run.config["model"]["coreset_ratio"] == 0.1
-    assert run.config["data"] == {**read_run(tmp_path / "run").config["data"], "batch_size": 4}
-    assert run.fpr_limit == 0.1
+    for key in ("run", "settings", "fpr_limits"):
+        (folder / "metrics.json").write_text(json.dumps({**content, key: None}))
+        with pytest.raises(CheckpointError, match=f"{key} is not as oddpatch writes it: test the run again"):
+            read_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +76,7 @@ def test_columns_are_settings_and_their_labels_say_what_differs(tmp_path):
     write_run(tmp_path / "a", "bottle", data={"batch_size": 1})
     write_run(tmp_path / "b", "cable", backbone={**WIDE_RESNET, "engine": "torch", "precision": "fp32"})
     write_run(tmp_path / "c", model={**PATCHCORE, "coreset_ratio": 0.01})
-    write_run(tmp_path / "d", config={"calibration": {"method": "holdout", "fraction": 0.2, "minimum": 20}})
+    write_run(tmp_path / "d", calibration={"method": "holdout", "fraction": 0.2, "minimum": 20})
     write_run(tmp_path / "e", names=("padim", "resnet18"))
     write_run(tmp_path / "f", names=("padim", "resnet18"), weights="random")
     columns = columns_of(find_runs([tmp_path]))

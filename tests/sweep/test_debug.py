@@ -52,7 +52,7 @@ def test_a_profile_tells_where_the_time_goes(tiles, tmp_path, tiny_backbone, cap
     assert fit.lstrip().startswith("fit, ")
     assert "run_training_epoch" in fit
     assert "run_training_epoch" not in test  # each stage has its own time
-    assert "Pictures.on_test_end" in test
+    assert "Pictures.teardown" in test
     table = [line for line in told.splitlines() if " %" in line]
     assert max(map(len, table)) <= 80
     files = sorted(path.name for path in tmp_path.glob("*profile*.txt"))

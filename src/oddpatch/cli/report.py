@@ -73,7 +73,7 @@ def report(
             file.write("\n")
         tell(f"written: {results_json}", err=True)
     if roc is not None:
-        from oddpatch.figures.roc import draw_roc
+        from oddpatch.report.roc import draw_roc
 
         draw_roc(columns_of(found), roc)
         tell(f"written: {roc}", err=True)

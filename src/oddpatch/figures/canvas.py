@@ -77,7 +77,12 @@ class Sheet:
             artist.set_text(text[:-1] + "…")
 
     def save(self, path: Path) -> None:
-        """Write a PNG, whole or not at all; one that would be too large for a report gets 256 colours, or fewer."""
+        """Write `png`, whole or not at all."""
+        with replacing(path, "wb") as file:
+            file.write(self.png())
+
+    def png(self) -> bytes:
+        """A PNG; one that would be too large for a report gets 256 colours, or fewer."""
         from PIL import Image
 
         self._canvas.draw()
@@ -88,8 +93,7 @@ class Sheet:
                 break
             palette = pixels.quantize(colors, Image.Quantize.FASTOCTREE)
             png = _encode(pixels.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
-        with replacing(path, "wb") as file:
-            file.write(png)
+        return png
 
 
 def _encode(pixels: "Image") -> bytes:

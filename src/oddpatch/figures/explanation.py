@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.figures.canvas import ALARM, FAINT, Sheet
 from oddpatch.files import replacing
+from oddpatch.results.examples import Box as Box
+from oddpatch.results.examples import Match as Match
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,24 +24,6 @@ PANEL, TALLEST, CLOSE_UP, NARROWEST, MARGIN, TITLE = 2.6, 4.0, 2.6, 1.7, 0.2, 0.
 SIDE, CONTEXT = 320, 6
 CAPTION_PIXELS = 16
 FRAME_MILLISECONDS = 120
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels of the preprocessed image."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-
-class Match(NamedTuple):
-    """A patch of the image, and the nearest normal patch."""
-
-    patch: Box
-    normal: Box
-    train_image: str  # path as the checkpoint knows it
-    distance: float
 
 
 #: The preprocessed training image of a path, or None where it is not on this machine.

@@ -3,8 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torchmetrics import Metric
 
 from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.errors import ConfigError, DataError
@@ -29,9 +31,9 @@ class OneEpoch(AnomalyModule):
     training_status = "taking in good images"
 
     def __init__(
-        self, model: AnomalyModel, fpr_limits: Sequence[float] = (0.3,), config: dict[str, Any] | None = None
+        self, model: AnomalyModel, metrics: Mapping[str, Metric], config: dict[str, Any] | None = None
     ) -> None:
-        super().__init__(model, fpr_limits, config)
+        super().__init__(model, metrics, config)
         if isinstance(model.detector, TrainableDetector):
             raise ConfigError(f"{type(model.detector).__name__} learns by gradients: set learning=supervised")
         # Nothing is learned by gradient: there is no optimizer and no loss.

@@ -2,35 +2,31 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from oddpatch.checkpoint import relative_name, written_by
 from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.data.layout import Sample
-from oddpatch.metrics import ImageMetrics, PixelMetrics, auroc_by_type
+from oddpatch.learning.examples import KeptExamples
+from oddpatch.learning.outcome import make_result
+from oddpatch.metrics import ImageMetrics, PixelMetrics
+from oddpatch.metrics.configured import Metrics
 from oddpatch.metrics.thresholds import at_threshold, max_excluding
 from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
 from oddpatch.models.calibration import FEWEST
+from oddpatch.results.test_result import ScoredImage, TestResult, Wanted
 from oddpatch.types import Batch, Prediction
 from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
-
-
-class ScoredImage(NamedTuple):
-    """One image with its truth and its score."""
-
-    path: str
-    label: int
-    defect_type: str
-    score: float
 
 
 def pixels_unknown(samples: Sequence[Sample]) -> str:
@@ -57,21 +53,20 @@ class AnomalyModule(L.LightningModule):
 
     Args:
         model: preprocessing, backbone and detector.
-        fpr_limits: false-positive rates up to which PRO is integrated; the first is the headline `au_pro`.
+        metrics: what a test measures, by name, see `oddpatch.metrics.configured`.
         config: what the model was built from, as plain containers; it is saved in the checkpoint.
     """
 
     def __init__(
         self,
         model: AnomalyModel,
-        fpr_limits: Sequence[float] = (0.3,),
+        metrics: Mapping[str, Metric],
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config or {}
-        self.image_metrics = ImageMetrics()
-        self.pixel_metrics = PixelMetrics(fpr_limits=tuple(fpr_limits))
+        self.metrics = Metrics(metrics)
         #: Gives the feature maps [(B, C_l, h_l, w_l)] of a batch.
         self.compute_features: Callable[[Batch], list[Tensor]] = self._run_backbone
         #: Images so far whose features were known without their pixels: what they took is no measure of speed.
@@ -81,14 +76,11 @@ class AnomalyModule(L.LightningModule):
         #: How many images the detector was fitted to.
         self.num_fitted = 0
         self.progress: ProgressFn = no_progress
-        #: Metric values of the last test, and why others could not be computed.
-        self.results: dict[str, Any] = {}
-        self.absent: dict[str, str] = {}
-        self.scored: list[ScoredImage] = []
-        #: Why the last test could not measure pixels, see `pixels_unknown`.
-        self.pixels_unknown = ""
-        #: The good images that the threshold was set on, in the order of the dataset.
-        self.good_scored: list[ScoredImage] = []
+        #: What tests keep and compute beside their metrics.
+        self.wanted = Wanted()
+        #: What the last test found.
+        self.result: TestResult | None = None
+        self.kept_good, self.kept_examples = KeptExamples(0, 0), KeptExamples(0, 0)
         #: Seconds spent in each stage.
         self.timing: dict[str, float] = {}
 
@@ -149,6 +141,7 @@ class AnomalyModule(L.LightningModule):
         self._epoch_start = time.perf_counter()
         # Scores of the good images left out, the highest pixels of their maps, and scores of labelled validation.
         self.good_scores, self.good_pixels, self.validation = ImageMetrics(), ImageMetrics(), ImageMetrics()
+        self.kept_good = KeptExamples(2 * self.wanted.examples[0] if self.wanted.examples else 0, 0)
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch, batch_index: int, dataloader_idx: int = 0
@@ -167,6 +160,9 @@ class AnomalyModule(L.LightningModule):
         if prediction.anomaly_map is not None:
             highest = max_excluding(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
             self.good_pixels.update(torch.from_numpy(highest), batch.label, batch.index)
+        if self.wanted.examples:
+            with self.timed("figures"):
+                self.kept_good.keep(prediction, batch, self.data.train_samples, self.model.preprocess)
         return prediction
 
     def score_left_out(self, batch: Batch) -> Prediction | None:
@@ -200,11 +196,6 @@ class AnomalyModule(L.LightningModule):
             )
             return
         self.model.calibration.calibrate(scores, self.good_pixels.rows[0], index)
-        samples = self.data.train_samples
-        self.good_scored = [
-            ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
-            for i, score in zip(index.tolist(), scores.tolist(), strict=True)
-        ]
 
     @property
     def train_paths(self) -> list[str]:
@@ -219,68 +210,63 @@ class AnomalyModule(L.LightningModule):
         set_by = self.model.calibration.set_by
         return [self.train_paths[i] for i in set_by] if set_by else []
 
-    def describe_thresholds(self) -> dict[str, Any] | None:
-        """`Calibration.describe`, and which good images set the threshold, below the folder of the categories."""
-        described = self.model.calibration.describe()
-        if described is None:
-            return None
-        root = self.data.root
-        return {**described, "set_by": [relative_name(path, root) for path in self.threshold_set_by]}
-
     # -- scoring and measuring --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Note why nothing will be measured where there is nothing to test on: Lightning then runs no test hook."""
+        """Where there is nothing to test on, Lightning runs no test hook: what is known then is known now."""
         if stage == "test" and not self.data.test_samples:
-            names = (*self.image_metrics.names, *self.pixel_metrics.names)
-            self.absent = dict.fromkeys(names, "the dataset has no test images")
+            self.result = make_result(self, {}, self.metrics.absent("the dataset has no test images"), [])
 
     def on_test_start(self) -> None:
-        """Forget the results of an earlier test, and see who will need maps."""
-        self.results, self.absent, self.scored = {}, {}, []
-        self.pixel_metrics.computed = None
-        self.pixels_unknown = pixels_unknown(self.data.test_samples)
-        callbacks = cast(RunningTrainer, self.trainer).callbacks
-        self._with_maps = not self.pixels_unknown or any(getattr(it, "needs_maps", False) for it in callbacks)
+        """Forget an earlier test, and see who will need maps."""
+        self.result = None
+        wanted, self._pixels_unknown = self.wanted, pixels_unknown(self.data.test_samples)
+        if not self.model.detector.localizes:
+            self._pixels_unknown = f"{type(self.model.detector).__name__} scores whole images only"
+        self._with_maps = any(wanted.examples or ()) or (self.metrics.need_maps and not self._pixels_unknown)
+        self.kept_examples, self._scores = KeptExamples(*wanted.examples or (0, 0)), ImageMetrics()
+        for metric in self.pixel_metrics:
+            metric.computed = metric.statistics = None
+            metric.keep_statistics = wanted.statistics and self.trainer.is_global_zero
         self._epoch_start = time.perf_counter()
 
+    @property
+    def pixel_metrics(self) -> list[PixelMetrics]:
+        """Those of the metrics that keep rankings and statistics of pixels."""
+        return [metric for metric in self.metrics.by_key.values() if isinstance(metric, PixelMetrics)]
+
     def test_step(self, batch: Batch, batch_index: int) -> Prediction | None:  # type: ignore[override]
-        """Score one batch and keep what the metrics need; None if all of its files were skipped."""
+        """Score one batch and keep what the result is made of; None if all of its files were skipped."""
         if not len(batch.image):
             return None
         prediction = self.score(batch, self._with_maps)
-        self.image_metrics.update(prediction.score, batch.label, batch.index)
-        if prediction.anomaly_map is not None and not self.pixels_unknown:
-            self.pixel_metrics.update(prediction.anomaly_map, batch.mask, batch.index)
+        self._scores.update(prediction.score, batch.label, batch.index)
+        self.metrics.update(prediction, batch, with_pixels=not self._pixels_unknown)
+        if self.wanted.examples:
+            with self.timed("figures"):
+                self.kept_examples.keep(prediction, batch, self.data.test_samples, self.model.preprocess)
         return prediction
 
     def on_test_epoch_end(self) -> None:
-        """Compute every metric that these images allow, and log them."""
+        """Compute every metric that these images allow, log them, and make the result."""
         self.timing["test"] = time.perf_counter() - self._epoch_start
         self.data.gather()
         with self.timed("metrics"):
-            pixels_unknown = self.pixels_unknown
-            if not self.model.detector.localizes:
-                pixels_unknown = f"{type(self.model.detector).__name__} scores whole images only"
-            for metric in (self.image_metrics,) if pixels_unknown else (self.image_metrics, self.pixel_metrics):
-                self.results.update(metric.compute())
-                self.absent.update(metric.reasons)
-                metric.reset()
-            if pixels_unknown:
-                self.absent.update(dict.fromkeys(self.pixel_metrics.names, pixels_unknown))
+            metrics, absent = self.metrics.compute(with_pixels=not self._pixels_unknown)
+            if self._pixels_unknown:
+                absent |= self.metrics.absent(self._pixels_unknown, of_pixels_only=True)
+            self._scores.compute()  # brings the rows of all devices together
+            scores, labels, index = self._scores.rows
             samples = self.data.test_samples
-            scores, _, indices = self.image_metrics.rows
-            self.scored = [
-                ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score)
-                for i, score in zip(indices.tolist(), scores.tolist(), strict=True)
+            rows = [
+                ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score, i)
+                for i, score in zip(index.tolist(), scores.tolist(), strict=True)
             ]
-            by_type, _ = auroc_by_type(scores, [image.defect_type for image in self.scored])
-            labels = [image.label for image in self.scored]
             for source, threshold in self.model.calibration.thresholds().items():
                 found = at_threshold(scores, labels, threshold)
-                self.results.update({f"image_{name}@{source}": value for name, value in found.items()})
-        self.log_dict(self.results, rank_zero_only=True)
-        self.results["image_auroc_by_defect_type"] = by_type
+                metrics |= {f"image_{name}@{source}": value for name, value in found.items()}
+        self.log_dict(metrics, rank_zero_only=True)
+        self.result = make_result(self, metrics, absent, rows)
 
     def predict_step(self, batch: Batch, batch_index: int) -> Prediction:
         """Score one batch."""

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from oddpatch.backbones.engine import Runtime
 from oddpatch.checkpoint import read_checkpoint
@@ -62,6 +63,7 @@ class Supervised(AnomalyModule):
     def __init__(
         self,
         model: AnomalyModel,
+        metrics: Mapping[str, Metric],
         loss: Criterion,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
@@ -70,10 +72,9 @@ class Supervised(AnomalyModule):
         train_share: float = 0.6,
         validation_share: float = 0.2,
         seed: int = 0,
-        fpr_limits: Sequence[float] = (0.3,),
         config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(model, fpr_limits, config)
+        super().__init__(model, metrics, config)
         if not isinstance(model.detector, TrainableDetector):
             raise ConfigError(
                 f"{type(model.detector).__name__} has nothing that learns by gradients: set learning=one_epoch"

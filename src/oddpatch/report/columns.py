@@ -14,11 +14,6 @@ _NOT_SETTINGS = {"seed", "weights", "root", "category", "fold", "obtain", "batch
 _NOT_SETTINGS |= {"render", "render_seed"}
 # Files that belong to a category: that there is one matters.
 _FILES = ("align", "roi", "split")
-# What configs ran with that lack a setting.
-_BEFORE_THERE_WERE: dict[str, dict[str, Any]] = {
-    "backbone": {"engine": "torch", "precision": "fp32", "compile": False},
-    "data": {"interpolation": "bilinear"},
-}
 _RANDOM, _MINIMUM = "random weights", "calibration.minimum"
 
 
@@ -101,7 +96,7 @@ def _told_apart(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
     sets: dict[str, dict[str | None, str]] = defaultdict(dict)  # by category: where each set of test images was
     own = [run_dataset(run) == OWN for run in runs]
     for run in (run for run, is_own in zip(runs, own, strict=True) if is_own):
-        root = (run.config.get("data") or {}).get("root")
+        root = run.settings["data"].get("root")
         sets[run.category].setdefault(run.metrics.get("test_set"), str(root or run.folder))
     for run, is_own in zip(runs, own, strict=True):
         places = sets[run.category] if is_own else {}
@@ -124,17 +119,14 @@ def _name(run: FinishedRun) -> tuple[str, str, str]:
 
 def _settings(run: FinishedRun) -> dict[str, Any]:
     """What decides the numbers, by dotted name."""
-    config = run.config
-    parts = {
-        part: {**_BEFORE_THERE_WERE.get(part, {}), **(config.get(part) or {})} for part in ("model", "backbone", "data")
-    }
+    parts = {part: dict(run.settings[part]) for part in ("model", "backbone", "data")}
     parts["data"] = {
         key: "yes" if key in _FILES else value
         for key, value in parts["data"].items()
         if value is not None and key != "_target_"
     }
     # Thresholds alone change no metric, but holding out good images does: fewer are fitted to.
-    calibration = config.get("calibration") or {}
+    calibration = run.settings["calibration"]
     if calibration.get("method") == "holdout":
         parts["calibration"] = {"holdout": calibration.get("fraction"), "minimum": calibration.get("minimum")}
     return {**dict(_flatten(parts)), _RANDOM: run.is_random}

@@ -4,20 +4,24 @@ import base64
 import io
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 
-from oddpatch.figures.drawing import FOUND, TRUE, Look
+from oddpatch.figures.canvas import ALARM
+from oddpatch.figures.drawing import FOUND, KINDS, TRUE, Look
+from oddpatch.figures.explanation import NORMAL, close_up
+from oddpatch.figures.run import choose_look, draw
+from oddpatch.report.templates import render
 from oddpatch.results.examples import Example
-from oddpatch.results.summary import metric_name, not_measured
+from oddpatch.results.files import to_json
+from oddpatch.results.summary import by_type, metric_name, not_measured
+from oddpatch.results.test_result import TestResult
 from oddpatch.types import IGNORE
-from oddpatch.wording import counted, listed
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 SIDE = 320  # pixels of the longer side of a gallery picture
@@ -26,86 +30,56 @@ JPEG_QUALITY = 82
 TONES = {"missed": "wrong", "false alarm": "wrong"}
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One image of the gallery."""
-
-    example: Example
-    kind: str
-    neighbour: tuple[Picture, Picture, str, float] | None = None  # patch, nearest normal patch, its image, distance
-
-
-def render_report(
-    metrics: Mapping[str, Any],
-    gallery: Mapping[str, Sequence[Shown]],
-    look: Look | None,
-    figures: Sequence[Path],
-    types: Sequence[Mapping[str, Any]],
-    folder: Path,
-    inspected: str,
-    no_threshold: str,
-    config: str,
-) -> str:
-    """The report as a self-contained page.
+def render_report(result: TestResult, folder: Path) -> str:
+    """The report as a self-contained page; without pictures where none were asked for.
 
     Args:
-        metrics: as in `metrics.json`.
-        gallery: images by a title of their kind, in the order to be shown.
-        look: colours and thresholds of the gallery; None without one.
-        figures: PNG files of curves.
-        types: a row for each defect type: `name`, `count`, `auroc`, `recall`, `median`.
+        result: of the test.
         folder: the run's, as commands are to name it.
-        inspected: how much of the images is inspected; empty where that is not known.
-        no_threshold: why there is no threshold, where there is none.
-        config: the settings, as YAML.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("oddpatch.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.globals.update(counted=counted, listed=listed)
-    run = metrics.get("run") or {}
-    cells = {title: [cell(shown, look) for shown in row] for title, row in gallery.items()} if look else {}
-    drawn = {name for row in cells.values() for one in row for name, _ in one["pictures"]}
-    return environment.get_template("report.html").render(
+    look, chosen = choose_look(result), result.examples or {}
+    gallery = {KINDS[kind][1]: [cell(example, kind, look) for example in examples] for kind, examples in chosen.items()}
+    drawn = {name for row in gallery.values() for one in row for name, _ in one["pictures"]}
+    figures, _ = draw(result) if result.examples is not None else ({}, {})
+    run, metrics = result.names, to_json(result)
+    return render(
+        "report.html",
         title=" · ".join(str(run[key]) for key in ("category", "model", "backbone") if run.get(key)) or "oddpatch run",
         run=run,
         metrics=metrics,
-        random_weights=metrics.get("weights") == "random",
-        headlines=headlines(metrics),
-        not_measured=not_measured(metrics["absent"]),
-        operating=metrics.get("operating") or {},
-        thresholds=metrics.get("thresholds"),
-        inspected=inspected,
-        no_threshold=no_threshold,
-        next_steps=next_steps(metrics, folder),
-        types=types,
-        figures=[(path.stem, _png(path)) for path in figures],
-        gallery=cells,
+        random_weights=result.is_random,
+        headlines=headlines(result),
+        not_measured=not_measured(result.absent),
+        operating=metrics["operating"],
+        thresholds=metrics["thresholds"],
+        inspected=result.inspected_text,
+        no_threshold=result.thresholds.absent,
+        next_steps=next_steps(result, folder),
+        types=by_type(result),
+        figures=[(name, _data("png", png)) for name, png in figures.items() if name != "overview"],
+        gallery=gallery,
         heated="anomaly map" in drawn,
         outlined="outline" in drawn,
         look=look,
-        config=config,
+        config=OmegaConf.to_yaml(OmegaConf.create(dict(result.config))),
     )
 
 
-def headlines(metrics: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+def headlines(result: TestResult) -> list[dict[str, Any]]:
     """Name, value and interval of what people compare and was measured."""
-    intervals = metrics.get("confidence") or {}
+    intervals = result.confidence or {}
     return [
         {"name": name, "value": value, "interval": intervals.get(key)}
-        for key, value in metrics.items()
+        for key, value in result.metrics.items()
         if (name := metric_name(key))
     ]
 
 
-def next_steps(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+def next_steps(result: TestResult, folder: Path) -> list[tuple[str, str]]:
     """What to do with a run that was tested on no defective image: sentences, each with a command if there is one."""
-    if "image_auroc" in metrics:
+    if result.ranking is not None:
         return []
-    run, thresholds, steps = shlex.quote(str(folder)), metrics.get("thresholds"), []
+    run, thresholds, steps = shlex.quote(str(folder)), result.thresholds.described, []
     if thresholds:
         save = "" if thresholds["pixel"] is None else " --save overlay"
         steps = [
@@ -128,20 +102,20 @@ def next_steps(metrics: Mapping[str, Any], folder: Path) -> list[tuple[str, str]
     return [*steps, (measure, f"python eval.py run={run}")]
 
 
-def cell(shown: Shown, look: Look | None) -> dict[str, Any]:
+def cell(example: Example, kind: str, look: Look) -> dict[str, Any]:
     """What the template needs of one image."""
-    assert look is not None
-    example = shown.example
-    pictures = {"image": example.image}
+    pictures, neighbour = {"image": example.image}, ""
     if example.anomaly_map is not None:
-        known_good = shown.kind == "calibration"  # which has no mask, and hardly a pixel above the threshold
+        known_good = kind == "calibration"  # which has no mask, and hardly a pixel above the threshold
         pictures |= {} if known_good else {"mask": outlined_mask(example)}
         pictures["anomaly map"] = heated(example, look)
         if look.threshold is not None and not known_good:
             pictures["outline"] = outlined(example.image, example.anomaly_map > look.threshold, FOUND)
-    if shown.neighbour:
-        patch, normal, _, _ = shown.neighbour
-        pictures |= {"most anomalous patch": patch, "nearest normal": normal}
+    if example.neighbour:
+        match, normal = example.neighbour
+        pictures["most anomalous patch"] = close_up(example.image, match.patch, ALARM)
+        pictures["nearest normal"] = close_up(normal, match.normal, NORMAL)
+        neighbour = f"nearest normal patch: {Path(match.train_image).name}, distance {match.distance:.4g}"
     return {
         "name": f"{example.defect_type} / {example.stem}",
         "path": example.path,
@@ -149,9 +123,7 @@ def cell(shown: Shown, look: Look | None) -> dict[str, Any]:
         "verdict": look.verdict(example),
         "tone": "noted" if example.note else TONES.get(look.verdict(example), "right"),
         "pictures": [(name, _jpeg(picture)) for name, picture in pictures.items()],
-        "neighbour": f"nearest normal patch: {Path(shown.neighbour[2]).name}, distance {shown.neighbour[3]:.4g}"
-        if shown.neighbour
-        else "",
+        "neighbour": neighbour,
     }
 
 
@@ -187,8 +159,8 @@ def _jpeg(picture: Picture) -> str:
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data("jpeg", buffer.getvalue())
 
 
-def _png(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _data(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -11,19 +11,15 @@ Settings of role `told` need not be the same; where they are not, the match says
 Variants without a protocol are matched by none: nothing is known that would make them comparable.
 """
 
-import ast
 import csv
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module, resources
-from inspect import Parameter, signature
-from pathlib import Path
+from importlib import resources
 from typing import Any, NamedTuple
 
-from oddpatch.known import may_be_known
 from oddpatch.report.datasets import DATASETS, OWN, dataset_of
 from oddpatch.report.runs import FinishedRun
 
@@ -82,7 +78,7 @@ class Protocol(NamedTuple):
     method: str  # the class
     backbone: str  # as publications name it
     image_size: str
-    settings: Mapping[str, Any]  # by dotted name, constructors' defaults filled in
+    settings: Mapping[str, Any]  # by dotted name
 
 
 def matches(run: FinishedRun) -> tuple[list[Match], str]:
@@ -118,60 +114,20 @@ def _not_comparable(run: FinishedRun) -> str:
         sizes = [(d.title, d.categories[run.category].test) for d in DATASETS.values() if run.category in d.categories]
         wanted = f"{run.category} of {sizes[0][0]} has {sizes[0][1]} test images" if sizes else "not a public dataset"
         return f"{run.category}, {tested} test images: {wanted}"
-    if not run.config.get("model") or not run.config.get("backbone"):
-        return f"{run.folder} keeps no config: its settings are not known"
     return ""
 
 
 def protocol_of(run: FinishedRun) -> Protocol:
     """What publications name of a run's settings."""
-    model, backbone, data = (dict(run.config.get(part) or {}) for part in ("model", "backbone", "data"))
+    model, backbone, data = (dict(run.settings[part]) for part in ("model", "backbone", "data"))
     model = {**model, **dict(model.get("member") or {})}
     settings = {"augmentation": "none"}
     for part, values in (("model", model), ("backbone", backbone), ("data", data)):
-        defaults = _defaults(str(values.get("_target_", "")))
-        settings.update({f"{part}.{key}": value for key, value in {**defaults, **values}.items()})
+        settings.update({f"{part}.{key}": value for key, value in values.items()})
     settings["backbone.layers"] = _layers_used(settings)
     size = run.names["image_size"]
     side = str(size[0]) if size and size[0] == size[1] else "x".join(map(str, size or ()))
     return Protocol(str(model["_target_"]).rpartition(".")[2], _backbone_name(backbone)[0], side, settings)
-
-
-@cache
-def _defaults(target: str) -> dict[str, Any]:
-    """Constructor defaults of one of oddpatch's classes: a config holds only what was chosen."""
-    if not may_be_known(target):
-        return {}
-    module, _, name = target.rpartition(".")
-    written = _written_defaults(Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py"), name)
-    if written is not None:
-        return written
-    try:
-        parameters = signature(getattr(import_module(module), name)).parameters
-    except (ImportError, AttributeError):  # of a version of oddpatch that has it no more: its defaults are not known
-        return {}
-    return {key: value.default for key, value in parameters.items() if value.default is not Parameter.empty}
-
-
-def _written_defaults(path: Path, name: str) -> dict[str, Any] | None:
-    """The same as they stand in the source: importing it would load torch, which takes longer than all of a report.
-
-    None where the class has no constructor of its own, or a default that only running it would tell.
-    """
-    if not path.is_file():
-        return None
-    classes = (n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef))
-    inside = (node for found in classes if found.name == name for node in found.body)
-    for node in inside:
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            plain = node.args.args[len(node.args.args) - len(node.args.defaults) :]
-            arguments, values = [*plain, *node.args.kwonlyargs], [*node.args.defaults, *node.args.kw_defaults]
-            try:
-                pairs = zip(arguments, values, strict=True)
-                return {argument.arg: ast.literal_eval(value) for argument, value in pairs if value is not None}
-            except ValueError:
-                return None
-    return None
 
 
 def _layers_used(settings: Mapping[str, Any]) -> Any:
@@ -212,7 +168,7 @@ def _differences(entry: Published, ours: Protocol, run: FinishedRun) -> list[str
         if not _equal(here, value):
             told.append(f"{_CALLED.get(name, name.rpartition('.')[2])} {_show(value)} there, {_show(here)} here")
     told += [f"data.{name} here" for name in ("align", "roi", "split") if ours.settings.get(f"data.{name}")]
-    weights = _backbone_name(run.config["backbone"])[1]
+    weights = _backbone_name(run.settings["backbone"])[1]
     if weights:
         told.append(f"weights {weights} here")
     fitted = int(run.metrics["num_train_images"])

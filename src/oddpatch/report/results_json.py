@@ -10,7 +10,8 @@ from typing import Any
 
 from oddpatch.errors import ConfigError
 from oddpatch.report.columns import Column
-from oddpatch.report.runs import PREDICTIONS, FinishedRun, read_predictions
+from oddpatch.report.runs import FinishedRun, read_predictions
+from oddpatch.results import PREDICTIONS
 
 
 def results_of(columns: Sequence[Column]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def results_of(columns: Sequence[Column]) -> dict[str, Any]:
         **{f"avg_{name}": value for name, value in averages.items()},
         "misclassified": misclassified,
         "model_params": _parameters(column),
-        "metric": (column.runs[0].config.get("model") or {}).get("distance", "euclidean"),
+        "metric": column.runs[0].settings["model"].get("distance", "euclidean"),
         "threshold": "image F1-max (oracle)",
         "random_weights": column.is_random,
     }
@@ -74,9 +75,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _parameters(column: Column) -> dict[str, Any]:
-    config = column.runs[0].config
-    model = {key: value for key, value in (config.get("model") or {}).items() if key not in ("_target_", "seed")}
-    backbone = config.get("backbone") or {}
+    settings = column.runs[0].settings
+    model = {key: value for key, value in settings["model"].items() if key not in ("_target_", "seed")}
+    backbone = settings["backbone"]
     return {
         "method": column.model,
         "backbone": backbone.get("name", column.backbone),

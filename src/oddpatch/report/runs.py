@@ -4,37 +4,31 @@ import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from oddpatch.errors import CheckpointError, ConfigError
-from oddpatch.files import from_cell, parse_json, read_yaml
-
-METRICS, PREDICTIONS = "metrics.json", "predictions.csv"
-HYDRA = Path(".hydra")
+from oddpatch.files import from_cell, parse_json
+from oddpatch.results import METRICS, PREDICTIONS, RANDOM
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run's folder.
-
-    Runs written before `metrics.json` named its run are described by the config beside it, or by their checkpoint.
-    """
+    """One run's folder."""
 
     folder: Path
     metrics: Mapping[str, Any]
     images: str = ""  # which they are, where runs beside this one were tested on others of the same category
 
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        """`model`, `backbone`, `data` and more as composed; empty where no config is kept."""
-        return _read_config(self.folder)
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """`model`, `backbone`, `data` and `calibration` with all their settings."""
+        return self.metrics["settings"]
 
-    @cached_property
+    @property
     def names(self) -> Mapping[str, Any]:
         """What people call it: `model`, `backbone`, `data`, `category`, `experiment`, `image_size`."""
-        return self.metrics.get("run") or _names_of(self.folder, self.config)
+        return self.metrics["run"]
 
     @property
     def category(self) -> str:
@@ -49,12 +43,12 @@ class FinishedRun:
     @property
     def is_random(self) -> bool:
         """Whether the backbone had learned nothing, so that its numbers are no results."""
-        return self.metrics.get("weights") == "random"
+        return self.metrics.get("weights") == RANDOM
 
     @property
-    def fpr_limit(self) -> float:
-        """The limit that `au_pro` was integrated to."""
-        return float((self.config.get("fpr_limits") or [0.3])[0])
+    def fpr_limit(self) -> float | None:
+        """The limit that `au_pro` was integrated to; None where it was not measured."""
+        return next(iter(self.metrics["fpr_limits"]), None)
 
 
 class Scored(NamedTuple):
@@ -89,23 +83,28 @@ def read_run(folder: Path) -> FinishedRun:
 
 def _wrong_metric(metrics: Mapping[str, Any]) -> str | None:
     """The first of what is used of `metrics.json` that is of another type, by its name."""
-    names = metrics.get("run")
+    names, settings, limits = (metrics.get(key) for key in ("run", "settings", "fpr_limits"))
     size = names.get("image_size") if isinstance(names, dict) else None
     named = ("model", "backbone", "data", "category")
     checks = {
         "num_test_images": type(metrics["num_test_images"]) is int and metrics["num_test_images"] >= 0,
-        "run": names is None or (isinstance(names, dict) and all(isinstance(names.get(name), str) for name in named)),
+        "run": isinstance(names, dict) and all(isinstance(names.get(name), str) for name in named),
         "test_set": isinstance(metrics.get("test_set"), str | None),
         "run.experiment": not isinstance(names, dict) or isinstance(names.get("experiment"), str | None),
-        "run.image_size": not isinstance(names, dict) or ("image_size" in names and (size is None or _is_size(size))),
+        "run.image_size": _is_size(size),
+        "settings": isinstance(settings, dict),
+        "fpr_limits": isinstance(limits, list) and all(map(is_number, limits)),
         "weights": isinstance(metrics.get("weights"), str | None),
         "num_train_images": type(metrics.get("num_train_images")) is int,
         "absent": _maps(metrics.get("absent", {}), lambda reason: isinstance(reason, str)),
         "confidence": _maps(metrics.get("confidence", {}), _is_interval),
-        "image_auroc_by_defect_type": _maps(
-            metrics.get("image_auroc_by_defect_type", {}), lambda value: value is None or is_number(value)
-        ),
+        "image_auroc_by_defect_type": _maps(metrics.get("image_auroc_by_defect_type", {}), is_number),
     }
+    if isinstance(settings, dict):
+        checks |= {
+            f"settings.{part}": _is_part(settings.get(part), named=part != "calibration")
+            for part in ("model", "backbone", "data", "calibration")
+        }
     checks |= {
         name: is_number(value)
         for name, value in metrics.items()
@@ -190,35 +189,6 @@ def identity(path: str, category: str) -> str:
     return "/".join(parts[start:])
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return read_yaml(path) if path.is_file() else {}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The composed config; that of a test names the run it tested, which says the rest."""
-    config = _read_parts(folder)
-    tested = config.get("run")
-    if isinstance(tested, str) and "model" not in config:
-        fitted = _read_parts(_beside(folder, tested))
-        changed = {**(fitted.get("data") or {}), **(config.get("data") or {})}
-        return {**fitted, **config, "data": changed} if fitted else config
-    return config
-
-
-def _read_parts(folder: Path) -> dict[str, Any]:
-    """The config in a folder; its parts are settings by name, each with the name of its class."""
-    path = folder / HYDRA / "config.yaml"
-    config = _read_yaml(path)
-    for part in ("model", "backbone", "data", "calibration"):
-        value = config.get(part)
-        if value is not None and not _is_part(value, named=part in ("model", "backbone")):
-            raise CheckpointError(f"{path}: {part} is not as oddpatch writes it: restore it, or remove it")
-    limits = config.get("fpr_limits")
-    if limits is not None and not (isinstance(limits, list) and limits and all(is_number(one) for one in limits)):
-        raise CheckpointError(f"{path}: fpr_limits is not as oddpatch writes it: restore it, or remove it")
-    return config
-
-
 def _is_part(value: Any, named: bool) -> bool:
     """Settings by name, with that of their class if `named`; so are those of the parts of an ensemble."""
     if not isinstance(value, dict) or not isinstance(value.get("_target_"), str if named else str | None):
@@ -226,47 +196,3 @@ def _is_part(value: Any, named: bool) -> bool:
     member, members = value.get("member"), value.get("members")
     inner = [*([member] if member else []), *(members.values() if isinstance(members, dict) else [])]
     return (members is None or isinstance(members, dict)) and all(isinstance(one, dict) for one in inner)
-
-
-def _beside(folder: Path, tested: str) -> Path:
-    """The run that a test names: as it is written there, or where it usually is, should the folder have been moved."""
-    given = Path(tested)
-    return given if given.is_dir() else folder.parent.parent
-
-
-def _names_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Names for a run whose metrics have none."""
-    choices: Any = _read_yaml(folder / HYDRA / "hydra.yaml")
-    for name in ("hydra", "runtime", "choices"):
-        choices = (choices.get(name) if isinstance(choices, dict) else None) or {}
-    if not isinstance(choices, dict):
-        raise CheckpointError(f"{folder / HYDRA}/hydra.yaml has no choices by name: restore it, or remove it")
-    if not all(config.get(part) for part in ("model", "backbone", "data")):
-        config = _config_of_checkpoint(folder)
-    data = config["data"]
-    size = data.get("crop") or data.get("resize")
-    size = [size, size] if type(size) is int else size
-    if size is not None and not _is_size(size):
-        raise CheckpointError(f"{folder}: data.crop={size} of its config is no size: correct it")
-    return {
-        **{part: str(choices.get(part) or _class_name(config[part])) for part in ("model", "backbone", "data")},
-        "category": str(data.get("category")),
-        "experiment": choices.get("experiment"),
-        "image_size": size,
-    }
-
-
-def _class_name(part: Mapping[str, Any]) -> str:
-    return str(part.get("name") or str(part.get("_target_")).rpartition(".")[2])
-
-
-def _config_of_checkpoint(folder: Path) -> dict[str, Any]:
-    # Only here torch is loaded, which takes long.
-    from oddpatch.checkpoint import read_checkpoint
-
-    try:
-        return dict(read_checkpoint(folder / "checkpoints" / "fitted.ckpt")["oddpatch"]["config"])
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder} does not say what was run: neither {METRICS} nor {HYDRA} nor a checkpoint does ({error})"
-        ) from error

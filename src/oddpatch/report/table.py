@@ -117,7 +117,7 @@ def _headings(columns: Sequence[Column], with_published: bool) -> tuple[list[Hea
             told = (*match.differences, _cite(match))
             label = f"{match.published.variant} [{match.published.sources[0].source_id}]"
             headings.append(Heading(f"{number}{chr(ord('a') + letter)}", label, told, column, match))
-    for limit in sorted({run.fpr_limit for column in columns for run in column.runs} - {PUBLISHED_LIMIT}):
+    for limit in sorted({run.fpr_limit or PUBLISHED_LIMIT for c in columns for run in c.runs} - {PUBLISHED_LIMIT}):
         whose = [str(i) for i, column in enumerate(columns, 1) if any(run.fpr_limit == limit for run in column.runs)]
         notes.append(f"au_pro of {', '.join(whose)} is integrated to {limit:g}, not to {PUBLISHED_LIMIT:g}")
     return headings, notes

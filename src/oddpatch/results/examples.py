@@ -1,10 +1,11 @@
-"""Which test images are worth a picture: found while they stream by, so that memory does not grow with their number."""
+"""Which images are worth a picture: found while they stream by, so that memory does not grow with their number."""
 
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,31 @@ from oddpatch.files import shown
 
 #: Images kept of each type, among which the typical one is looked for.
 DRAWN_PER_TYPE = 5
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels of the preprocessed image."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+class Match(NamedTuple):
+    """A patch of the image, and the nearest normal patch."""
+
+    patch: Box
+    normal: Box
+    train_image: str  # path as the checkpoint knows it
+    distance: float
+
+
+class Neighbour(NamedTuple):
+    """The most anomalous patch of an image with the normal patch nearest to it, and the image that one is of."""
+
+    match: Match
+    image: NDArray[np.uint8]  # (H, W, 3)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -29,6 +55,7 @@ class Example:
     index: int
     path: str
     note: str = ""  # what there is to say of it, in place of the verdict
+    neighbour: Neighbour | None = None  # where that was wanted, and the detector keeps normal patches
 
     @property
     def stem(self) -> str:

@@ -3,17 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from oddpatch.files import shown
+from oddpatch.results.test_result import TestResult
 from oddpatch.wording import listed
-
-if TYPE_CHECKING:
-    from oddpatch.learning.scoring import AnomalyModule
 
 #: What people compare, in the order they look at it; thresholds and the like are in metrics.json.
 HEADLINES = {
@@ -31,8 +29,10 @@ RATES = {"recall": "recall", "fpr": "false alarms", "precision": "precision", "f
 
 
 def metric_name(key: str) -> str | None:
-    """What people call a key of the results; None of thresholds and the like, which nobody compares."""
-    return key.replace("au_pro", "AU-PRO") if key.startswith("au_pro@") else HEADLINES.get(key)
+    """What people call a metric; None of thresholds and of rates at one, which nobody compares."""
+    if key.startswith("au_pro@"):
+        return key.replace("au_pro", "AU-PRO")
+    return None if "@" in key or key.endswith("_threshold") else HEADLINES.get(key, key)
 
 
 def not_measured(absent: Mapping[str, str]) -> list[str]:
@@ -47,18 +47,17 @@ def not_measured(absent: Mapping[str, str]) -> list[str]:
     ]
 
 
-def by_type(module: "AnomalyModule") -> list[dict[str, Any]]:
+def by_type(result: TestResult) -> list[dict[str, Any]]:
     """A row for each type of the test images, good first: count, AUROC, how many are called anomalous, median score."""
-    thresholds = module.model.calibration.thresholds()
-    threshold = next(iter(thresholds.values()), None)
+    threshold = next(iter(result.thresholds.sources.values()), None)
     rows = []
-    for name in sorted({image.defect_type for image in module.scored}, key=lambda name: (name != "good", name)):
-        scores = [image.score for image in module.scored if image.defect_type == name]
+    for name in sorted({row.defect_type for row in result.rows}, key=lambda name: (name != "good", name)):
+        scores = [row.score for row in result.rows if row.defect_type == name]
         rows.append(
             {
                 "name": name,
                 "count": len(scores),
-                "auroc": module.results.get("image_auroc_by_defect_type", {}).get(name),
+                "auroc": result.auroc_by_type.get(name),
                 "is_anomalous": None if threshold is None else sum(score > threshold for score in scores),
                 "median": median(scores),
             }
@@ -66,43 +65,52 @@ def by_type(module: "AnomalyModule") -> list[dict[str, Any]]:
     return rows
 
 
-def print_summary(module: "AnomalyModule", folder: Path, console: Console | None = None) -> None:
-    """Print the metrics, those of each defect type, the time each stage took, and the run's folder."""
+def print_summary(
+    result: TestResult, folder: Path, timing: Mapping[str, float] | None = None, console: Console | None = None
+) -> None:
+    """Print the metrics, those of each defect type, the time each stage took, and the run's folder.
+
+    Args:
+        result: of the test.
+        folder: of the run.
+        timing: seconds by stage; None for those of the result, which end with the test.
+        console: to print on.
+    """
     console = console or Console()
     if not console.is_terminal:  # in a file no line is broken
         console.width = 10_000
-    tables = [_metrics(module)]
-    if len(rows := by_type(module)) > 1:
+    tables = [_metrics(result)]
+    if len(rows := by_type(result)) > 1:
         tables.append(_types(rows))
     for table in tables:
         if table.row_count:
             console.print()
             console.print(table)
     console.print()
-    for line in not_measured(module.absent):
+    for line in not_measured(result.absent):
         console.print(Text(shown(f"not measured: {line}")))
-    stages = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in module.timing.items())
+    stages = "  ".join(f"{stage} {seconds:.1f} s" for stage, seconds in (timing or result.timing).items())
     console.print(Text(stages, style="dim"))
-    if module.model.backbone.weights_origin == "random":
+    if result.is_random:
         console.print(Text("random weights: these numbers say nothing about the method", style="bold red"))
     console.print(Text(shown(folder)), soft_wrap=True)
 
 
-def _metrics(module: "AnomalyModule") -> Table:
+def _metrics(result: TestResult) -> Table:
     """What was measured on all images, and at the thresholds."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("", style="dim", overflow="fold")
-    for key, value in module.results.items():
+    for key, value in result.metrics.items():
         if name := metric_name(key):
-            note = f"limit {module.pixel_metrics.fpr_limits[0]:g}" if key == "au_pro" else ""
+            note = f"limit {result.fpr_limits[0]:g}" if key == "au_pro" else ""
             table.add_row(name, f"{value:.4f}", note)
-    for source, threshold in module.model.calibration.thresholds().items():
+    for source, threshold in result.thresholds.sources.items():
         table.add_row(f"threshold ({source})", f"{threshold:.4g}", THRESHOLDS[source])
         for name in ("recall", "fpr", "precision", "f1"):
-            if (value := module.results.get(f"image_{name}@{source}")) is not None:
-                table.add_row(f"  {RATES[name]}", f"{value:.4f}", "")
+            if (rate := result.metrics.get(f"image_{name}@{source}")) is not None:
+                table.add_row(f"  {RATES[name]}", f"{rate:.4f}", "")
     return table
 
 

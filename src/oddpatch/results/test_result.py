@@ -6,24 +6,23 @@ It lies here and not in `oddpatch.types`, which nothing of oddpatch is below: it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from oddpatch.metrics.ranking import Ranking, rank
+from oddpatch.results import RANDOM
 
 if TYPE_CHECKING:
-    from oddpatch.metrics.bootstrap import Confidence
+    import numpy as np
+    from numpy.typing import NDArray
+
     from oddpatch.metrics.pixel import PixelRanking
-    from oddpatch.metrics.pixel_statistics import PixelStatistics
+    from oddpatch.metrics.ranking import Ranking
+    from oddpatch.metrics.uncertainty.bootstrap import Confidence
+    from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
     from oddpatch.results.examples import Example
 
-#: How a backbone that has learned nothing says where its weights come from.
-RANDOM = "random"
 
-
-class ScoredImage(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ScoredImage:
     """One image with its truth and its score; the last two are None where no threshold was set on good images."""
 
     path: str
@@ -81,10 +80,11 @@ class TestResult:
     # By kind, worst first; None where none were wanted. The levels (N, 3) are label, median and highest value of the
     # maps of all test images, or of the good ones of the threshold where nothing was tested.
     examples: "Mapping[str, Sequence[Example]] | None"
-    levels: NDArray[np.float32]
+    levels: "NDArray[np.float32]"
     timing: Mapping[str, float]  # seconds by stage, until the result was made
-    features_found: bool  # whether features came from a cache, so that `timing["test"]` lacks the backbone's time
+    features_found: bool  # whether features were known, so that `timing["test"]` lacks the backbone's time
     num_fitted: int
+    test_set: str | None  # says which the test images are, wherever they lie
     skipped: Sequence[str]  # files that could not be read, and why
     left_out: Sequence[str]  # files that are no images of the dataset, and why
     inspected: Mapping[str, float] | None  # shares of the area of the images
@@ -118,6 +118,8 @@ class TestResult:
         return self.weights == RANDOM
 
     @cached_property
-    def ranking(self) -> Ranking | None:
+    def ranking(self) -> "Ranking | None":
         """Of the image scores; None unless there are good and anomalous images."""
+        from oddpatch.metrics.ranking import rank  # with torch, which who reads files only should not wait for
+
         return rank(self.scores, self.labels) if 0 < sum(self.labels) < len(self.rows) else None

@@ -24,8 +24,7 @@ PRELOADED = [
     "oddpatch.data.datamodule",
     "oddpatch.backbones.timm",
     "timm",
-    "oddpatch.callbacks.pictures",
-    "oddpatch.callbacks.results",
+    "oddpatch.callbacks.writers",
     "rich.progress",
     "hydra.main",
 ]

@@ -2,8 +2,8 @@
 
 from finished_runs import write_run
 
-from oddpatch.figures.roc import draw_roc, image_curve, line_styles
 from oddpatch.report.columns import columns_of
+from oddpatch.report.roc import draw_roc, image_curve, line_styles
 from oddpatch.report.runs import find_runs
 
 
@@ -30,8 +30,8 @@ def test_a_run_without_pixels_does_not_move_the_others_colours(tmp_path, monkeyp
         folder = write_run(tmp_path / model, names=(model, "resnet18"), model={"_target_": f"oddpatch.{model}"})
         write_predictions(folder)
     of_pixels = lambda run, name: None if "gaussian" in name else image_curve(run, name)  # noqa: E731
-    monkeypatch.setattr("oddpatch.figures.roc.pixel_curve", of_pixels)
-    monkeypatch.setattr("oddpatch.figures.roc._line", note)
+    monkeypatch.setattr("oddpatch.report.roc.pixel_curve", of_pixels)
+    monkeypatch.setattr("oddpatch.report.roc._line", note)
     draw_roc(columns_of(find_runs([tmp_path])), tmp_path / "roc.png")
     assert [len(styles) for styles in drawn.values()] == [1, 2, 2]
     assert all(len(set(styles)) == 1 for styles in drawn.values())
