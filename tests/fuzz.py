@@ -644,6 +644,7 @@ def check_run(case: Case, folder: Path) -> None:
     from oddpatch.report.columns import columns_of
     from oddpatch.report.page import to_html
     from oddpatch.report.results_json import results_of
+    from oddpatch.report.roc import image_curve, pixel_curve
     from oddpatch.report.runs import find_runs
     from oddpatch.report.table import build_report
 

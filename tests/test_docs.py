@@ -27,7 +27,8 @@ MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 PROGRAMS = r"python (?:train|eval)\.py|oddpatch|python benchmarks/\w+\.py|torchrun|make|wandb sweep|ray"
 #: Settings in running text, such as `model.k=5` or `trainer=ddp trainer.devices=2`.
 GROUPS = (
-    "model|backbone|data|calibration|learning|trainer|cache|logger|metrics|callbacks|paths|hydra|experiment|debug|sweep"
+    r"model|backbone|data|calibration|learning|trainer|cache|logger|metrics(?!\.json)|callbacks|paths|hydra|experiment|debug"
+    "|sweep"
 )
 SETTINGS = re.compile(rf"['+]?(?:(?:{GROUPS})(?:\.\w+)*|seed|objective|resume)=\S+.*")
 #: A setting that is named without a value.
