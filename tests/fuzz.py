@@ -43,7 +43,6 @@ from typing import Any, NamedTuple
 import hostile
 import numpy as np
 import torch
-import yaml
 from conftest import CONFIGS, make_dataset, write_image
 from finished_runs import write_run
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -615,21 +614,14 @@ def finished_run() -> Path:
     folder = write_run(place() / "run", **more)
     (folder / "predictions.csv").write_text(as_csv(PREDICTIONS))
     (folder / "pixel_statistics.npz").write_bytes(statistics())
-    hydra = {"hydra": {"runtime": {"choices": {"model": "patchcore", "backbone": "wide_resnet50", "data": "mvtec"}}}}
-    (folder / ".hydra/hydra.yaml").write_text(yaml.safe_dump(hydra))
     return folder
 
 
 def run_cases() -> SearchStrategy[Case]:
     metrics = json.loads((finished_run() / "metrics.json").read_text())
-    config = yaml.safe_load((finished_run() / ".hydra/config.yaml").read_text())
-    hydra = yaml.safe_load((finished_run() / ".hydra/hydra.yaml").read_text())
-    dumped = partial(yaml.safe_dump, allow_unicode=True)
     return st.one_of(
-        st.tuples(st.just("metrics.json"), texts_of([metrics, {**metrics, "run": None}], json.dumps)),
+        st.tuples(st.just("metrics.json"), texts_of([metrics, metrics["settings"]], json.dumps)),
         st.tuples(st.just("predictions.csv"), texts_of([PREDICTIONS], as_csv)),
-        st.tuples(st.just(".hydra/config.yaml"), texts_of([config, {"run": "..", "data": {}}], dumped)),
-        st.tuples(st.just(".hydra/hydra.yaml"), texts_of([hydra], dumped)),
         st.tuples(st.just("pixel_statistics.npz"), spoilt_archive([statistics()])),
     )
 
@@ -651,9 +643,6 @@ def check_run(case: Case, folder: Path) -> None:
     name, data = case
     shutil.copytree(finished_run(), folder / "run")
     (folder / "run" / name).write_bytes(data)
-    if name.startswith(".hydra"):  # which is looked into only for what metrics.json does not say
-        metrics = json.loads((folder / "run/metrics.json").read_text())
-        (folder / "run/metrics.json").write_text(json.dumps({**metrics, "run": None}))
     console = Console(file=io.StringIO(), width=120)
     with refusing():
         runs = find_runs([folder])

@@ -51,7 +51,7 @@ class Supervised(AnomalyModule):
         train_share: of each defect type, the share to train on.
         validation_share: of each defect type, the share to choose the best epoch on.
         seed: of split, order and augmentation.
-        fpr_limits: see `AnomalyModule`.
+        metrics: see `AnomalyModule`.
         config: see `AnomalyModule`.
 
     Raises:
