@@ -182,7 +182,7 @@ def with_defaults(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     defaults: dict[str, Any] = {}
-    if may_be_known(target := value.get("_target_")) and inspect.isclass(found := _resolve(target)):
+    if may_be_known(target := value.get("_target_")) and inspect.isclass(found := _resolve(str(target))):
         for name, parameter in inspect.signature(found).parameters.items():
             if isinstance(parameter.default, (list, tuple, *_PLAIN)):
                 defaults[name] = parameter.default
