@@ -75,19 +75,19 @@ def test_exit_code_says_what_ended_a_program(tmp_path, doing, how, code, word):
     process = start([sys.executable, "-c", SCRIPT, tmp_path, doing])
     until(process, "ready" if doing == "wait" else "inside")
     returned, told = end(process, how)
-    if (doing, how) == ("error", signal.SIGINT):
-        assert returned == 1  # an error of its own is told as such
-        return
     assert (returned, told) == (code, f"{word}\n")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_that_is_swallowed_ends_the_program_all_the_same(tmp_path):
+@pytest.mark.parametrize(
+    ("how", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_that_is_swallowed_ends_the_program_all_the_same(tmp_path, how, code, word):
     process = start([sys.executable, "-c", SCRIPT, tmp_path, "swallow"])
     until(process, "ready")
-    returned, told = end(process, signal.SIGTERM)
-    assert returned == 143
-    assert told.splitlines()[-1] == "terminated"
+    returned, told = end(process, how)
+    assert returned == code
+    assert told.splitlines()[-1] == word
 
 
 def test_a_signal_to_a_forked_child_is_no_news_to_its_parent(tmp_path):

@@ -15,10 +15,13 @@ from oddpatch.errors import INTERRUPTED
 
 #: Exit codes that a shell reports of programs that SIGTERM and SIGPIPE have ended.
 TERMINATED, UNREAD = 143, 141
-#: Seconds after SIGTERM in which a program puts its files away; then it ends wherever it is.
+#: Exit code and last word, by the signal that ends a program.
+ENDINGS = {signal.SIGTERM: (TERMINATED, "terminated"), signal.SIGINT: (INTERRUPTED, "interrupted")}
+#: Seconds after the signal in which a program puts its files away; then it ends wherever it is.
 GRACE = 4.0
 
-_asked, _told = threading.Event(), threading.Event()
+_asked: list[signal.Signals] = []  # the signal that has come
+_told = threading.Event()
 
 
 class Terminated(KeyboardInterrupt):
@@ -27,7 +30,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
-    """Have SIGTERM end the block as Ctrl-C does, and the program with the exit code that says why it ended.
+    """Have SIGTERM and Ctrl-C end the block, and the program with the exit code that says why it ended.
 
     Code that is called back from C can swallow the exception, and may keep the interpreter from raising it for long.
     So a second thread learns of the signal by itself, and ends the process if it still runs `GRACE` seconds later.
@@ -42,7 +45,10 @@ def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
     _told.clear()
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before = signal.signal(signal.SIGTERM, _raise)
+    before = {which: signal.getsignal(which) for which in ENDINGS}
+    for which, handler in before.items():
+        if handler is not signal.SIG_IGN or which == signal.SIGTERM:  # a shell's background jobs ignore Ctrl-C
+            signal.signal(which, _raise)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
     _forget_in_children()
@@ -54,16 +60,17 @@ def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
         raise
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, before)
-        if not _asked.is_set():  # else the watch goes on until the interpreter has ended
+        for which, handler in before.items():
+            signal.signal(which, handler)
+        if not _asked:  # else the watch goes on until the interpreter has ended
             os.close(writing)
 
 
 def conclude(error: BaseException | None, tell: Callable[[str], None]) -> None:
     """Exit if the program was told to end; return if `error`, or None, is how it ended by itself."""
     chain = list(_chain(error))
-    if _asked.is_set():
-        code, word = TERMINATED, "terminated"
+    if _asked:
+        code, word = ENDINGS[_asked[0]]
     elif any(isinstance(link, KeyboardInterrupt) for link in chain):
         code, word = INTERRUPTED, "interrupted"
     elif any(isinstance(link, BrokenPipeError) for link in chain) and _unread():
@@ -148,31 +155,34 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             yield error
 
 
-def _raise(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second would end the putting away
-    _asked.set()
-    raise Terminated
+def _raise(number: int, _: Any) -> None:
+    for which in ENDINGS:
+        signal.signal(which, signal.SIG_IGN)  # once is enough: a second would end the putting away
+    _asked.append(signal.Signals(number))
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _watch(pipe: int) -> None:
     while received := os.read(pipe, 64):
-        if signal.SIGTERM in received:
-            time.sleep(GRACE)
-            _end_now()
+        for which in ENDINGS:
+            if which in received:
+                time.sleep(GRACE)
+                _end_now(which)
     os.close(pipe)
 
 
-def _end_now() -> None:
+def _end_now(which: signal.Signals) -> None:
     """End this process and all that it has started."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
+    code, word = ENDINGS[which]
     if not _told.is_set():
         with suppress(OSError):
-            os.write(2, b"terminated\n")
-    os._exit(TERMINATED)
+            os.write(2, f"{word}\n".encode())
+    os._exit(code)
 
 
 def _unread() -> bool:
@@ -196,5 +206,6 @@ def _forget_in_children() -> None:
 
 def _forget() -> None:
     signal.set_wakeup_fd(-1)
-    if signal.getsignal(signal.SIGTERM) is _raise:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for which, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(which) is _raise:
+            signal.signal(which, handler)
