@@ -6,7 +6,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ def find_regions(
     anomalous = np.asarray(anomaly_map > threshold, np.uint8)  # NaN compares as false
     if not anomalous.any():
         return [], anomalous
+    from scipy import ndimage  # not before something is found: most images are good
+
     groups: Any = anomalous
     if merge_distance > 0:
         # A square of side d + 1 adds d pixels to each region, all told, along each axis: over d pixels they touch.
