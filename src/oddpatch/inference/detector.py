@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -151,7 +151,7 @@ class AnomalyDetector:
 
     def stream(
         self, images: Iterable[Frame | ImageLike], batch_size: int = 16, save: SaveFn | None = None
-    ) -> Iterator[tuple[Frame, Detection | DataError]]:
+    ) -> Generator[tuple[Frame, Detection | DataError], None, None]:
         """Inspect a stream of images, in order: each with what was found, or the error of this image alone.
 
         Decoding, inference and what follows it run side by side in threads, a few batches ahead of the consumer; no

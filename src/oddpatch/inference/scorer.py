@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,15 +34,19 @@ class Prepared:
     inspected: float  # share of its area that is looked at
 
 
-@runtime_checkable
 class Scorer(Protocol):
     """A fitted model as `AnomalyDetector` uses it. An artifact that was exported from one would be another.
 
     `prepare` and `lay_out` are called by several threads at once, `score` by one at a time.
     """
 
-    calibration: Calibration  #: thresholds, and scores of good images
-    settings: Mapping[str, Any]  #: of the preprocessing, as `Preprocess.settings` gives them
+    @property
+    def calibration(self) -> Calibration:
+        """Thresholds, and scores of good images."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Of the preprocessing, as `Preprocess.settings` gives them."""
 
     def prepare(self, image: ImageLike, max_pixels: int | None = None) -> Prepared:
         """Decode and preprocess one image.

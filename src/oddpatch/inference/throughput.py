@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, Self, TypeVar
@@ -75,7 +75,7 @@ class Overlap:
         return _results(queue)
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+def in_order(work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
     """One step on its own, see `Overlap.map`; close the iterator where it is left early."""
     with Overlap() as overlap:
         yield from overlap.map(work, items, ahead)
