@@ -627,7 +627,6 @@ def run_cases() -> SearchStrategy[Case]:
 
 
 def check_run(case: Case, folder: Path) -> None:
-    from oddpatch.figures.roc import image_curve, pixel_curve
     from rich.console import Console
 
     from oddpatch.cli.compare import compare_runs

@@ -28,12 +28,12 @@ class Own(Metric):
 
 
 class Pixels(Own):
-    def update(self, mask):
+    def update(self, mask):  # type: ignore[override]
         self.seen.append(mask)
 
 
 class Unknown(Own):
-    def update(self, depth):
+    def update(self, depth):  # type: ignore[override]
         self.seen.append(depth)
 
 

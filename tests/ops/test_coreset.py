@@ -19,6 +19,11 @@ from oddpatch.ops.coreset import (
 from oddpatch.ops.projection import DistanceSketch, fit_sketch
 
 
+def covering_radius(points: Tensor, selected: Tensor) -> float:
+    """Largest distance of any point to the nearest of those selected: what k-center keeps small."""
+    return float(cdist(points.double(), selected.double()).min(1).max())
+
+
 def k_center_greedy_plain(points: Tensor, count: int, start: int) -> list[int]:
     """Measure all points against each pick in turn, in float64."""
     rows = points.double().numpy()
@@ -158,10 +163,6 @@ def test_random_subset_is_distinct_and_reproducible() -> None:
     assert subset.max() < 100
     assert subset.equal(random_subset(100, 30, torch.Generator().manual_seed(0)))
     assert not subset.equal(random_subset(100, 30, torch.Generator().manual_seed(1)))
-
-
-def covering_radius(points: Tensor, selected: Tensor) -> float:
-    return float(cdist(points.double(), selected.double()).min(1).max())
 
 
 def stream(points: Tensor, max_rows: int, batch_size: int) -> StreamingCoreset:

@@ -304,18 +304,19 @@ class RunningMoments(Accumulator):
     def merge(self, ranks: "Ranks", device: torch.device) -> None:
         """Merge counts, means and scatters, some positions at a time: rank zero never holds them twice."""
         own = self._moments
-        seen = ranks.exchange((self.count, self.grid, self.dim) if self.count else None)
+        seen = ranks.exchange((self.count, self.grid, self.dim) if self.grid else None)
         self._require_one({grid for _, grid, _ in filter(None, seen)})
         if not any(seen):
             return
-        self.grid, self.dim = next((grid, dim) for _, grid, dim in filter(None, seen))
-        parts = list(split_positions(math.prod(self.grid), self.dtype.itemsize * self.dim**2, MERGE_BYTES))
+        grid, self.dim = next((grid, dim) for _, grid, dim in filter(None, seen))
+        self.grid, positions = grid, math.prod(grid)
+        parts = list(split_positions(positions, self.dtype.itemsize * self.dim**2, MERGE_BYTES))
         received = ranks.collect([] if own is None else [t[p] for p in parts for t in (own.mean, own.scatter)], device)
         if not ranks.first:
             self.clear()
             return
         if own is None:
-            own = empty_moments(math.prod(self.grid), self.dim, device, self.dtype)
+            own = empty_moments(positions, self.dim, device, self.dtype)
         for count, _, _ in filter(None, seen[1:]):
             for part in parts:
                 theirs = Moments(count, next(received), next(received))

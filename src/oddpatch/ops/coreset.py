@@ -44,7 +44,7 @@ class OtherGroups:
         self.squared = torch.full((len(groups),), math.inf, dtype=torch.float64, device=groups.device)  # (N,)
 
     def add_first(self, pick: int, squared: Tensor) -> None:
-        """Take in the pick that a selection starts from, and the squared distances (N,) of all points to it."""
+        """Add the pick that a selection starts from, and the squared distances (N,) of all points to it."""
         self.squared = squared.where(self.groups != self.groups[pick], self.squared)
 
 
@@ -160,7 +160,7 @@ class StreamingCoreset:
 
     @torch.no_grad()
     def add(self, points: Tensor, labels: Tensor) -> None:
-        """Take in points (n, D) and the integers (n, C) that belong to them, such as image index and position."""
+        """Add points (n, D) and the integers (n, C) that belong to them, such as image index and position."""
         if len(points) != len(labels) or points.ndim != 2 or labels.ndim != 2:
             raise ConfigError(f"points {tuple(points.shape)}, labels {tuple(labels.shape)}: give (n, D) and (n, C)")
         if self._points is None or self._labels is None:

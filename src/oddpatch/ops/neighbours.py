@@ -36,9 +36,7 @@ def nearest(
     return NearestIndex(bank, metric, num_queries=len(queries)).search(queries, k, max_bytes)
 
 
-def plain_nearest(
-    queries: Tensor, bank: Tensor, k: int = 1, *, metric: Metric = "euclidean"
-) -> tuple[Tensor, Tensor]:
+def plain_nearest(queries: Tensor, bank: Tensor, k: int = 1, *, metric: Metric = "euclidean") -> tuple[Tensor, Tensor]:
     """The same by one matrix product in float64, without a look at any value: what can be exported.
 
     It takes 8 bytes for each pair, and of equally near points any.

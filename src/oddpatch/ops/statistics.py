@@ -30,7 +30,7 @@ def empty_moments(
 
 
 def add_samples(moments: Moments, samples: Tensor) -> Moments:
-    """Take in a batch of samples (P, B, D), in place, by the merge of Chan, Golub and LeVeque (1983).
+    """Add a batch of samples (P, B, D), in place, by the merge of Chan, Golub and LeVeque (1983).
 
     The batch is centred on its own mean before its outer products are formed, so an offset far larger than the spread
     costs no digits; the shift between the means enters as one more row of the same product.
@@ -54,7 +54,7 @@ def add_samples(moments: Moments, samples: Tensor) -> Moments:
 
 
 def merge(first: Moments, second: Moments) -> Moments:
-    """Moments of the samples of both, as if taken in together; written into `first`'s tensors."""
+    """Moments of the samples of both, as if added together; written into `first`'s tensors."""
     total = first.count + second.count
     if total == 0:
         return first
