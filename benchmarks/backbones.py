@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oddpatch.backbones.inspection import settings_of
-from oddpatch.factory import make
+from oddpatch.hydra_entry.building import make
 
 
 def ways(name: str) -> dict[str, Callable[[Tensor], object]]:

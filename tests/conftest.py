@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from oddpatch import factory
 from oddpatch.backbones.base import Backbone
+from oddpatch.hydra_entry import building
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -56,7 +57,7 @@ class TinyBackbone(Backbone):
 
 def use_tiny_backbone(patch: pytest.MonkeyPatch) -> None:
     """Every backbone that a config or a checkpoint asks for becomes the tiny one."""
-    compose, restore = factory.make, factory.make_known
+    compose, restore = building.make, factory.make_known
 
     def make(part: Any, **kwargs: Any) -> Any:
         target = part.get("_target_", "") if hasattr(part, "get") else ""
@@ -65,7 +66,7 @@ def use_tiny_backbone(patch: pytest.MonkeyPatch) -> None:
     def make_known(spec: Any, **kwargs: Any) -> Any:
         return TinyBackbone() if spec.kind == "backbone" else restore(spec, **kwargs)
 
-    patch.setattr(factory, "make", make)
+    patch.setattr(building, "make", make)
     patch.setattr(factory, "make_known", make_known)
 
 

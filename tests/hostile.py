@@ -160,7 +160,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "replacing": {"_target_": "oddpatch.files.replacing", "path": str(canary)},
         "hostile import": {"_target_": "hostile_package.Innocent"},
         "hydra": {"_target_": "hydra.utils.instantiate", "config": call, "_recursive_": False},
-        "factory": {"_target_": "oddpatch.factory.make", "part": call},
+        "factory": {"_target_": "oddpatch.hydra_entry.building.make", "part": call},
         "classmethod": {"_target_": f"{statistics}.PixelStatistics.load", "path": str(canary)},
         "class of another kind": {"_target_": "oddpatch.cache.features.FeatureCache", "folder": str(canary)},
         "callback": {"_target_": "oddpatch.callbacks.writers.Results", "folder": str(canary)},

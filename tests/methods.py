@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from oddpatch import factory
+from oddpatch.hydra_entry import building
 from oddpatch.models.base import Detector
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -35,7 +35,7 @@ def config(name: str) -> Any:
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:
     changed = OmegaConf.merge(config(name), {**SETTINGS.get(name, {}), **settings})
-    return factory.make(changed, channels=list(channels), strides=list(strides))
+    return building.make(changed, channels=list(channels), strides=list(strides))
 
 
 def features(count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> list[torch.Tensor]:

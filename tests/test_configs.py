@@ -11,8 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from oddpatch import factory, pipeline
+from oddpatch import pipeline
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.hydra_entry import building
 from oddpatch.known import with_defaults
 from oddpatch.learning.outcome import MODEL_KEYS
 from oddpatch.report.published import matches
@@ -47,7 +48,7 @@ def test_every_choice_composes(group, choice):
 @pytest.mark.parametrize("choice", GROUPS["backbone"])
 def test_every_backbone_can_be_built(choice):
     with torch.device("meta"):  # no numbers: the large ones would take gigabytes
-        backbone = factory.make(composed(f"backbone={choice}").backbone, weights="random")
+        backbone = building.make(composed(f"backbone={choice}").backbone, weights="random")
     assert len(backbone.channels) == len(backbone.strides) >= 1
 
 
@@ -59,7 +60,7 @@ def test_every_model_can_be_built(choice):
         settings["num_features"] = 10
     if "maps" in settings:
         settings["maps"] = [2, 1]
-    assert factory.make(settings, channels=tiny.channels, strides=[4, 8, 16]).required_memory(
+    assert building.make(settings, channels=tiny.channels, strides=[4, 8, 16]).required_memory(
         [(8, 16, 16), (12, 8, 8), (16, 4, 4)], 60
     )
 
@@ -68,7 +69,7 @@ def test_every_model_can_be_built(choice):
 def test_every_dataset_can_be_built(choice, tmp_path):
     named = ["data.root=/parts", "data.category=housing"] if choice == "custom" else []
     cfg = composed(f"data={choice}", f"paths.data_dir={tmp_path}", *named).data
-    data = factory.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
+    data = building.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
     data.preprocess.adapt([(90, 120)])
     assert data.preprocess.image_size == ((224, 224) if data.preprocess.frame.fit == "crop" else (256, 341))
     assert data.preprocess.frame.fit == ("crop" if choice in ("mvtec", "pcb", "toolbox") else "letterbox")
@@ -81,7 +82,7 @@ def test_every_dataset_can_be_built(choice, tmp_path):
 
 def test_custom_asks_for_its_folder():
     with pytest.raises(ConfigError, match=r"data\.root=None and data\.category=None"):
-        factory.make(composed("data=custom").data, mean=[0.5] * 3, std=[0.5] * 3)
+        building.make(composed("data=custom").data, mean=[0.5] * 3, std=[0.5] * 3)
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +95,14 @@ def recipe():
 def test_every_recipe_can_be_built(choice, recipe):
     cfg = recipe(choice)
     with torch.device("meta"):  # as wide as published, without the gigabytes
-        backbone = factory.make(cfg.backbone, weights="random")
-    detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
-    data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std)
+        backbone = building.make(cfg.backbone, weights="random")
+    detector = building.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    data = building.make(cfg.data, mean=backbone.mean, std=backbone.std)
     height, width = data.preprocess.image_size
     shapes = [(c, -(-height // s), -(-width // s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
     assert detector.required_memory(shapes, 60)[0] > 0
     if choice != "patchcore_ensemble_lite":
-        assert factory.make(cfg.calibration).method == "none", "papers fit to all good images"
+        assert building.make(cfg.calibration).method == "none", "papers fit to all good images"
 
 
 #: The published row that a recipe is for, as `oddpatch.report.published` names it, and its means over MVTec AD.
@@ -190,7 +191,7 @@ def test_every_setting_of_a_class_can_be_set_as_it_is_written(group):
 def test_a_name_in_a_file_that_yaml_reads_as_a_number_is_refused():
     cfg = composed("data=custom", "data.root=/parts", "data.category=7").data
     with pytest.raises(ConfigError, match=r"data\.category=7 is read as a number.* in quotes"):
-        factory.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
+        building.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
 
 
 def test_eval_composes():

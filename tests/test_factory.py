@@ -6,8 +6,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from oddpatch import factory
 from oddpatch.errors import ConfigError
+from oddpatch.hydra_entry import building
 
 
 def test_restoring_a_model_loads_no_lightning():
@@ -21,6 +21,6 @@ def test_a_class_and_its_settings_are_checked_by_name():
         {"model": {"_target_": "oddpatch.models.padim.PaDiM", "epsilom": 1}, "x": {"_target_": "a.B"}}
     )
     with pytest.raises(ConfigError, match=r"model\.epsilom: PaDiM has no such setting: did you mean model\.epsilon\?"):
-        factory.make(cfg.model, channels=[8], strides=[4])
+        building.make(cfg.model, channels=[8], strides=[4])
     with pytest.raises(ConfigError, match=r"x: Error locating target 'a\.B'.*spelt right"):
-        factory.make(cfg.x)
+        building.make(cfg.x)

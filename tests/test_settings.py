@@ -7,8 +7,9 @@ from typing import Any, Literal
 import pytest
 from test_pipeline import config, tiny
 
-from oddpatch import factory, pipeline
+from oddpatch import pipeline
 from oddpatch.errors import ConfigError
+from oddpatch.hydra_entry import building
 from oddpatch.settings import check_area, check_seed, check_types
 
 
@@ -79,7 +80,7 @@ def test_classes_of_others_are_theirs():
 def test_a_text_in_place_of_a_number_is_one_line(tiles, tmp_path, setting):
     cfg = tiny(tiles, tmp_path / "run", f"{setting}=abc")
     with pytest.raises(ConfigError, match=rf"^{setting}='abc' must be a (whole )?number( or null)?$"):
-        factory.make(cfg[setting.partition(".")[0]], **needed(setting))
+        building.make(cfg[setting.partition(".")[0]], **needed(setting))
 
 
 def needed(setting):

@@ -20,6 +20,7 @@ from oddpatch.checkpoint import write_checkpoint
 from oddpatch.data.datamodule import MVTecDataModule, files_named
 from oddpatch.datatools import splitting
 from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.hydra_entry import building
 from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KINDS, read_spec
 from oddpatch.learning import distributed
@@ -98,10 +99,10 @@ def build(cfg: DictConfig) -> Run:
     distributed.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(seed, workers=True, verbose=False)
-    backbone = factory.make(cfg.backbone)
+    backbone = building.make(cfg.backbone)
     multiple = math.lcm(*(math.ceil(stride) for stride in backbone.strides))
-    data = factory.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
-    calibration = factory.make(cfg.calibration)
+    data = building.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
+    calibration = building.make(cfg.calibration)
     data.learns_from_defects = _class(cfg.learning._target_).learns_from_defects
     with distributed.first_of_machine_first():
         data.prepare_data()
@@ -109,7 +110,7 @@ def build(cfg: DictConfig) -> Run:
             data.split = write_split(cfg, data, folder)
     data.setup("fit")
     check_area(calibration.min_area, data.preprocess.image_size, "calibration.min_area")
-    detector = factory.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    detector = building.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
     model = AnomalyModel(data.preprocess, backbone, detector, calibration)
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
@@ -121,7 +122,7 @@ def build(cfg: DictConfig) -> Run:
             config["data"][key] = str(Path(config["data"][key]).resolve())
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     say_who_can_load(config)
-    module = factory.make(cfg.learning, model=model, metrics=make_metrics(cfg), config=config)
+    module = building.make(cfg.learning, model=model, metrics=make_metrics(cfg), config=config)
     module.divide(data)
     callbacks = module.trainer_callbacks((folder / factory.CHECKPOINT).parent.resolve())
     run = Run(data, module, build_trainer(cfg, callbacks), folder, bool(cfg.resume))
@@ -194,22 +195,22 @@ def use_cache(cfg: DictConfig, run: Run) -> None:
         return
     from oddpatch.cache.wrapping import put_around
 
-    put_around(factory.make(cfg.cache), run.data, run.module, run.trainer)
+    put_around(building.make(cfg.cache), run.data, run.module, run.trainer)
 
 
 def make_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """The metrics that `cfg` lists, by name."""
-    return {name: factory.make(part) for name, part in (cfg.get("metrics") or {}).items() if part}
+    return {name: building.make(part) for name, part in (cfg.get("metrics") or {}).items() if part}
 
 
 def build_trainer(cfg: DictConfig, callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
     """The Trainer with the callbacks and loggers that `cfg` lists, and with further callbacks."""
     hush_lightning()
-    callbacks = [*(factory.make(part) for part in (cfg.get("callbacks") or {}).values() if part), *callbacks]
-    loggers = [factory.make(part) for part in (cfg.get("logger") or {}).values() if part]
+    callbacks = [*(building.make(part) for part in (cfg.get("callbacks") or {}).values() if part), *callbacks]
+    loggers = [building.make(part) for part in (cfg.get("logger") or {}).values() if part]
     shows_progress = any(isinstance(callback, ProgressBar) for callback in callbacks)
     try:
-        trainer = factory.make(
+        trainer = building.make(
             cfg.trainer,
             callbacks=callbacks,
             logger=loggers,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import CONFIGS
 
-from oddpatch import factory
 from oddpatch.backbones.inspection import describe, on_meta, settings_of
+from oddpatch.hydra_entry import building
 from oddpatch.models.gaussian import GaussianAD
 from oddpatch.models.padim import PaDiM
 from oddpatch.models.patchcore import PatchCore
@@ -54,7 +54,7 @@ def test_transformers_give_their_patches_alone_at_other_sizes_too(name, stride, 
 @pytest.mark.parametrize("name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in SINGLE])
 def test_a_state_dict_goes_round(name):
     def build():
-        return factory.make({**settings_of(name), "weights": "random"})
+        return building.make({**settings_of(name), "weights": "random"})
 
     first, second = build(), build()
     images = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))

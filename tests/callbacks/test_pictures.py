@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from torch import nn
 
+from oddpatch.callbacks.loggers import log_result
 from oddpatch.callbacks.writers import Log, Pictures
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
@@ -24,7 +25,6 @@ from oddpatch.learning.examples import KeptExamples
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.metrics import ImageMetrics, PixelMetrics
 from oddpatch.models.calibration import Calibration
-from oddpatch.report.loggers import log_result
 from oddpatch.results.test_result import ScoredImage
 from oddpatch.types import IGNORE, Batch, Prediction
 

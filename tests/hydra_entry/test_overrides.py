@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from sweeping import TINY, Stand, statuses, sweep
 
-from oddpatch import factory
+from oddpatch.hydra_entry import building
 from oddpatch.hydra_entry.overrides import as_typed, folder_name, literal, quoted
 from oddpatch.sweep import job
 
@@ -98,8 +98,8 @@ def test_home_and_references(hydra, monkeypatch):
 def test_a_folder_that_hydra_would_take_for_a_reference_is_built_from(tmp_path):
     cfg = OmegaConf.create({"part": {"_target_": "pathlib.PurePath"}, "cache": {"_target_": "builtins.dict"}})
     cfg.cache.folder = literal("${y}/\\${z}")
-    assert factory.make(cfg.cache) == {"folder": "${y}/\\${z}"}
-    assert factory.make({"_target_": "builtins.dict", "folder": "${y}"}) == {"folder": "${y}"}
+    assert building.make(cfg.cache) == {"folder": "${y}/\\${z}"}
+    assert building.make({"_target_": "builtins.dict", "folder": "${y}"}) == {"folder": "${y}"}
 
 
 def test_folders_of_runs_need_no_quotes():

@@ -17,7 +17,8 @@ from conftest import CONFIGS, ROOT, TinyBackbone, make_dataset
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from oddpatch import factory, pipeline
+from oddpatch import pipeline
+from oddpatch.hydra_entry import building
 from oddpatch.learning import distributed
 
 pytestmark = pytest.mark.slow  # each rank imports Lightning
@@ -52,13 +53,13 @@ def config(method, data, out, *overrides):
 
 
 def run(method, data, out, *overrides):
-    original = factory.make
+    original = building.make
 
     def make(part, **kwargs):
         is_backbone = str(getattr(part, "get", {}.get)("_target_")).startswith("oddpatch.backbones.")
         return TinyBackbone() if is_backbone else original(part, **kwargs)
 
-    with mock.patch.object(factory, "make", make):
+    with mock.patch.object(building, "make", make):
         job = pipeline.build(config(method, data, out, *overrides))
     job.fit()
     job.calibrate()

@@ -12,8 +12,9 @@ import torch
 from conftest import TinyBackbone, make_dataset
 from test_pipeline import config, run, tiny, tiny_backbone  # noqa: F401
 
-from oddpatch import factory, pipeline
+from oddpatch import pipeline
 from oddpatch.errors import ConfigError
+from oddpatch.hydra_entry import building
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 from oddpatch.models.base import Detector
@@ -94,7 +95,7 @@ def test_every_good_image_is_fitted_to_and_scored_as_if_it_had_been_left_out(tmp
     for i in (0, 4, 8):
         keep = torch.arange(9) != i
         cfg = tiny(tmp_path, tmp_path / "out", *overrides)
-        refitted = factory.make(cfg.model, channels=[8, 12, 16], strides=[2, 4, 8])
+        refitted = building.make(cfg.model, channels=[8, 12, 16], strides=[2, 4, 8])
         refitted.update([f[keep] for f in features], torch.arange(9)[keep])
         refitted.fit()
         wanted = refitted([f[i : i + 1] for f in features], (32, 32))

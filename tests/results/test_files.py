@@ -11,7 +11,8 @@ from conftest import make_dataset, use_tiny_backbone
 from finished_runs import make_result
 from test_pipeline import config, run, tiny
 
-from oddpatch import factory, pipeline
+from oddpatch import pipeline
+from oddpatch.hydra_entry import building
 from oddpatch.metrics.configured import RESERVED
 from oddpatch.report.columns import columns_of
 from oddpatch.report.runs import read_predictions, read_run
@@ -38,7 +39,7 @@ def test_callbacks_write_the_same_in_any_order(finished, tmp_path):
     for number, order in enumerate((WRITERS, WRITERS[::-1], ("pictures", "report", "results", "log"))):
         folder = tmp_path / str(number)
         for name in order:
-            callback = factory.make(cfg.callbacks[name])
+            callback = building.make(cfg.callbacks[name])
             callback.folder = folder / "figures" if name == "pictures" else folder
             callback.write(job.module.result, SimpleNamespace(loggers=[]))
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

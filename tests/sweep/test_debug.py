@@ -8,10 +8,10 @@ from conftest import CONFIGS
 from sklearn.metrics import roc_auc_score
 from test_pipeline import config, predictions, run, tiny
 
-from oddpatch import factory
 from oddpatch.data.few import few
 from oddpatch.data.layout import Sample
 from oddpatch.errors import ConfigError
+from oddpatch.hydra_entry import building
 
 BACKBONES = sorted(path.stem for path in (CONFIGS / "backbone").glob("*.yaml"))
 QUICK = ("dinov2_s", "dinov3_s", "effnet_lite0", "resnet18")
@@ -36,7 +36,7 @@ def test_smoke_sets_the_threshold_as_any_run_does(tiles, tmp_path, choice):
     chosen = config("train", f"calibration={choice}", out=tmp_path).calibration
     smoke = config("train", "debug=smoke", f"calibration={choice}", out=tmp_path)
     assert smoke.calibration == chosen
-    folds = factory.make(chosen).folds(smoke.data.train_images)
+    folds = building.make(chosen).folds(smoke.data.train_images)
     assert any(fold >= 0 for fold in folds) == (choice != "none")  # its images are enough for each
 
 

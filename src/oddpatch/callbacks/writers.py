@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from oddpatch.callbacks.loggers import log_result
 from oddpatch.errors import ConfigError
 from oddpatch.figures.run import write_figures
 from oddpatch.files import replacing
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.metrics.uncertainty.bootstrap import Confidence
 from oddpatch.report.html import render_report
-from oddpatch.report.loggers import log_result
 from oddpatch.results.files import write_results
 from oddpatch.results.test_result import TestResult, Wanted
 

@@ -1,6 +1,7 @@
 """Pictures of single images in their own size: heat on a fixed colour scale, outlines and boxes of regions."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -8,14 +9,23 @@ from numpy.typing import NDArray
 
 from oddpatch.figures.drawing import COLORMAP, OPACITY
 
-if TYPE_CHECKING:
-    from oddpatch.inference.detector import Detection
-
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 #: The colours span these values of the scale from 0 to 1: from a typical good image to three times beyond its distance
 #: from the threshold, whatever the image.
 LOW, HIGH = 0.25, 0.875
 OUTLINE, SHADE = (0, 229, 255), (0, 0, 0)
+
+
+class Outlined(Protocol):
+    """A region of an image."""
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, width and height."""
+
+    @property
+    def contours(self) -> Sequence[Sequence[tuple[int, int]]]:
+        """Polygons of (x, y) around it."""
 
 
 def heatmap(normalized: NDArray[np.floating]) -> Picture:
@@ -29,21 +39,21 @@ def heatmap(normalized: NDArray[np.floating]) -> Picture:
     return colors
 
 
-def overlay(image: Picture, detection: "Detection") -> Picture:
+def overlay(image: Picture, normalized: NDArray[np.floating] | None, regions: Sequence[Outlined]) -> Picture:
     """The image under its anomaly map, with an outline and a box for each anomalous region.
 
     Args:
         image: (H, W, 3).
-        detection: what is said of it; without a map the image is returned as it is.
+        normalized: (H, W), see `heatmap`; None where there is no map.
+        regions: to be outlined.
     """
     drawn = image.copy()
-    normalized = detection.normalized_map
     if normalized is not None:
         level = np.nan_to_num((normalized - LOW) / (HIGH - LOW), nan=0).clip(0, 1)  # (H, W)
         opacity = (OPACITY * np.minimum(2 * level, 1))[..., None]
         drawn = (drawn * (1 - opacity) + _colors(normalized) * opacity).round().astype(np.uint8)
     width = max(round(min(image.shape[:2]) / 300), 1)
-    for region in detection.regions:
+    for region in regions:
         outlines = [np.array(contour, np.int32) for contour in region.contours]
         left, top, wide, high = region.box
         for color, thickness in ((SHADE, 3 * width), (OUTLINE, width)):

@@ -53,7 +53,7 @@ def save(folder: Path, kinds: Collection[Save], frame: Frame, image: Tensor, det
     if Save.heatmap in kinds and detection.normalized_map is not None:
         pictures["heatmap"] = heatmap(detection.normalized_map)
     if Save.overlay in kinds:
-        pictures["overlay"] = overlay(to_uint8(image), detection)
+        pictures["overlay"] = overlay(to_uint8(image), detection.normalized_map, detection.regions)
     if Save.mask in kinds:
         pictures["mask"] = detection.mask
     for name, picture in pictures.items():
