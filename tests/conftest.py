@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from oddpatch import factory
 from oddpatch.backbones.base import Backbone
-from oddpatch.hydra_entry import building
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -57,16 +56,25 @@ class TinyBackbone(Backbone):
 
 def use_tiny_backbone(patch: pytest.MonkeyPatch) -> None:
     """Every backbone that a config or a checkpoint asks for becomes the tiny one."""
-    compose, restore = building.make, factory.make_known
+    restore_tiny_backbone(patch)
+    from oddpatch.hydra_entry import building  # loads Hydra
+
+    compose = building.make
 
     def make(part: Any, **kwargs: Any) -> Any:
         target = part.get("_target_", "") if hasattr(part, "get") else ""
         return TinyBackbone() if str(target).startswith("oddpatch.backbones.") else compose(part, **kwargs)
 
+    patch.setattr(building, "make", make)
+
+
+def restore_tiny_backbone(patch: pytest.MonkeyPatch) -> None:
+    """Every backbone that a checkpoint asks for becomes the tiny one."""
+    restore = factory.make_known
+
     def make_known(spec: Any, **kwargs: Any) -> Any:
         return TinyBackbone() if spec.kind == "backbone" else restore(spec, **kwargs)
 
-    patch.setattr(building, "make", make)
     patch.setattr(factory, "make_known", make_known)
 
 

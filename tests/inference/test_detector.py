@@ -293,7 +293,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import pytest, conftest
 with pytest.MonkeyPatch.context() as patch:
-    conftest.use_tiny_backbone(patch)
+    conftest.restore_tiny_backbone(patch)
     from oddpatch import AnomalyDetector
     AnomalyDetector.load(sys.argv[1])
 unwanted = ("lightning", "pytorch_lightning", "hydra", "oddpatch.learning", "oddpatch.pipeline", "oddpatch.cli")
