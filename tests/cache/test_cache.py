@@ -356,7 +356,7 @@ def looked_up(job):
 
 def results(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
-    ignored = ("timing", "peak_memory_bytes", "operating", "git_commit")
+    ignored = ("timing", "peak_memory_bytes", "operating", "git_commit", "settings")
     return {name: value for name, value in metrics.items() if name not in ignored}, predictions(folder)
 
 
