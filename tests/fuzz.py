@@ -629,10 +629,10 @@ def run_cases() -> SearchStrategy[Case]:
 def check_run(case: Case, folder: Path) -> None:
     from rich.console import Console
 
-    from oddpatch.cli.compare import compare_runs
     from oddpatch.metrics.uncertainty.bootstrap import Confidence
     from oddpatch.report import formats
     from oddpatch.report.columns import columns_of
+    from oddpatch.report.comparison import compare_runs
     from oddpatch.report.page import to_html
     from oddpatch.report.results_json import results_of
     from oddpatch.report.roc import image_curve, pixel_curve

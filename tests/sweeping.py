@@ -36,8 +36,15 @@ class Stand:
                 raise ending
             if text in command:
                 return ending
-        metrics = {"image_auroc": 0.9, "num_train_images": 2, "num_test_images": 13, "weights": "random", "run": RUN,
-                   "settings": SETTINGS, "fpr_limits": [0.3]}
+        metrics = {
+            "image_auroc": 0.9,
+            "num_train_images": 2,
+            "num_test_images": 13,
+            "weights": "random",
+            "run": RUN,
+            "settings": SETTINGS,
+            "fpr_limits": [0.3],
+        }
         (folder / "metrics.json").write_text(json.dumps(metrics))
         return Ending(0, "")
 

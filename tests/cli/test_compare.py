@@ -174,7 +174,7 @@ def test_broken_predictions_are_named(tmp_path, monkeypatch, capsys, scores):
 
 
 def test_one_class_leaves_the_image_metrics_out(tmp_path, scores):
-    from oddpatch.cli.compare import compare_runs
+    from oddpatch.report.comparison import compare_runs
 
     good = LABELS * 0
     runs = [read_run(write_run(tmp_path / name, scores[i], labels=good)) for i, name in enumerate("ab")]
