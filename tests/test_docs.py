@@ -111,10 +111,8 @@ def check_settings(page, overrides):
     method = page.rpartition("/")[2].removesuffix(".md")
     others = [f"model={name}" for name in MODELS if method not in MODELS or name.startswith(method)]
     errors = []
-    for choice in [
-        [],
-        *([name] for name in (*others, "learning=supervised", "sweep=ray", "sweep=slurm", "sweep=optuna")),
-    ][method in MODELS :]:
+    others += ["learning=supervised", "sweep=ray", "sweep=slurm", "sweep=optuna"]
+    for choice in [[], *([name] for name in others)][method in MODELS :]:
         try:
             return composed("train", [*choice, *overrides])
         except HydraException as error:
