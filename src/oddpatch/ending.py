@@ -1,4 +1,4 @@
-"""How a program ends that is told to end: by Ctrl-C, by SIGTERM, or because nobody reads what it prints any more."""
+"""How a program ends on request: by Ctrl-C, by SIGTERM, or because nobody reads its output any more."""
 
 import io
 import os
@@ -67,7 +67,7 @@ def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def conclude(error: BaseException | None, tell: Callable[[str], None]) -> None:
-    """Exit if the program was told to end; return if `error`, or None, is how it ended by itself."""
+    """Exit if the program was asked to end; return if `error`, or None, is how it ended by itself."""
     chain = list(_chain(error))
     if _asked:
         code, word = ENDINGS[_asked[0]]
@@ -98,7 +98,7 @@ def drop_unwritten() -> None:
 def go_on_unread() -> None:
     """Have what cannot be printed any more go nowhere: for programs whose results are files, not what they print.
 
-    That a reader has gone is its own business; of a full disk and the like one line is told.
+    A reader that has gone is ignored; a full disk and the like are reported in one line.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

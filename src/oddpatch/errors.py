@@ -55,7 +55,7 @@ class NameTooLongError(ResourceError):
 
 
 def in_one_line(error: BaseException) -> str | None:
-    """What to tell of an error that the user can mend, whoever raised it; None of any other."""
+    """The line to print for an error that the user can fix, whoever raised it; None for any other."""
     if isinstance(error, OddpatchError):
         return str(error)
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

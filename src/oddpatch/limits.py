@@ -32,7 +32,7 @@ def free_memory() -> int:
 
 
 def free_shared_memory() -> int | None:
-    """Bytes that processes can still share by /dev/shm, 64 MiB in a container unless it is told; None without it."""
+    """Bytes that processes can still share by /dev/shm, 64 MiB in a container by default; None without it."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 

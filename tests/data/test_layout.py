@@ -371,7 +371,7 @@ def test_missing_and_empty_train_good(tmp_path):
 
 def test_defects_among_the_training_images(root):
     make(root, "part/train/hole/a.png", "part/train/hole/deep/a.png")
-    fails(root, "train/hole holds 2 images not said to be good")
+    fails(root, "train/hole holds 2 images not marked as good")
 
 
 def test_mask_without_image(root):

@@ -121,7 +121,7 @@ class GridSweeper(_OddpatchSweeper):
 
 
 class SearchSweeper(_OddpatchSweeper):
-    """A search with Optuna: what is given with several values or an interval is drawn anew for each trial.
+    """A search with Optuna: settings with several values or an interval are drawn for each trial.
 
     Its study lies in the sweep's folder: the same sweep run again goes on with it, two at once share it. A trial over
     several categories is worth the mean of their objectives.

@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 #: Pixels that each thread of a CPU takes at once. Larger tensors leave the caches, and from 32 MiB on glibc asks the
-#: kernel for every one of them anew: a batch of 32 then takes up to three times as long as in parts, and more memory.
+#: kernel for each of them again: a batch of 32 then takes up to three times as long as in parts, and more memory.
 PIXELS_PER_THREAD = 2 * 224 * 224
 
 

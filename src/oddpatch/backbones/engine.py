@@ -74,7 +74,7 @@ class TorchEngine:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.takes_whole_batches = runtime.compile  # a part of another size would be compiled anew
+        self.takes_whole_batches = runtime.compile  # a part of another size would be recompiled
         self._compiled: Callable[[Tensor], list[Tensor]] | None = None
 
     def __call__(self, backbone: "Backbone", images: Tensor) -> list[Tensor]:
@@ -101,7 +101,7 @@ class TorchEngine:
 class OpenVINOEngine:
     """Runs the network on the CPU with OpenVINO, converted when images of a new size first come; any batch size.
 
-    Changed weights are noticed, and the network is converted anew. A copy, or an unpickled one, converts for itself.
+    Changed weights are detected, and the network is converted again. A copy, or an unpickled one, converts for itself.
     """
 
     #: Image sizes for which a converted network is kept.

@@ -15,7 +15,7 @@ class EnsembleBackbone(Backbone):
     """The feature maps of several backbones, one backbone after the other, each finest first.
 
     Images come normalised for the first one; where another was trained with a different mean or standard deviation,
-    they are normalised anew for it. `oddpatch.models.ensemble.EnsembleDetector` gives each backbone a detector.
+    they are renormalised for it. `oddpatch.models.ensemble.EnsembleDetector` gives each backbone a detector.
 
     Args:
         members: by name, what makes each backbone when called with `weights` (in a config: `_partial_: true`).

@@ -94,7 +94,7 @@ class TimmBackbone(Backbone):
             return self.network.forward_intermediates(
                 self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
             )
-        except AssertionError as error:  # how timm tells of sizes that an architecture cannot take
+        except AssertionError as error:  # how timm reports sizes that an architecture cannot take
             height, width = images.shape[-2:]
             raise ConfigError(
                 f"{self.name} cannot take images of {height}x{width}: {error} Change data.resize or data.crop"

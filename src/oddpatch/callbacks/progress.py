@@ -1,4 +1,4 @@
-"""One progress bar for each stage of a run: taking in, fitting, scoring."""
+"""One progress bar for each stage of a run: accumulating, fitting, scoring."""
 
 from typing import Any
 

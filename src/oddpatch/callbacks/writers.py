@@ -130,7 +130,7 @@ class Log(Writer):
     """Gives W&B and TensorBoard more than the metrics: the config, to filter runs by, and what they can show."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Before anything else, so that a run that fails can be told apart too."""
+        """Before anything else, so that a run that fails can be identified too."""
         assert isinstance(pl_module, AnomalyModule)
         for logger in trainer.loggers:
             if isinstance(logger, (WandbLogger, TensorBoardLogger)):

@@ -94,8 +94,8 @@ def predict(
         tell(f"warning: {little}", err=True)
     if terminal:
         counts = {**tally.counts, "left out": len(source.left_out)}
-        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        tell(f"{counted(tally.images, 'image')}: {said}" + (f"; saved in {out}" if kinds else ""))
+        summed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        tell(f"{counted(tally.images, 'image')}: {summed}" + (f"; saved in {out}" if kinds else ""))
     failed = tally.counts["failed"] or (strict and source.left_out)
     raise typer.Exit(ERROR if failed else SOME_ANOMALOUS if tally.counts["anomalous"] else ALL_GOOD)
 

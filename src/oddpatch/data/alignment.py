@@ -91,7 +91,7 @@ class Alignment:
         if found.quality < self.min_quality:
             raise DataError(
                 f"registers to the reference image with quality {found.quality:.2f}, below "
-                f"min_quality={self.min_quality:g}: take the picture anew, choose another reference, or lower it"
+                f"min_quality={self.min_quality:g}: take the picture again, choose another reference, or lower it"
             )
         return found
 

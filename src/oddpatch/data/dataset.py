@@ -44,7 +44,7 @@ class ItemError(DataError):
     """An item of a dataset cannot be used; one line, also when it was raised in a worker."""
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's error anew with the worker's traceback as its text; the last line says it all.
+        # A DataLoader raises a worker's error again with the worker's traceback as its text; the last line says it all.
         name = f"{type(self).__module__}.{type(self).__name__}: "
         super().__init__(message.strip().splitlines()[-1].removeprefix(name))
 
@@ -190,8 +190,8 @@ class MVTecDataset(Dataset[Item | None]):
         if self.preprocess.frame.fit == "crop":
             lost += "; data.crop=null inspects all of each image"
         background = (
-            "more than half of the image, or of its border, counts as defect; if that is the background, write masks "
-            "anew by `oddpatch data masks ground_truth NEW --rgb R,G,B`, the colour of the defect (0,0,0 if they are "
+            "more than half of the image, or of its border, counts as defect; if that is the background, rewrite the "
+            "masks by `oddpatch data masks ground_truth NEW --rgb R,G,B`, the colour of the defect (0,0,0 if they are "
             "inverted), and put NEW in place of ground_truth"
         )
         found = {

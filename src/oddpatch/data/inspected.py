@@ -1,4 +1,4 @@
-"""How much of the images is inspected, said wherever images are given: what is left out must never pass for good."""
+"""How much of the images is inspected, reported wherever images are: what is left out must never pass for good."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -196,7 +196,7 @@ def _scan_train(base: Path, left_out: list[LeftOut]) -> list[Sample]:
     for name, folder in folders.items():
         if folder != good and (count := len(walk(folder).files)):
             raise DataError(
-                f"{folder} holds {counted(count, 'image')} not said to be good, and training takes good "
+                f"{folder} holds {counted(count, 'image')} not marked as good, and training uses good "
                 f"parts only: move them to {base / 'test' / name}, or to {good} if they are good"
             )
     left_out += [LeftOut(base / "train" / name, OUTSIDE) for name in train.images] + train.left_out

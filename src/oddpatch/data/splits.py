@@ -34,7 +34,7 @@ def read_parts(manifest: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise DataError(f"{manifest}: no such file: make it by `oddpatch data split`, or set data.split=null") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise DataError(f"{manifest}: is not a manifest of `oddpatch data split` ({error}): make it anew") from error
+        raise DataError(f"{manifest}: is not a manifest of `oddpatch data split` ({error}): make it again") from error
     parts = dict(named)
     if len(parts) < len(named):
         twice = next(path for path, part in named if [path for path, _ in named].count(path) > 1)
@@ -73,7 +73,7 @@ def follow(
     if missing:
         raise DataError(
             f"{manifest}: names {counted(len(missing), 'image')} that {category} does not have ({_some(missing)}): "
-            "is it this category's manifest? put them back, or make it anew by `oddpatch data split`"
+            "is it this category's manifest? put them back, or make it again by `oddpatch data split`"
         )
     train, test, validation = [], [], []
     for path in sorted(parts):

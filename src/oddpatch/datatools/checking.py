@@ -47,8 +47,8 @@ class CheckReport:
     category: Path
     counts: dict[str, int] = field(default_factory=dict)  # by split/type
     findings: list[Finding] = field(default_factory=list)
-    dropped: set[Path] = field(default_factory=set)  # files that a mended copy leaves out
-    rewritten: set[Path] = field(default_factory=set)  # masks that a mended copy writes anew
+    dropped: set[Path] = field(default_factory=set)  # files that a repaired copy leaves out
+    rewritten: set[Path] = field(default_factory=set)  # masks that a repaired copy rewrites
     inspected: str = ""  # how much of the images is seen by the ways they are usually prepared
 
 
@@ -174,8 +174,8 @@ def _check_layout(report: CheckReport, left_out: Sequence[LeftOut]) -> Sequence[
     try:
         found = scan(report.category.parent, report.category.name)
         left_out = found.left_out
-        said = describe_left_out(left_out, report.category)
-        warnings = [line for line in found.warnings if line not in said]
+        listed = describe_left_out(left_out, report.category)
+        warnings = [line for line in found.warnings if line not in listed]
     except DataError as error:
         warnings = [str(error)]
     report.findings += [Finding("layout", "", warning) for warning in warnings]

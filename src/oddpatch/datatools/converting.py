@@ -28,7 +28,7 @@ KINDS = tuple(sorted(module.name for module in pkgutil.iter_modules(converters._
 
 @dataclass(frozen=True)
 class Options:
-    """What a converter may be told; each says which it heeds."""
+    """Options of converters; each declares those that it uses."""
 
     category: str = ""  # one of several, or the name to give
     test_share: float = 0.2  # of the good images, where the owner has no split
@@ -62,7 +62,7 @@ class Plan:
     items: list[Item]
     notes: list[str] = field(default_factory=list)  # what a reader of the result ought to know
     published: dict[str, int] = field(default_factory=dict)  # counts by split/type that the owner states
-    left_out: list[LeftOut] = field(default_factory=list)  # what there is in the source besides
+    left_out: list[LeftOut] = field(default_factory=list)  # everything else in the source
 
 
 def make_plans(kind: str, source: Path, options: Options) -> list[Plan]:

@@ -54,7 +54,7 @@ def plan_unity(
         if not capture.image.is_relative_to(source):
             raise DataError(f"{capture.image}: lies outside of {source}: give the folder above it")
         if not capture.image.is_file():
-            raise DataError(f"{capture.image}: no such file, though the JSON names it: render it anew")
+            raise DataError(f"{capture.image}: no such file, though the JSON names it: render it again")
     groups: dict[tuple[str, str], list[tuple[Capture, PurePath, NDArray[np.bool_] | None]]] = defaultdict(list)
     good: set[str] = set()
     for capture in captures:
@@ -90,7 +90,7 @@ def plan_unity(
 def capture_names(paths: Sequence[PurePath]) -> dict[PurePath, str]:
     """File names for captures of one type: `solo_1/step0.camera.png` becomes `step0.camera_solo_1.png`.
 
-    Of a dataset with several sequences they are told too, `step0.camera_solo_1_sequence3.png`; sequences without a
+    In a dataset with several sequences these are named too, `step0.camera_solo_1_sequence3.png`; sequences without a
     folder of their own are numbered like Unity's datasets, `step0.camera_solo.png`, `step0.camera_solo_1.png`.
 
     Args:

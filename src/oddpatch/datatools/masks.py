@@ -148,7 +148,7 @@ class _Job:
             picked = [select(segmentation, value, path, self.tolerance) for value in values]
             found.append(np.any(picked, axis=0) if picked else np.zeros(segmentation.shape[:2], np.bool_))
         if len({mask.shape for mask in found}) > 1:
-            raise DataError(f"{self.sources[0][0]} and {self.sources[1][0]} differ in size: render them anew")
+            raise DataError(f"{self.sources[0][0]} and {self.sources[1][0]} differ in size: render them again")
         return np.asarray(np.any(found, axis=0))
 
 

@@ -18,7 +18,7 @@ MEASURES: dict[str, tuple[str, Callable[[Fingerprint], float]]] = {
 
 
 class Shift(NamedTuple):
-    """A measure by which two groups of images can be told apart."""
+    """A measure that may separate two groups of images."""
 
     measure: str
     unit: str

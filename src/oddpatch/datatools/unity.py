@@ -107,7 +107,7 @@ def read_segmentation(path: Path, colour: bool = False) -> NDArray[np.generic]:
     if not path.is_file():
         raise DataError(f"{path}: no such file, though the JSON names it; {_there(path)}")
     if not path.stat().st_size:
-        raise DataError(f"{path}: the file is empty (0 bytes): render it anew, or remove its capture; {_there(path)}")
+        raise DataError(f"{path}: the file is empty (0 bytes): render it again, or remove its capture; {_there(path)}")
     try:
         with Image.open(path) as image:
             image.load()
@@ -115,7 +115,7 @@ def read_segmentation(path: Path, colour: bool = False) -> NDArray[np.generic]:
                 return np.asarray(image)
             return np.asarray(image.convert("RGBA"))[..., :3]
     except Exception as error:  # decoders meet damaged bytes with errors of nearly any type
-        raise DataError(f"{path}: cannot be decoded ({' '.join(str(error).split())}): render it anew") from error
+        raise DataError(f"{path}: cannot be decoded ({' '.join(str(error).split())}): render it again") from error
 
 
 def select(segmentation: NDArray[np.generic], value: Value, path: Path, tolerance: int = 0) -> NDArray[np.bool_]:
@@ -154,7 +154,7 @@ def _read(path: Path, use: Callable[[Any], None]) -> None:
     except ValueError as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: is not valid JSON ({error}): render it anew") from error
+        raise DataError(f"{path}: is not valid JSON ({error}): render it again") from error
 
 
 def _text(given: Any) -> str:
@@ -222,7 +222,7 @@ def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
     specs = {str(entry["id"]): entry for entry in definitions["annotation_definitions"]}
     for capture in content["captures"]:
         annotations = capture.get("annotations") or []
-        names = {  # an instance's label is told by the boxes
+        names = {  # an instance's label comes from the boxes
             str(value["instance_id"]): _text(value["label_name"])
             for annotation in annotations
             for value in annotation.get("values") or []

@@ -52,7 +52,7 @@ class Look:
     warning: str = ""
 
     def verdict(self, example: Example) -> str:
-        """What the image threshold makes of an example, unless something else is to be said of it."""
+        """What the image threshold makes of an example, unless its note replaces that."""
         if example.note:
             return example.note
         if self.image_threshold is None:

@@ -18,7 +18,7 @@ class StageProfiler(SimpleProfiler):
     """Lightning's `SimpleProfiler` for each stage apart; all of it goes to files, the upper part to the terminal."""
 
     def describe(self) -> None:
-        """Write what was spent since the last time, print what took long, and begin anew."""
+        """Write what was spent since the last time, print what took long, and reset."""
         super().describe()
         whole = time.perf_counter() - self.start_time
         spent = {action: math.fsum(times) for action, times in self.recorded_durations.items()}

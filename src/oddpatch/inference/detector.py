@@ -26,7 +26,7 @@ from oddpatch.models.base import AnomalyModel
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What is said of one image; everything in the size and pixels of the image that was given."""
+    """The result for one image; everything in the size and pixels of the image that was given."""
 
     score: float  # raw distance, larger is more anomalous
     is_anomalous: bool | None  # above the threshold; None where the run has no threshold
@@ -234,7 +234,7 @@ class AnomalyDetector:
                 height, width = anomaly_map.shape
                 raise DataError(
                     f"min_area={self.min_area}, but the image has {height} x {width} pixels, so that no region would "
-                    f"be told: choose up to {anomaly_map.size}"
+                    f"be reported: choose up to {anomaly_map.size}"
                 )
             regions, mask = find_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
             if len(calibration.pixel_scores):

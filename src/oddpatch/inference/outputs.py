@@ -1,4 +1,4 @@
-"""What is told and kept of inspected images: a record for JSON, counts, pictures and maps."""
+"""Output for inspected images: a record for JSON, counts, pictures and maps."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping

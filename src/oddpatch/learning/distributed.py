@@ -1,4 +1,4 @@
-"""What the processes of one run say to each other, on top of torch.distributed; alone, nothing is said."""
+"""How the processes of one run communicate, on top of torch.distributed; a single process needs none of it."""
 
 import logging
 import os
@@ -24,9 +24,9 @@ STORE = "ODDPATCH_STORE"
 
 
 def fit(detector: "Detector", progress: "ProgressFn") -> None:
-    """Fit a detector to what all ranks took in; in the end all have the same buffers, bit for bit.
+    """Fit a detector to what all ranks accumulated; in the end all have the same buffers, bit for bit.
 
-    Rank zero fits and gives the result to the others. So what was taken in is held together once, not on every device,
+    Rank zero fits and sends the result to the others. So what was accumulated is held once, not on every device,
     and ranks on unlike hardware cannot come to unlike models, whose scores would not be comparable.
     """
     ranks = Ranks()

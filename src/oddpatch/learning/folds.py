@@ -13,7 +13,7 @@ from oddpatch.types import Prediction
 class FoldDetectors(nn.Module):
     """A detector for each fold of `cross`, fitted without it, so that every good image can be scored as a new one.
 
-    All take in the same features in the one epoch; the backbone runs once.
+    All accumulate the same features in the one epoch; the backbone runs once.
 
     Args:
         detector: not fitted yet; each fold gets a copy.
@@ -26,14 +26,14 @@ class FoldDetectors(nn.Module):
         self.folds = torch.tensor(folds)
 
     def update(self, features: list[Tensor], index: Tensor) -> None:
-        """Take in features [(B, C_l, h_l, w_l)] of the training images `index` (B,)."""
+        """Accumulate features [(B, C_l, h_l, w_l)] of the training images `index` (B,)."""
         for fold, detector in enumerate(self.detectors):
             kept = self.folds[index.cpu()] != fold
             if kept.any():
                 detector.update([map_[kept] for map_ in features], index[kept])  # type: ignore[operator]
 
     def fit(self, progress: ProgressFn) -> None:
-        """Fit every detector to what it took in."""
+        """Fit every detector to what it accumulated."""
         for detector in self.detectors:
             detector.fit(progress)  # type: ignore[operator]
 

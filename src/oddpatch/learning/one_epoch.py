@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class OneEpoch(AnomalyModule):
     """Shows a detector every good image once and fits it in `on_train_end`; arguments as for `AnomalyModule`."""
 
-    training_status = "taking in good images"
+    training_status = "accumulating good images"
 
     def __init__(
         self, model: AnomalyModel, metrics: Mapping[str, Metric], config: dict[str, Any] | None = None
@@ -102,7 +102,7 @@ class OneEpoch(AnomalyModule):
                 self.kept.keep(batch.index, features)
 
     def on_train_end(self) -> None:
-        """Fit the detector to what the epoch took in."""
+        """Fit the detector to what the epoch accumulated."""
         self.timing["embed"] = time.perf_counter() - self._epoch_start
         self.data.gather()
         self.num_fitted = self.data.num_fitted()

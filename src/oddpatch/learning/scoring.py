@@ -137,7 +137,7 @@ class AnomalyModule(L.LightningModule):
     # -- thresholds ---------------------------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Begin anew."""
+        """Reset the scores of an earlier validation."""
         self._epoch_start = time.perf_counter()
         # Scores of the good images left out, the highest pixels of their maps, and scores of labelled validation.
         self.good_scores, self.good_pixels, self.validation = ImageMetrics(), ImageMetrics(), ImageMetrics()

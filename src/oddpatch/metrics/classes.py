@@ -77,7 +77,7 @@ class ImageMetrics(_ByImage):
         self.rows: tuple[Tensor, Tensor, Tensor] = (torch.empty(0), torch.empty(0), torch.empty(0))
 
     def update(self, score: Tensor, label: Tensor, index: Tensor) -> None:
-        """Take in score (B,), label (B,) of 0 good and 1 anomalous, and index (B,) of the images in the dataset.
+        """Add score (B,), label (B,) of 0 good and 1 anomalous, and index (B,) of the images in the dataset.
 
         Raises:
             DataError: the shapes are not (B,) each.
@@ -127,7 +127,7 @@ class PixelMetrics(_ByImage):
         )
 
     def update(self, anomaly_map: Tensor, mask: Tensor, index: Tensor) -> None:
-        """Take in anomaly_map and mask, both (B, 1, H, W), and index (B,) of the images in the dataset.
+        """Add anomaly_map and mask, both (B, 1, H, W), and index (B,) of the images in the dataset.
 
         Raises:
             DataError: shapes differ, among themselves or from those of earlier batches.

@@ -134,7 +134,7 @@ def stands_out(scores: ArrayLike) -> bool:
     1 in 1000. Scores of good images, being distances, mostly have lighter tails, for which that is rarer still.
 
     Args:
-        scores: (n,); of fewer than 5 nothing is said.
+        scores: (n,); fewer than 5 give no answer.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
     if len(ordered) < 5:

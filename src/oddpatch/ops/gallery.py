@@ -75,7 +75,7 @@ class Spool:
         return self._map()
 
     def close(self) -> None:
-        """Let go of the file; tensors mapped from it stay valid, and keep its space until they are gone."""
+        """Close the file; tensors mapped from it stay valid, and keep its space until they are freed."""
         self._file.close()
 
     @staticmethod

@@ -142,7 +142,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Of each the settings that not all have alike, as text."""
-    names = sorted({name for one in settings for name in one} - {_RANDOM})  # which is said otherwise
+    names = sorted({name for one in settings for name in one} - {_RANDOM})  # which is marked otherwise
     differing = [name for name in names if len({repr(one.get(name)) for one in settings}) > 1]
     differing = [
         name for name in differing if name != _MINIMUM or len({repr(o[name]) for o in settings if name in o}) > 1

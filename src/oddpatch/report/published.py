@@ -194,7 +194,7 @@ def _show(value: Any) -> str:
 
 @cache
 def published() -> list[Published]:
-    """Every published variant; those that two sources tell of the same publication are one."""
+    """Every published variant; what two sources report of the same publication is one."""
     sources = {row["source_id"]: Source(**row) for row in _read("sources.csv")}
     # By publication and not by source: the PaDiM paper was read in two places.
     Key = tuple[str, str, str, str, str]

@@ -111,7 +111,7 @@ def _headings(columns: Sequence[Column], with_published: bool) -> tuple[list[Hea
         if not with_published:
             continue
         found, reason = _matches(column)
-        if reason and not column.is_random:  # of which enough is said
+        if reason and not column.is_random:  # which are marked already
             notes.append(f"{number} is beside no published numbers: {reason}")
         for letter, match in enumerate(found):
             told = (*match.differences, _cite(match))

@@ -44,7 +44,7 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Example:
-    """One test image with its truth and what was said of it, on the CPU."""
+    """One test image with its truth and its result, on the CPU."""
 
     image: NDArray[np.uint8]  # (H, W, 3); empty as long as only features are at hand, which came from a cache
     mask: NDArray[np.uint8]  # (H, W), 1 = defect, 0 = normal, IGNORE = not known
@@ -54,7 +54,7 @@ class Example:
     defect_type: str
     index: int
     path: str
-    note: str = ""  # what there is to say of it, in place of the verdict
+    note: str = ""  # shown in place of the verdict
     neighbour: Neighbour | None = None  # where that was wanted, and the detector keeps normal patches
 
     @property
@@ -116,7 +116,7 @@ class Candidates:
             pool.add(key, example)
 
     def merge(self, others: Iterable["Candidates"]) -> None:
-        """Take in what other devices kept: the result is as if one device had seen all images."""
+        """Add what other devices kept: the result is as if one device had seen all images."""
         for other in others:
             for pool in (other.misses, other.false_alarms, *other.by_type.values()):
                 for example in pool.examples():

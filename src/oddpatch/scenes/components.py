@@ -53,7 +53,7 @@ class Component:
 
     @property
     def look(self) -> str:
-        """What it can be told by from others at a glance, which its printed value is not."""
+        """What distinguishes it from others at a glance, as its printed value does not."""
         return f"{self.label} {self.package} {self.tone}"
 
     def sprite(self, scale: float) -> Surface:

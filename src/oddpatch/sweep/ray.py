@@ -56,7 +56,7 @@ class Cluster:
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         import ray
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anyone unasked
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported unasked
         quiet = {"include_dashboard": False} if self.address in (None, "local") else {}
         try:
             # What jobs print goes to their folders.

@@ -201,7 +201,7 @@ def print_report(folders: Sequence[Path], page: Path) -> bool:
         with replacing(page) as file:
             file.write(to_html(report, f"Sweep {page.parent.name}"))
     except OddpatchError as error:
-        # The jobs are what a sweep is for, and what became of them is still to be told.
+        # The jobs are what a sweep is for, and their outcome is still to be shown.
         log.warning("there is no report: %s", error)
         return False
     return True

@@ -1,6 +1,6 @@
 """Masks beside their images, as labelling tools export them: `x.jpg` with `x_mask.png`, or with `x.png`.
 
-Which images are good is told by
+Good images are recognised by
 
 * MVTec layout with masks among the images: `SOURCE/train/good`, `SOURCE/test/TYPE`
 * folders: `SOURCE/good`, `SOURCE/DEFECT_TYPE`, with images at any depth
@@ -38,7 +38,7 @@ def plan(source: Path, options: Options) -> list[Plan]:
         items, told = _by_folder(source, parts, masks, options), "the folders"
     else:
         items, told = _by_mask(parts, masks, options), f"the masks; what they show is of type {DEFECT_TYPE!r}"
-    notes = [f"{len(masks)} masks lay beside their images. Good parts are told by {told}."]
+    notes = [f"{len(masks)} masks are beside their images. Good parts are recognised by {told}."]
     if not is_category(source):
         notes.append(f"{options.test_share:g} of the good images, seed {options.seed}, are for testing.")
     return [Plan(options.category or source.resolve().name, items, notes, left_out=unused(source, items, beside))]

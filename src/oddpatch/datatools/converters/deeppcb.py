@@ -76,7 +76,7 @@ def _pairs(source: Path) -> dict[str, _Pair]:
         )
         for path in pair[1:]:
             if not path.is_file():
-                raise DataError(f"{path}: missing beside {good}: unpack the dataset anew, or remove the template")
+                raise DataError(f"{path}: missing beside {good}: unpack the dataset again, or remove the template")
         if stem in found:
             raise DataError(f"{good} and {found[stem].good} have one name: convert one group at a time")
         found[stem] = pair
@@ -98,7 +98,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}): unpack the dataset anew") from error
+        raise DataError(f"{path}: cannot be read ({error}): unpack the dataset again") from error
 
 
 def _template(stem: str, pair: _Pair, split: str) -> Item:

@@ -61,6 +61,6 @@ def _pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
     pairs = []
     for path in (p for p in files if not p.stem.endswith(suffix)):
         if path.stem not in masks:
-            raise DataError(f"{path}: has no mask {path.stem}{suffix}.*: unpack the dataset anew, or remove it")
+            raise DataError(f"{path}: has no mask {path.stem}{suffix}.*: unpack the dataset again, or remove it")
         pairs.append((path, masks[path.stem]))
     return pairs

@@ -41,7 +41,7 @@ def _category(folder: Path) -> Plan:
     items += [Item(path, "test", GOOD, path.name) for path in images(public / GOOD)]
     for path in images(public / DEFECT_TYPE):
         if path.stem not in masks:
-            raise DataError(f"{path}: has no mask {path.stem}{MASK_SUFFIX}.*: unpack the dataset anew, or remove it")
+            raise DataError(f"{path}: has no mask {path.stem}{MASK_SUFFIX}.*: unpack the dataset again, or remove it")
         items.append(Item(path, "test", DEFECT_TYPE, path.name, masks[path.stem]))
     published = dict(zip(_KEYS, _COUNTS[folder.name], strict=True)) if folder.name in _COUNTS else {}
     return Plan(folder.name, items, _NOTES, published)

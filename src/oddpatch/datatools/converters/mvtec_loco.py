@@ -50,7 +50,7 @@ def _category(folder: Path) -> Plan:
             masks = images(folder / "ground_truth" / name / path.stem)
             if not masks:
                 where = folder / "ground_truth" / name / path.stem
-                raise DataError(f"{path}: has no mask in {where}: unpack the dataset anew, or remove it")
+                raise DataError(f"{path}: has no mask in {where}: unpack the dataset again, or remove it")
             items.append(Item(path, "test", name, path.name, partial(_join, masks)))
     published = dict(zip(_KEYS, _COUNTS[folder.name], strict=True)) if folder.name in _COUNTS else {}
     return Plan(folder.name, items, _NOTES, published)
@@ -62,6 +62,6 @@ def _join(masks: list[Path]) -> bytes:
     for path in masks[1:]:
         mask = read_mask(path).numpy() > 0
         if mask.shape != joined.shape:
-            raise DataError(f"{path}: the mask is of another size than {masks[0]}: unpack the dataset anew")
+            raise DataError(f"{path}: the mask is of another size than {masks[0]}: unpack the dataset again")
         joined = np.logical_or(joined, mask)
     return png(joined)

@@ -37,11 +37,11 @@ def _rows(table: Path) -> list[dict[str, str]]:
         with table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read ({error}): unpack the dataset anew") from error
+        raise DataError(f"{table}: cannot be read ({error}): unpack the dataset again") from error
     for number, row in enumerate(rows, start=1):
         absent = [column for column in _COLUMNS if not isinstance(row.get(column), str)]
         if absent:
-            raise DataError(f"{table}: row {number} has no {absent[0]}: unpack the dataset anew")
+            raise DataError(f"{table}: row {number} has no {absent[0]}: unpack the dataset again")
     return rows
 
 
@@ -53,7 +53,7 @@ def _listed(source: Path, table: Path, name: str) -> Plan:
         good = row["label"] == "normal"
         paths = [inside(source, row[column], table) for column in (("image",) if good else ("image", "mask"))]
         for missing in (p for p in paths if not p.is_file()):
-            raise DataError(f"{missing}: missing, though {table} names it: unpack the dataset anew")
+            raise DataError(f"{missing}: missing, though {table} names it: unpack the dataset again")
         if row["split"] not in ("train", "test"):
             raise DataError(
                 f"{table}: {row['image']} has the split {row['split']!r:.100}, neither train nor test: correct it"
