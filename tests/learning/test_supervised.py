@@ -225,7 +225,7 @@ def ranks_work(rank, world, root, out):
         use_tiny_backbone(patch)
         ranks = ("trainer=ddp", f"trainer.devices={world}", "trainer.accelerator=cpu", "data.batch_size=4")
         job = train(supervised(root, out / "run", *ranks))
-    torch.save((state(job), job.module.results), out / f"{rank}.pt")
+    torch.save((state(job), job.module.result.metrics), out / f"{rank}.pt")
     distributed.leave()
 
 
@@ -236,7 +236,7 @@ def test_two_devices_compute_the_gradients_of_one_with_twice_the_batch(root, tmp
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     require_equal(found[0][0], found[1][0])
     require_equal(found[0][0], state(alone), rtol=1e-4, atol=1e-5)
-    assert found[0][1]["image_auroc"] == alone.module.results["image_auroc"]
+    assert found[0][1]["image_auroc"] == alone.module.result.metrics["image_auroc"]
 
 
 def test_a_method_names_its_learning_in_its_yaml(tmp_path):
