@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: About a run, not about its results.
-OF_THE_RUN = {"timing", "peak_memory_bytes", "operating", "git_commit", "run"}
+OF_THE_RUN = {"timing", "peak_memory_bytes", "operating", "git_commit", "run", "settings"}
 
 
 #: prctl: processes whose parent has ended become children of this one, so that their time is counted too.
