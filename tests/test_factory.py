@@ -1,19 +1,10 @@
 """Fitted models are restored by what is needed to score, and no more."""
 
-import subprocess
-import sys
-
 import pytest
 from omegaconf import OmegaConf
 
 from oddpatch.errors import ConfigError
 from oddpatch.hydra_entry import building
-
-
-def test_restoring_a_model_loads_no_lightning():
-    script = "import sys, oddpatch.factory, oddpatch.inference.detector; print('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_a_class_and_its_settings_are_checked_by_name():

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -342,13 +340,3 @@ def test_nothing_is_kept_if_nothing_is_wanted():
     for it in stream(10):
         candidates.add(it)
     assert candidates.choose(by_type(stream(10))) == {}
-
-
-def test_matplotlib_is_loaded_when_drawing_and_pyplot_never():
-    code = (
-        "import sys, numpy as np; from oddpatch.figures import drawing, curves;"
-        "assert 'matplotlib' not in sys.modules;"
-        "from oddpatch.figures.canvas import Sheet; s = Sheet(2, 1); s.write(0, 0.5, 'text');"
-        "assert 'matplotlib.pyplot' not in sys.modules and 'lightning' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
