@@ -145,10 +145,10 @@ def test_scores_are_scaled_by_the_median_of_good_images(finished):
 def test_detectors_leave_the_model_as_it_is(finished):
     model, _ = factory.restore(finished / "run")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    settings, described = dict(vars(model.calibration)), model.calibration.describe()
+    settings, described = dict(vars(model.calibration)), model.calibration.to_dict()
     for wanted in ({}, {"target_fpr": 0.3}, {"threshold": 0.0, "max_pixels": 10}):
         AnomalyDetector(model, **wanted)
-        assert model.calibration.describe() == described
+        assert model.calibration.to_dict() == described
         assert dict(vars(model.calibration)) == settings
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)

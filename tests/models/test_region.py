@@ -8,7 +8,7 @@ from methods import METHODS, SIZE, features, make
 
 from oddpatch.models.ensemble import EnsembleDetector
 from oddpatch.models.patchcore import PatchCore
-from oddpatch.models.region import Region
+from oddpatch.models.region import RegionOfInterest
 from oddpatch.models.spade import SPADE
 
 ALL = {name: partial(make, name) for name in METHODS}
@@ -29,7 +29,7 @@ def drawn(seed=0, size=(12, 20)):
 @pytest.mark.parametrize("grid", [(12, 20), (6, 10), (3, 5), (4, 7), (1, 1)])
 def test_patches_inside_and_the_nearest_of_them(grid):
     mask = drawn()
-    region = Region(mask)
+    region = RegionOfInterest(mask)
     rows, columns = (
         [range(n * k // g, -(-n * (k + 1) // g)) for k in range(g)] for n, g in zip(mask.shape, grid, strict=True)
     )
@@ -50,7 +50,7 @@ def test_patches_inside_and_the_nearest_of_them(grid):
 
 def test_average_values_and_cut():
     mask = drawn()
-    region, feature = Region(mask), torch.rand(2, 3, 12, 20)
+    region, feature = RegionOfInterest(mask), torch.rand(2, 3, 12, 20)
     torch.testing.assert_close(region.average(feature), feature[:, :, mask].double().mean(2))
     maps = torch.rand(2, 1, 12, 20) - torch.tensor([0.0, 0.5]).view(2, 1, 1, 1)
     assert torch.equal(region.values(maps), maps[:, 0, mask].flatten())
@@ -61,7 +61,7 @@ def test_average_values_and_cut():
 
 
 def test_without_a_region_nothing_changes():
-    region, tensor = Region(), torch.rand(2, 1, 4, 6)
+    region, tensor = RegionOfInterest(), torch.rand(2, 1, 4, 6)
     assert region.cut(tensor) is tensor
     assert region.take(tensor, (4, 6)) is tensor
     assert torch.equal(region.spread(tensor[0, 0].flatten(), (4, 6)), tensor[0, 0])

@@ -9,7 +9,7 @@ from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_run
 
 from oddpatch.report.columns import columns_of
 from oddpatch.report.datasets import TEXTURES
-from oddpatch.report.published import METHODS, matches, protocol_of, published
+from oddpatch.report.published import NAMES, matches, protocol_of, published
 from oddpatch.report.runs import find_runs, read_run
 from oddpatch.report.table import build_report, difference, is_within, published_value
 
@@ -66,7 +66,7 @@ def test_every_protocol_belongs_to_a_variant_and_names_real_settings():
     assert len(comparable) > 50
     for one in comparable:
         assert {*one.same, *one.told} <= known, one.variant
-        assert any(one.method in names for names in METHODS.values())
+        assert any(one.method in names for names in NAMES.values())
 
 
 def test_patchcore_matches_by_its_coreset_ratio_papers_first(tmp_path):

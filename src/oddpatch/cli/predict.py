@@ -60,7 +60,7 @@ def predict(
 
     from oddpatch.data.walk import summary
     from oddpatch.inference.detector import AnomalyDetector
-    from oddpatch.inference.outputs import Save, Tally, describe
+    from oddpatch.inference.outputs import Save, Tally, to_record
     from oddpatch.inference.outputs import save as write
     from oddpatch.inference.sources import Files
 
@@ -89,7 +89,7 @@ def predict(
         for frame, result in bar.track(results, len(source), description="inspecting"):
             tally.add(frame, result)
             bar.console.file.flush()
-            _tell(describe(frame, result), terminal)
+            _tell(to_record(frame, result), terminal)
     if (little := tally.partly_inspected(detector.scorer.settings)) is not None:
         tell(f"warning: {little}", err=True)
     if terminal:

@@ -20,7 +20,7 @@ from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError, DataError
 
 Floats = NDArray[np.float64]
-METHODS = ("homography", "translation")
+ALIGNMENTS = ("homography", "translation")
 #: Images are compared at this length of the longer side, in pixels, or at their own if that is less.
 WORKING_SIDE = 640
 #: Rendered boards register at 0.82 and more, other parts and mirrored images below 0.2 (docs/data.md).
@@ -55,8 +55,8 @@ class Alignment:
     def __init__(
         self, reference: str, size: tuple[int, int], method: str = "homography", min_quality: float = MIN_QUALITY
     ) -> None:
-        if method not in METHODS:
-            raise ConfigError(f"align.method={method!r}: choose one of {', '.join(METHODS)}")
+        if method not in ALIGNMENTS:
+            raise ConfigError(f"align.method={method!r}: choose one of {', '.join(ALIGNMENTS)}")
         if not 0 <= min_quality <= 1:
             raise ConfigError(f"align.min_quality={min_quality}: choose 0..1")
         self.reference = reference

@@ -61,7 +61,7 @@ def save(folder: Path, kinds: Collection[Save], frame: Frame, image: Tensor, det
             Image.fromarray(picture).save(file, "PNG")
 
 
-def describe(frame: Frame, result: Detection | DataError) -> dict[str, Any]:
+def to_record(frame: Frame, result: Detection | DataError) -> dict[str, Any]:
     """One image's line of JSON; `latency_ms` is the time spent on it, without waiting and saving."""
     if isinstance(result, DataError):
         return {"path": frame.name, "error": str(result)}

@@ -97,7 +97,7 @@ def make_result(
 def thresholds_of(module: "AnomalyModule") -> Thresholds:
     """What images and pixels are judged by; names of good images are relative to the folder of the categories."""
     calibration, root = module.model.calibration, module.data.root
-    described, pixel, set_by = calibration.describe(), calibration.pixel, calibration.set_by
+    described, pixel, set_by = calibration.to_dict(), calibration.pixel, calibration.set_by
     if described is not None:
         described["set_by"] = [relative_name(module.train_paths[i], root) for i in set_by]
     return Thresholds(

@@ -276,9 +276,9 @@ class AnomalyModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build the same model again: its config and preprocessing, and the versions."""
-        checkpoint["oddpatch"] = self.describe(self.data)
+        checkpoint["oddpatch"] = self.checkpoint_facts(self.data)
 
-    def describe(self, data: MVTecDataModule) -> dict[str, Any]:
+    def checkpoint_facts(self, data: MVTecDataModule) -> dict[str, Any]:
         """What a checkpoint holds beside tensors; names are below the folder of the categories."""
         names = [relative_name(sample.path, data.root) for sample in data.train_samples]
         return {

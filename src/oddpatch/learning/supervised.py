@@ -153,7 +153,7 @@ class Supervised(AnomalyModule):
         except CheckpointError as error:
             log.warning("%s: training begins from the start", error)
             return None
-        before, now = content["oddpatch"], self.describe(data)
+        before, now = content["oddpatch"], self.checkpoint_facts(data)
         differing = [name for name in SAME if before[name] != now[name]]
         # Of a folder that was moved, the best epoch would be forgotten.
         if any(state.get("dirpath", str(folder)) != str(folder) for state in content["callbacks"].values()):

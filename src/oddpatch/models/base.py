@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError, NotFittedError
 from oddpatch.models.calibration import Calibration
-from oddpatch.models.region import Region
+from oddpatch.models.region import RegionOfInterest
 from oddpatch.models.state import Accumulator
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.types import Prediction
@@ -71,7 +71,7 @@ class Detector(nn.Module, ABC):
         self.is_fitted = False
         self.register_buffer("fitted", torch.tensor(False))
         #: Patches outside are neither fitted to nor scored.
-        self.region = Region()
+        self.region = RegionOfInterest()
         #: Whether `score_left_out` will be asked for, see `expect_left_out`.
         self.left_out_expected = False
         #: Row i is what a method keeps of training image i for `score_left_out`; it is not saved.
@@ -88,7 +88,7 @@ class Detector(nn.Module, ABC):
                 f"{type(self).__name__} cannot leave out what lies outside data.roi: set data.roi=null, or choose "
                 "another model"
             )
-        self.region = Region(mask)
+        self.region = RegionOfInterest(mask)
 
     def select(self, features: list[Tensor]) -> list[Tensor]:
         """The maps this detector uses, of all that the backbone gave."""

@@ -22,7 +22,7 @@ from oddpatch.metrics.thresholds import (
 log = logging.getLogger(__name__)
 
 Method = Literal["none", "leave_one_out", "holdout", "cross"]
-METHODS = get_args(Method)
+CALIBRATIONS = get_args(Method)
 #: Fewest good images that a threshold is set on, where each is left out in turn: it supports a rate of 1 in 6.
 FEWEST = 5
 
@@ -65,8 +65,8 @@ class Calibration(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if method not in METHODS:
-            known = ", ".join(name for name in METHODS if name != "none")
+        if method not in CALIBRATIONS:
+            known = ", ".join(name for name in CALIBRATIONS if name != "none")
             raise ConfigError(f"calibration.method={method!r} is not known: choose {known} or none")
         check_target_fpr(target_fpr)
         if not 0 < fraction < 1:
@@ -181,7 +181,7 @@ class Calibration(nn.Module):
         """Of image scores (...), see `conformal_p_values`."""
         return conformal_p_values(scores, self.image_scores.cpu())
 
-    def describe(self) -> dict[str, Any] | None:
+    def to_dict(self) -> dict[str, Any] | None:
         """Plain values for metrics.json; None without a threshold."""
         if not self.calibrated:
             return None

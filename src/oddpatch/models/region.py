@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Region(nn.Module):
+class RegionOfInterest(nn.Module):
     """Which part of the images is inspected. A patch lies inside if any of the pixels it stands for does.
 
     Nothing of it is saved with a state dict: it belongs to the preprocessing, which brings it back.

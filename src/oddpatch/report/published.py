@@ -24,7 +24,7 @@ from oddpatch.report.datasets import DATASETS, OWN, dataset_of
 from oddpatch.report.runs import FinishedRun
 
 #: Names under which publications report what a class does.
-METHODS = {
+NAMES = {
     "PaDiM": ("PaDiM", "SemiOrthogonal"),
     "PatchCore": ("PatchCore", "PatchCoreViT"),
     "SPADE": ("SPADE",),
@@ -90,7 +90,7 @@ def matches(run: FinishedRun) -> tuple[list[Match], str]:
     named = [
         entry
         for entry in published()
-        if entry.method in METHODS.get(ours.method, ())
+        if entry.method in NAMES.get(ours.method, ())
         and sorted(entry.backbone.split("+")) == sorted(ours.backbone.split("+"))  # an ensemble has no order
         and (entry.same or entry.told)
     ]
