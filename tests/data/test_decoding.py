@@ -473,6 +473,18 @@ def test_an_image_without_pixels_is_none(tmp_path, tag):
         one_line(error, path)
 
 
+def test_a_tiff_whose_tags_contradict_each_other_is_damaged(tmp_path, rng):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, rng.integers(0, 2**16, (6, 7, 3), np.uint16), photometric="rgb")
+    data = path.read_bytes()
+    planar = b"\x1c\x01\x03\x00"  # the tag that says whether colours lie together, of type SHORT
+    assert data.count(planar) == 1
+    path.write_bytes(data.replace(planar, b"\x1c\x01\x02\x00"))
+    with pytest.raises(DataError, match="damaged") as error:
+        read_image(path)
+    one_line(error, path)
+
+
 def test_8_bit_images_may_stay_as_they_are(tmp_path, rng):
     path = tmp_path / "a.png"
     for pixels in (colour(rng), colour(rng)[..., 0]):

@@ -111,6 +111,8 @@ def _deep_tiff(data: bytes, max_pixels: int) -> Array | None:
             array = read_with_opencv(data)
         else:
             array = np.moveaxis(array, 0, -1) if page.planarconfig == 2 and array.ndim == 3 else array
+            if array.size and array.shape[:2] != (page.imagelength, page.imagewidth):  # its tags contradict each other
+                raise DataError("damaged, its pixels do not form the image it describes: replace or remove it")
             orientation = page.tags.get(_EXIF_ORIENTATION)
             array = _turn(array, orientation.value if orientation else 1)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and array.dtype.kind == "u":
