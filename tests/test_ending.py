@@ -15,7 +15,7 @@ from conftest import ROOT
 SCRIPT = """
 import os, sys, time, tempfile
 from oddpatch import ending
-ending.GRACE = 0.3
+ending.GRACE = 0.3 if sys.argv[2] == "ignore" else 20
 with ending.ending_when_told(lambda word: print(word, file=sys.stderr)), tempfile.TemporaryDirectory(dir=sys.argv[1]):
     if sys.argv[2] == "child":
         child = os.fork()
@@ -26,6 +26,25 @@ with ending.ending_when_told(lambda word: print(word, file=sys.stderr)), tempfil
                 time.sleep(600)
         Swallow()
         time.sleep(600)
+    if sys.argv[2] == "ignore":
+        while True:
+            try:
+                time.sleep(600)
+            except KeyboardInterrupt:
+                pass
+    if sys.argv[2] == "import":
+        import importlib.machinery
+        class Slow(importlib.machinery.ExtensionFileLoader):
+            def create_module(self, spec):
+                for _ in range(3):
+                    time.sleep(0.05)
+                print("created", flush=True)
+        try:
+            Slow("slow", "slow.so").create_module(None)
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print("raised", flush=True)
+            raise
     if sys.argv[2] == "exit":
         try:
             print("inside", flush=True)
@@ -83,11 +102,28 @@ def test_exit_code_says_what_ended_a_program(tmp_path, doing, how, code, word):
     ("how", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_signal_that_is_swallowed_ends_the_program_all_the_same(tmp_path, how, code, word):
-    process = start([sys.executable, "-c", SCRIPT, tmp_path, "swallow"])
+    process = start([sys.executable, "-c", SCRIPT, tmp_path, "ignore"])
     until(process, "ready")
     returned, told = end(process, how)
     assert returned == code
     assert told.splitlines()[-1] == word
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_in_a_destructor_is_raised_again_after_it(tmp_path, how, code, word):
+    process = start([sys.executable, "-c", SCRIPT, tmp_path, "swallow"])
+    until(process, "ready")
+    assert end(process, how) == (code, f"{word}\n")
+    assert not list(tmp_path.iterdir())  # put away, not just left
+
+
+def test_native_code_is_loaded_to_the_end_before_a_signal_is_raised(tmp_path):
+    """A library that is initialised aborts the process where an exception comes in between."""
+    process = start([sys.executable, "-c", SCRIPT, tmp_path, "import"])
+    until(process, "ready")
+    assert end(process, signal.SIGTERM) == (143, "created\nraised\nterminated\n")
 
 
 def test_a_signal_to_a_forked_child_is_no_news_to_its_parent(tmp_path):

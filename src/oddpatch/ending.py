@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
+from types import FrameType
 from typing import Any
 
 from oddpatch.errors import INTERRUPTED
@@ -32,8 +34,9 @@ class Terminated(KeyboardInterrupt):
 def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
     """Have SIGTERM and Ctrl-C end the block, and the program with the exit code that says why it ended.
 
-    Code that is called back from C can swallow the exception, and may keep the interpreter from raising it for long.
-    So a second thread learns of the signal by itself, and ends the process if it still runs `GRACE` seconds later.
+    Code that is called back from C can swallow the exception, which is then raised again, and may keep the interpreter
+    from raising it for long. So a second thread learns of the signal by itself, and ends the process if it still runs
+    `GRACE` seconds later.
 
     Args:
         tell: told "terminated" or "interrupted", once.
@@ -49,6 +52,7 @@ def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
     for which, handler in before.items():
         if handler is not signal.SIG_IGN or which == signal.SIGTERM:  # a shell's background jobs ignore Ctrl-C
             signal.signal(which, _raise)
+    hook, sys.unraisablehook = sys.unraisablehook, _swallowed
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
     _forget_in_children()
@@ -60,6 +64,7 @@ def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
         raise
     finally:
         signal.set_wakeup_fd(wakeup)
+        sys.unraisablehook = hook
         for which, handler in before.items():
             signal.signal(which, handler)
         if not _asked:  # else the watch goes on until the interpreter has ended
@@ -155,11 +160,37 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             yield error
 
 
-def _raise(number: int, _: Any) -> None:
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _loads_native_code(frame):  # which would abort: many a library cannot let an exception through there
+        _raise_later(number)
+        return
     for which in ENDINGS:
         signal.signal(which, signal.SIG_IGN)  # once is enough: a second would end the putting away
     _asked.append(signal.Signals(number))
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _loads_native_code(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _raise_later(number: int) -> None:
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
+def _swallowed(unraisable: Any) -> None:
+    """Called where an exception cannot be raised, such as in a destructor."""
+    if _asked and isinstance(unraisable.exc_value, KeyboardInterrupt):
+        signal.signal(_asked[0], _raise)
+        _raise_later(_asked[0])
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _watch(pipe: int) -> None:
