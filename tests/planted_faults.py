@@ -9,6 +9,7 @@ not seen failing. The exit code is 0 if all were caught, 1 if one was missed, 2 
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -311,8 +312,8 @@ def run(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
 
 def arguments(tests: str) -> list[str]:
     """Of pytest, from a fault's `tests`."""
-    path, *chosen = tests.split(" ", 2)
-    return [f"tests/{path}", *(part.strip("'") for part in chosen)]
+    path, *chosen = shlex.split(tests)
+    return [f"tests/{path}", *chosen]
 
 
 @cache
