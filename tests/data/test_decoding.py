@@ -485,6 +485,20 @@ def test_a_tiff_whose_tags_contradict_each_other_is_damaged(tmp_path, rng):
     one_line(error, path)
 
 
+def test_a_tiff_that_claims_more_strips_than_it_holds_is_damaged(tmp_path, rng):
+    path = tmp_path / "a.tif"
+    pixels = rng.integers(0, 2**16, (6, 7), np.uint16)
+    tifffile.imwrite(path, pixels, rowsperstrip=2, metadata=None)
+    np.testing.assert_array_equal(to_uint8(read_image(path, full_scale=65535))[..., 0], np.round(pixels / 257))
+    with tifffile.TiffFile(path) as file:
+        place = file.pages.first.tags["ImageLength"].valueoffset
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + (6_000_000).to_bytes(4, "little") + data[place + 4 :])
+    with pytest.raises(DataError, match="damaged, it holds 3 of 3000000 parts") as error:
+        read_image(path)
+    one_line(error, path)
+
+
 def test_8_bit_images_may_stay_as_they_are(tmp_path, rng):
     path = tmp_path / "a.png"
     for pixels in (colour(rng), colour(rng)[..., 0]):

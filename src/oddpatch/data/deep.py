@@ -1,6 +1,7 @@
 """Reading image files that hold more than 8 bits a channel, where Pillow would lose depth or gives up."""
 
 import io
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ def _deep_tiff(data: bytes, max_pixels: int) -> Array | None:
         if page.bitspersample not in (16, 32, 64):
             raise DataError(f"{page.bitspersample} bits a sample are not supported: save it with 8, 16 or 32")
         check_pixels(page.imagelength, page.imagewidth, max_pixels)
+        held, wanted = len(page.dataoffsets), math.prod(page.chunked) if page.imagelength and page.imagewidth else 0
+        if held < wanted:  # tifffile would go through all of them: millions, in a small file that says so
+            raise DataError(f"damaged, it holds {held} of {wanted} parts of its image: replace or remove it")
         try:
             array = page.asarray()
         except ValueError as error:
