@@ -36,8 +36,9 @@ with ending.ending_when_told(lambda word: print(word, file=sys.stderr)), tempfil
         import importlib.machinery
         class Slow(importlib.machinery.ExtensionFileLoader):
             def create_module(self, spec):
+                print("inside", flush=True)
                 for _ in range(3):
-                    time.sleep(0.05)
+                    time.sleep(0.1)
                 print("created", flush=True)
         try:
             Slow("slow", "slow.so").create_module(None)
@@ -122,7 +123,7 @@ def test_a_signal_in_a_destructor_is_raised_again_after_it(tmp_path, how, code, 
 def test_native_code_is_loaded_to_the_end_before_a_signal_is_raised(tmp_path):
     """A library that is initialised aborts the process where an exception comes in between."""
     process = start([sys.executable, "-c", SCRIPT, tmp_path, "import"])
-    until(process, "ready")
+    until(process, "inside")
     assert end(process, signal.SIGTERM) == (143, "created\nraised\nterminated\n")
 
 
