@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -269,9 +270,15 @@ def test_a_prediction_that_is_ended_leaves_whole_lines_and_files(finished, tmp_p
 
 @pytest.mark.slow
 def test_a_prediction_that_nobody_reads_ends_quietly(finished, tmp_path):
-    command = f"{sys.executable} -m oddpatch.cli.main predict {finished}/run {finished}/tile/test | head -1"
+    command = shlex.join(
+        [sys.executable, "-m", "oddpatch.cli.main", "predict", f"{finished}/run", f"{finished}/tile/test"]
+    )
     done = subprocess.run(
-        ["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True, cwd=ROOT
+        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     line, code = done.stdout.splitlines()
     assert json.loads(line)["path"]
