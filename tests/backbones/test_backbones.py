@@ -198,3 +198,8 @@ def test_layers_in_any_order_come_finest_first_with_their_own_strides():
     port = EfficientNetBackbone("efficientnet-b0", [11, 3], "random")
     assert (port.layers, port.strides) == ([3, 11], [4, 16])
     assert [f.shape[2:] for f in port(images)] == [(16, 16), (4, 4)]
+
+
+def test_options_that_a_network_does_not_take_are_told():
+    with pytest.raises(ConfigError, match=r"options=\{'bogus': 1\}: resnet18 does not take them .*: leave them out"):
+        TimmBackbone("resnet18", [2], weights="random", options={"bogus": 1})

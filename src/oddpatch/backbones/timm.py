@@ -63,7 +63,14 @@ class TimmBackbone(Backbone):
         if loading:
             raise ConfigError(f"options has {loading[0]}: weights come from backbone.weights alone: leave it out")
         self.name = name
-        network: Any = timm.create_model(name, num_classes=0, **dict(options or {}))
+        try:
+            network: Any = timm.create_model(name, num_classes=0, **dict(options or {}))
+        except TypeError as error:
+            if not options:
+                raise
+            raise ConfigError(
+                f"backbone.options={dict(options)}: {name} does not take them ({error}): leave them out"
+            ) from error
         info = network.feature_info
         valid: dict[int | str, str] = {
             i: f"{stage['num_chs']} channels, stride {stage['reduction']}" for i, stage in enumerate(info)
