@@ -47,7 +47,7 @@ def results(folder: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     with (folder / "predictions.csv").open(newline="") as file:
         scores = [(row["path"], row["score"]) for row in csv.DictReader(file)]
     metrics = json.loads((folder / "metrics.json").read_text())
-    operating = {k: v for k, v in metrics.pop("operating", {}).items() if k != "latency"}
+    operating = {k: v for k, v in metrics.pop("operating", {}).items() if k != "average_latency_ms"}
     return scores, {**{k: v for k, v in metrics.items() if k not in SKIPPED}, **operating}
 
 
