@@ -138,6 +138,33 @@ def test_a_signal_to_a_forked_child_is_no_news_to_its_parent(tmp_path):
     assert end(process, signal.SIGTERM)[0] == 143
 
 
+HANDING_OVER = """
+import multiprocessing, os, socket, sys, time
+from multiprocessing import resource_sharer
+from oddpatch import ending
+
+def hand_over(queue):
+    queue.put(resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))._id[0])
+    time.sleep(1)
+
+with ending.ending_when_told(print):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    worker = context.Process(target=hand_over, args=(queue,))
+    worker.start()
+    address = queue.get()
+    with socket.socket(socket.AF_UNIX) as reader:
+        reader.connect(address)  # and ends before it has read anything
+    worker.join()
+"""
+
+
+def test_a_data_loader_that_hands_over_a_tensor_to_an_ended_process_says_nothing():
+    process = start([sys.executable, "-c", HANDING_OVER])
+    told, _ = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("reader", "told"),
     [

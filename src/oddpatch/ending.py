@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
@@ -240,3 +241,10 @@ def _forget() -> None:
     for which, handler in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(which) is _raise:
             signal.signal(which, handler)
+    sys.excepthook = partial(_unless_unread, sys.excepthook)
+
+
+def _unless_unread(hook: Callable[..., object], kind: type[BaseException], *rest: Any) -> None:
+    """The hook of a forked process: silent where the thread that hands tensors over has lost its reader."""
+    if threading.current_thread() is threading.main_thread() or not issubclass(kind, (ConnectionError, EOFError)):
+        hook(kind, *rest)
