@@ -215,10 +215,21 @@ def test_the_size_of_blocks_changes_nothing(scene, monkeypatch):
         np.testing.assert_allclose(parts[name], values, rtol=1e-13)
 
 
-@pytest.mark.parametrize("shift", [-100, 0, 100])
-def test_every_pixel_is_in_a_bin_and_no_score_below_the_first(shift):
+def far_apart(maps, masks):
+    np.exp(30 * maps, out=maps)  # most scores share a cell of the grid that bins are looked up in
+
+
+def largest(maps, masks):
+    maps *= np.finfo(np.float32).max / np.abs(maps).max()  # a difference of two overflows
+
+
+@pytest.mark.parametrize("change", [-100, 0, 100, far_apart, largest, constant_of_defects])
+def test_every_pixel_is_in_a_bin_and_no_score_below_the_first(change):
     maps, masks = make_maps(images=5, size=24)
-    maps[masks == 1] += shift  # all below, among or above the normal ones
+    if callable(change):
+        change(maps, masks)
+    else:
+        maps[masks == 1] += change  # all below, among or above the normal ones
     statistics = PixelStatistics.from_maps(maps, masks)
     assert statistics.edges[0] <= maps.min()
     np.testing.assert_array_equal(statistics.num_normal, (masks == 0).sum((1, 2)))

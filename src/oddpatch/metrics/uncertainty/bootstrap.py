@@ -7,7 +7,6 @@ these weights. Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,8 @@ from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 Weights = NDArray[np.int64]
 #: Values of each metric, one per draw (S,); NaN where a draw leaves a metric undefined.
 ByDraw = dict[str, NDArray[np.float64]]
-#: Numbers in the largest array of a block of draws: it stays within the cache.
-BLOCK = 2**18
+#: Numbers in the largest array of a block of draws.
+BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -108,14 +107,6 @@ def _ranking_metrics(true: Weights, false: Weights) -> tuple[NDArray[np.float64]
         return auroc, np.sum(gained * precision, axis=1) / positives, f1.max(axis=1)
 
 
-class _Curve(NamedTuple):
-    """Pixels at or above the lower edge of each bin, from the top, under the weights of each draw."""
-
-    false: NDArray[np.float64]  # (S, K + 1) normal pixels, from 0 to all
-    true: NDArray[np.float64]  # (S, K + 1) defect pixels, from 0 to all
-    overlap: NDArray[np.float64]  # (S, K + 1) per-region overlap, from 0 to 1
-
-
 def pixel_metrics_by_draw(statistics: PixelStatistics, weights: Weights) -> ByDraw:
     """`pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `au_pro` and its further limits, of each draw.
 
@@ -132,47 +123,48 @@ def pixel_metrics_by_draw(statistics: PixelStatistics, weights: Weights) -> ByDr
             f"pixel statistics of {statistics.num_images} images with draws of {weights.shape[1]}: "
             "they are of different tests, test the run again"
         )
+    # (N, K + 1) by image, from the highest bin down, in front of which nothing is found
+    histograms = [
+        np.pad(histogram[:, ::-1].astype(np.float64), ((0, 0), (1, 0)))
+        for histogram in (statistics.normal, statistics.defect, statistics.region_share)
+    ]
     values = []
     once = np.ones_like(weights[:1])
     for block in (once, *_blocks(weights, len(statistics.edges))):
         with np.errstate(invalid="ignore", divide="ignore"):  # a draw may have no defect pixel at all
-            curve = _curve(statistics, block)
-            detection = curve.true / curve.true[:, -1:]
-            f1 = (2 * curve.true / (curve.true + curve.false + curve.true[:, -1:])).max(axis=1)
-            areas = [_area(curve.false, curve.overlap, limit) for limit in statistics.fpr_limits]
-            values.append((_area(curve.false, detection, 1), _average_precision(statistics, curve), f1, *areas))
+            # (S, K + 1) each: normal pixels, defect pixels and per-region overlap at or above each edge, from the top
+            false, true, overlap = (np.cumsum(product(block, histogram), axis=1) for histogram in histograms)
+            overlap /= (block @ statistics.num_regions)[:, None]
+            rate, positives = false / false[:, -1:], true[:, -1:]
+            f1 = (2 * true / (true + false + positives)).max(axis=1)
+            areas = [_area(rate, overlap, limit) for limit in statistics.fpr_limits]
+            precision = _average_precision(statistics, false, true)
+            values.append((_area(rate, true / positives, 1), precision, f1, *areas))
     further = [f"au_pro@{limit:g}" for limit in statistics.fpr_limits[1:]]
     drawn = _joined(values, ("pixel_auroc", "pixel_ap", "pixel_f1_max", "au_pro", *further))
     exact = zip(drawn.items(), statistics.exact, strict=True)
     return {name: np.clip(binned[1:] + (value - binned[0]), 0, 1) for (name, binned), value in exact}
 
 
-def _curve(statistics: PixelStatistics, weights: Weights) -> _Curve:
-    regions = (weights @ statistics.num_regions)[:, None]
-    histograms = (statistics.normal, statistics.defect, statistics.region_share)
-    risen = [np.cumsum(product(weights, histogram)[:, ::-1], axis=1) for histogram in histograms]
-    start = np.zeros((len(weights), 1))
-    false, true, overlap = (np.concatenate([start, part], axis=1) for part in risen)
-    return _Curve(false, true, overlap / regions)
-
-
-def _average_precision(statistics: PixelStatistics, curve: _Curve) -> NDArray[np.float64]:
+def _average_precision(
+    statistics: PixelStatistics, false: NDArray[np.float64], true: NDArray[np.float64]
+) -> NDArray[np.float64]:
     # Defect scores are edges: of m that are evenly spread from the next bin down to the edge, the last is at the edge.
     # A single one is met when all of the bin has been passed, as is the whole of a tie.
     distinct = np.maximum(statistics.num_distinct[::-1], 1)  # (K,)
     passed = (distinct + 1) / (2 * distinct)
-    gained = np.diff(curve.true, axis=1)  # (S, K)
-    true, false = curve.true[:, :-1] + gained * passed, curve.false[:, :-1] + np.diff(curve.false, axis=1) * passed
-    return np.sum(np.where(gained > 0, gained * (true / (true + false)), 0.0), axis=1) / curve.true[:, -1]
+    gained = np.diff(true, axis=1)  # (S, K)
+    found = true[:, :-1] + gained * passed
+    alarms = false[:, :-1] + np.diff(false, axis=1) * passed + found
+    precision = np.divide(found, alarms, out=np.zeros_like(found), where=gained > 0)
+    return np.einsum("sk,sk->s", gained, precision) / true[:, -1]
 
 
-def _area(false: NDArray[np.float64], risen: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
+def _area(rate: NDArray[np.float64], risen: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
     """(S,) area under `risen` (S, K + 1) up to a false-positive rate of `limit`, divided by it."""
-    rate = false / false[:, -1:]
-    width, rise = np.diff(rate, axis=1), np.diff(risen, axis=1)
-    within = np.diff(np.minimum(rate, limit), axis=1)
-    part = np.divide(within, width, out=np.zeros_like(width), where=width > 0) * rise
-    return np.sum(within * (risen[:, :-1] + part / 2), axis=1) / limit
+    within, width = np.diff(np.minimum(rate, limit), axis=1), np.diff(rate, axis=1)
+    part = np.divide(within, width, out=np.zeros_like(width), where=width > 0) * np.diff(risen, axis=1)
+    return np.einsum("sk,sk->s", within, risen[:, :-1] + part / 2) / limit
 
 
 def intervals(values: Mapping[str, NDArray[np.float64]], level: float) -> dict[str, tuple[float, float]]:

@@ -24,6 +24,8 @@ Counts = NDArray[np.int64]
 
 #: Edges taken at even steps of the true-positive rate, and as many at those of the false-positive rate.
 QUANTILES = 1024
+#: Cells of the grid by which the bin of a score is found.
+CELLS = 2**16
 _LOWEST = np.array([np.finfo(np.float32).min])
 
 
@@ -73,9 +75,10 @@ class PixelStatistics:
         is_defect = masks == 1
         regions = find_regions(is_defect)
         edges = _choose_edges(ranking.ranking)
-        bins = np.append(edges, np.float32(np.inf))
-        # Image by image, each of which fits the cache: a histogram of uneven bins sorts.
-        normal = [np.histogram(scores[mask == 0], bins)[0] for scores, mask in zip(maps, masks, strict=True)]
+        bins = _Bins(edges)
+        normal = [  # image by image, each of which fits the cache
+            np.bincount(bins(scores[mask == 0]), minlength=len(edges)) for scores, mask in zip(maps, masks, strict=True)
+        ]
         result = ranking.metrics(limits)
         return cls(
             edges=edges,
@@ -120,14 +123,17 @@ class PixelStatistics:
     @cached_property
     def num_distinct(self) -> Counts:
         """(K,) distinct defect scores in each bin."""
-        bins = np.searchsorted(self.edges, np.unique(self.defect_scores), side="right") - 1
-        return np.bincount(bins, minlength=len(self.edges))
+        return np.bincount(_Bins(self.edges)(np.unique(self.defect_scores)), minlength=len(self.edges))
+
+    @cached_property
+    def _cells(self) -> Counts:
+        """(P,) row and bin of each defect pixel in a flattened (N, K)."""
+        bins = _Bins(self.edges)(self.defect_scores)
+        return np.repeat(self.region_image, self.region_size) * len(self.edges) + bins
 
     def _of_defects(self, weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """(N, K) histograms of the defect pixels with the weight (R,) of their regions."""
-        bins = np.searchsorted(self.edges, self.defect_scores, side="right") - 1  # (P,)
-        cells = np.repeat(self.region_image, self.region_size) * len(self.edges) + bins
-        counts = np.bincount(cells, np.repeat(weight, self.region_size), self.num_images * len(self.edges))
+        counts = np.bincount(self._cells, np.repeat(weight, self.region_size), self.num_images * len(self.edges))
         return counts.astype(np.float64).reshape(self.num_images, -1)
 
     def region_overlaps(self, threshold: float) -> NDArray[np.float64]:
@@ -201,3 +207,30 @@ def _choose_edges(ranking: Ranking) -> NDArray[np.float32]:
     scores = ranking.thresholds.astype(np.float32)
     above = np.nextafter(scores[large], np.float32(np.inf))
     return np.unique(np.concatenate([_LOWEST, scores[np.concatenate(chosen)], above, scores[:1]]))
+
+
+class _Bins:
+    """Tells the bin of each score: the last of the lower ends `edges` (K,), rising, that is not above it.
+
+    A table gives the bin of each cell of an even grid. A binary search, several times slower, is left for the few
+    scores that share a cell with an edge.
+    """
+
+    def __init__(self, edges: NDArray[np.float32]) -> None:
+        self.edges = edges
+        self.low = edges[min(1, len(edges) - 1)]
+        span = max(float(edges[-1]) - float(self.low), np.finfo(np.float32).tiny)
+        self.scale = np.float32(min(CELLS / span, np.finfo(np.float32).max))
+        cells = self._cell(edges[1:])
+        self.table = np.searchsorted(cells, np.arange(CELLS + 1)).astype(np.int32)  # edges in lower cells
+        self.table[cells] = -1
+
+    def _cell(self, scores: NDArray[np.float32]) -> NDArray[np.int32]:
+        with np.errstate(over="ignore"):
+            return np.clip((scores - self.low) * self.scale, 0, CELLS).astype(np.int32)
+
+    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.int32]:
+        bins = self.table.take(self._cell(scores))
+        shared = bins < 0
+        bins[shared] = np.searchsorted(self.edges, scores[shared], side="right") - 1
+        return bins
