@@ -46,6 +46,14 @@ def run_many(
     return found
 
 
+def tracked(items: Sequence[T], progress: Progress | None) -> Iterator[T]:
+    """The items one by one; `progress` is called when each is done."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        if progress is not None:
+            progress(done, len(items))
+
+
 @contextmanager
 def _one_thread() -> Iterator[Callable[..., Iterator[Any]]]:
     threads = cv2.getNumThreads()

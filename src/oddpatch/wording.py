@@ -1,6 +1,6 @@
 """Counts and lists in plain English."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def counted(number: float, noun: str, plural: str = "") -> str:
@@ -11,6 +11,16 @@ def counted(number: float, noun: str, plural: str = "") -> str:
     """
     told = number if isinstance(number, int) else format(number, "g")
     return f"{told} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def some(names: Iterable[object], limit: int = 3) -> str:
+    """The first of many names.
+
+    >>> some("ab"), some([1, 2, 3, 4])
+    ('a, b', '1, 2, 3, ...')
+    """
+    told = [str(name) for name in names]
+    return ", ".join(told[:limit]) + (", ..." if len(told) > limit else "")
 
 
 def listed(names: Sequence[str]) -> str:

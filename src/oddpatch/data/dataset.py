@@ -10,10 +10,11 @@ from torch.utils.data import Dataset
 
 from oddpatch.data.alignment import Registration
 from oddpatch.data.decoding import marks_background, read_mask
-from oddpatch.data.layout import Sample, some
+from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE, Batch
+from oddpatch.wording import some
 
 OnError = Literal["raise", "skip"]
 T = TypeVar("T")
@@ -201,7 +202,7 @@ class MVTecDataset(Dataset[Item | None]):
         }
         masks = sum(sample.mask_path is not None for sample in self.samples)
         return [
-            f"{len(indices)} of {masks} masks: {what} ({some([str(self.samples[i].mask_path) for i in indices])})"
+            f"{len(indices)} of {masks} masks: {what} ({some(self.samples[i].mask_path for i in indices)})"
             for what, indices in found.items()
             if indices
         ]

@@ -23,7 +23,7 @@ from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import BROKEN_LINK, HIDDEN, NO_SUFFIX, UNKNOWN_SUFFIX, LeftOut, Listing, listing, summary, walk
 from oddpatch.errors import DataError
 from oddpatch.files import shown
-from oddpatch.wording import counted
+from oddpatch.wording import counted, some
 
 GOOD = "good"
 MASK_SUFFIX = "_mask"
@@ -368,11 +368,6 @@ def _instead(found: Listing) -> str:
 
 def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
-
-
-def some(names: list[str], limit: int = 3) -> str:
-    """The first of many names, for a line of text."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def _stem(name: str) -> str:

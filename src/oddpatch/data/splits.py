@@ -13,7 +13,7 @@ from oddpatch.data.layout import GOOD, Layout, Sample
 from oddpatch.data.walk import LeftOut
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import from_cell, parse_json, shown
-from oddpatch.wording import counted
+from oddpatch.wording import counted, some
 
 _PARTS = ("train", "validation", "test", "unused")
 _FOLD = "fold"
@@ -72,7 +72,7 @@ def follow(
     missing = sorted(parts.keys() - samples.keys())
     if missing:
         raise DataError(
-            f"{manifest}: names {counted(len(missing), 'image')} that {category} does not have ({_some(missing)}): "
+            f"{manifest}: names {counted(len(missing), 'image')} that {category} does not have ({some(missing)}): "
             "is it this category's manifest? put them back, or make it again by `oddpatch data split`"
         )
     train, test, validation = [], [], []
@@ -97,7 +97,7 @@ def _tested_part(parts: set[str], manifest: Path, fold: int | None) -> str:
             raise ConfigError(f"fold={fold} but {manifest} has no folds: set data.fold=null")
         return "test"
     if fold not in folds:
-        raise ConfigError(f"fold={fold} but {manifest} has the folds {_some(folds, 20)}: set data.fold to one of them")
+        raise ConfigError(f"fold={fold} but {manifest} has the folds {some(folds, 20)}: set data.fold to one of them")
     return f"{_FOLD}{fold}"
 
 
@@ -113,11 +113,7 @@ def _normal(path: str) -> str:
 def _left_out(names: list[str], manifest: Path) -> list[str]:
     if not names:
         return []
-    return [f"{manifest}: left out {counted(len(names), 'image')} that it does not name ({_some(names)})"]
-
-
-def _some(names: list[Any], limit: int = 3) -> str:
-    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
+    return [f"{manifest}: left out {counted(len(names), 'image')} that it does not name ({some(names)})"]
 
 
 def take_share(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:

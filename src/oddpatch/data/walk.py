@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from oddpatch.data.decoding import is_image_name, missing_plugin
 from oddpatch.files import shown
+from oddpatch.wording import some
 
 NO_SUFFIX = "no suffix"
 UNKNOWN_SUFFIX = "unknown suffix"
@@ -112,14 +113,13 @@ def listing(folder: str | Path, *, all_files: bool = False) -> Listing:
     return Listing(sorted(images), sorted(folders), sorted(left_out))
 
 
-def summary(left_out: Iterable[LeftOut], limit: int = 3) -> list[str]:
+def summary(left_out: Iterable[LeftOut]) -> list[str]:
     """One line for each reason, with the number of files or folders and the first names."""
     by_reason: dict[str, list[Path]] = defaultdict(list)
     for path, reason in left_out:
         by_reason[reason].append(path)
     return [
-        f"{len(paths)} left out, {reason}: {', '.join(map(shown, sorted(paths)[:limit]))}"
-        + (", ..." if len(paths) > limit else "")
+        f"{len(paths)} left out, {reason}: {some(map(shown, sorted(paths)))}"
         for reason, paths in sorted(by_reason.items())
     ]
 

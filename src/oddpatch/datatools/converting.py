@@ -4,7 +4,7 @@ import fnmatch
 import importlib
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +14,10 @@ import numpy as np
 from oddpatch.data.layout import GOOD, MASK_SUFFIX, good_folder
 from oddpatch.data.walk import LeftOut, listing, walk
 from oddpatch.datatools import converters
-from oddpatch.datatools.writing import MANIFEST, Output, Progress, check_targets, drafting, place, write_json
+from oddpatch.datatools.writing import MANIFEST, Output, check_targets, drafting, place, write_json
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import inside, replacing
+from oddpatch.pool import Progress, tracked
 from oddpatch.wording import counted
 
 T = TypeVar("T")
@@ -116,10 +117,8 @@ def write_plan(
     inside(root, plan.category, source)
     check_targets([Output(Path(i.split, i.defect_type, Path(i.name).stem), i.source) for i in plan.items], force=True)
     with drafting(root / plan.category, force) as draft:
-        for done, item in enumerate(plan.items, start=1):
+        for item in tracked(plan.items, progress):
             _write(item, draft, link)
-            if progress is not None:
-                progress(done, len(plan.items))
         files = [
             {
                 "path": f"{item.split}/{item.defect_type}/{item.name}",
@@ -170,9 +169,35 @@ def find_good(source: Path, options: Options) -> Path | None:
     return found if found is None or options.good in (GOOD, found.name) else None
 
 
-def by_stem(files: Sequence[Path], suffix: str = "") -> dict[str, Path]:
-    """Files by stem without `suffix`."""
-    return {path.stem.removesuffix(suffix): path for path in files}
+def folder_items(folder: Path, split: str, kind: str = GOOD, masks: Sequence[Path] = ()) -> list[Item]:
+    """The images in a folder, each with the mask of its stem if there is one."""
+    by_stem = {path.stem: path for path in masks}
+    return [Item(path, split, kind, path.name, by_stem.get(path.stem)) for path in images(folder)]
+
+
+def with_masks(files: Sequence[Path], masks: Sequence[Path], suffix: str) -> list[tuple[Path, Path]]:
+    """Images `STEM.*`, each with its mask `STEM<suffix>.*`.
+
+    Raises:
+        DataError: an image has none.
+    """
+    by_stem = {path.stem.removesuffix(suffix): path for path in masks}
+    for path in files:
+        if path.stem not in by_stem:
+            raise DataError(f"{path}: has no mask {path.stem}{suffix}.*: unpack the dataset again, or remove it")
+    return [(path, by_stem[path.stem]) for path in files]
+
+
+def category_folders(folders: Iterable[Path], options: Options, source: Path, expected: str) -> list[Path]:
+    """Folders of categories, sorted; only the one that is asked for, if one is.
+
+    Raises:
+        DataError: there is none; `expected` says what would make one.
+    """
+    found = sorted({path for path in folders if options.category in ("", path.name)})
+    if not found:
+        raise DataError(f"{source}: no {expected}{f' of {options.category}' if options.category else ''}")
+    return found
 
 
 def held_out(items: Sequence[T], share: float, seed: int) -> set[T]:
@@ -185,15 +210,3 @@ def good_items(files: Sequence[Path], options: Options) -> list[Item]:
     """Good images, a share of them for testing."""
     tested = held_out(files, options.test_share, options.seed)
     return [Item(path, "test" if path in tested else "train", GOOD, path.name) for path in files]
-
-
-def binary(path: Path) -> Callable[[], bytes]:
-    """A mask of class indices as one of 0 and 255, which can be looked at."""
-
-    def encode() -> bytes:
-        from oddpatch.data.decoding import read_mask
-        from oddpatch.datatools.writing import png
-
-        return png(read_mask(path).numpy() > 0)
-
-    return encode

@@ -1,6 +1,5 @@
 """Collect good images from a folder tree, with their structure and time stamps, so that an interrupted run goes on."""
 
-import csv
 import fnmatch
 from collections import Counter
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ import numpy as np
 
 from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import LeftOut, summary, walk
-from oddpatch.datatools.writing import Progress, place, sha256, unique_key, write_json
+from oddpatch.datatools.writing import Progress, place, sha256, unique_key, write_manifest
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import parse_json, replacing, to_cell
+from oddpatch.files import parse_json
 from oddpatch.wording import counted
 
 _COLUMNS = ("path", "source", "sha256", "bytes", "repeat_of")
@@ -96,7 +95,7 @@ def extract_good(
             place(path, goal)
             if progress is not None:
                 progress(len(names) + done, len(names) + len(pending))
-        _write_manifest(manifest, report.entries)
+        write_manifest(manifest, report.entries, tool="extract-good")
     return report
 
 
@@ -177,13 +176,3 @@ def _check_manifest(path: Path, force: bool) -> None:
         ours = False
     if not ours:
         raise DataError(f"{path}: exists and is no manifest: choose another name, or --force to replace it")
-
-
-def _write_manifest(path: Path, entries: list[dict[str, str | int]]) -> None:
-    if path.suffix.lower() != ".csv":
-        write_json(path, {"tool": "extract-good", "files": entries})
-        return
-    with replacing(path) as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows({name: to_cell(value) for name, value in entry.items()} for entry in entries)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from oddpatch.data.layout import MASK_SUFFIX
 from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.datatools.unity import Capture, Instance, Recording, Value, read_recording, read_segmentation, select
-from oddpatch.datatools.writing import Output, Progress, check_targets, png, some, write_all
+from oddpatch.datatools.writing import Output, Progress, check_targets, png, write_all
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import inside
-from oddpatch.wording import counted
+from oddpatch.wording import counted, some
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Splits of a category as a manifest: stratified shares, few-shot, k-fold. Every draw is seeded."""
 
-import csv
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from oddpatch.data.layout import GOOD, MASK_SUFFIX, Sample, scan
-from oddpatch.datatools.writing import MANIFEST, Output, check_targets, drafting, place, write_json
+from oddpatch.datatools.writing import MANIFEST, Output, check_targets, drafting, place, write_json, write_manifest
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import replacing, to_cell
 from oddpatch.wording import counted
 
 
@@ -97,14 +95,7 @@ def write_split(
         DataError: the file is there and `force` is not set.
     """
     check_targets([Output(path)], force)
-    if path.suffix.lower() != ".csv":
-        rows = [a._asdict() for a in assigned]
-        write_json(path, {"tool": "split", "category": category.name, **settings, "files": rows})
-        return
-    with replacing(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(Assignment._fields)
-        writer.writerows([to_cell(value) for value in row] for row in assigned)
+    write_manifest(path, [a._asdict() for a in assigned], tool="split", category=category.name, **settings)
 
 
 def apply_split(assigned: list[Assignment], category: Path, target: Path, fold: int = 0, force: bool = False) -> None:

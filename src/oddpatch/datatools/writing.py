@@ -1,12 +1,13 @@
 """How the data tools write: whole files under their final names or none, and nothing replaced unless asked to."""
 
+import csv
 import hashlib
 import json
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch import temporary
+from oddpatch.data.decoding import read_mask
 from oddpatch.errors import DataError
-from oddpatch.files import replacing
-from oddpatch.pool import Progress
+from oddpatch.files import replacing, to_cell
+from oddpatch.pool import Progress, tracked
 from oddpatch.temporary import placing
 
 MANIFEST = "oddpatch_manifest.json"
@@ -59,14 +61,12 @@ def check_targets(outputs: Sequence[Output], force: bool) -> None:
 
 def write_all(outputs: Sequence[Output], link: bool = False, progress: Progress | None = None) -> None:
     """Write each file in one step; a copy keeps its time stamps (`shutil.copy2`), a link is absolute."""
-    for done, output in enumerate(outputs, start=1):
+    for output in tracked(outputs, progress):
         if output.content is not None:
             with replacing(output.path, "wb") as file:
                 file.write(output.content())
         elif output.source is not None:
             place(output.source, output.path, link)
-        if progress is not None:
-            progress(done, len(outputs))
 
 
 def place(source: Path, target: Path, link: bool = False) -> None:
@@ -110,6 +110,17 @@ def drafting(root: Path, force: bool) -> Iterator[Path]:
         draft.rename(root)  # same file system: at once or not at all
 
 
+def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]], **settings: Any) -> None:
+    """Write rows, one for each file, as `.csv`, or else as JSON with the settings that they were made by."""
+    if path.suffix.lower() != ".csv":
+        write_json(path, {**settings, "files": rows})
+        return
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that people can read."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -131,7 +142,14 @@ def png(mask: NDArray[np.bool_]) -> bytes:
     return bytes(cv2.imencode(".png", mask.astype(np.uint8) * 255)[1])
 
 
-def some(names: Iterable[object], limit: int = 3) -> str:
-    """The first few names, for a message."""
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "")
+def join_masks(paths: Sequence[Path]) -> bytes:
+    """The union of masks of any mode, as a PNG of 0 and 255.
+
+    Raises:
+        DataError: one cannot be read, or they differ in size.
+    """
+    masks = [read_mask(path).numpy() > 0 for path in paths]  # (H, W) each
+    for path, mask in zip(paths, masks, strict=True):
+        if mask.shape != masks[0].shape:
+            raise DataError(f"{path}: the mask is of another size than {paths[0]}: unpack the dataset again")
+    return png(np.any(masks, axis=0))

@@ -3,7 +3,6 @@
 Tang et al., Online PCB Defect Detector On A New PCB Defect Dataset, 2019. https://github.com/tangsanli5201/DeepPCB
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -43,27 +42,26 @@ def plan(source: Path, options: Options) -> list[Plan]:
     lists = [next((path for path in files if path.name == name), None) for name in ("trainval.txt", "test.txt")]
     published: dict[str, int] = {}
     if lists[0] and lists[1]:
-        trained, tested = (_listed(path, pairs) for path in lists if path)
-        items = [_template(stem, pairs[stem], "train") for stem in trained]
-        items += [_template(stem, pairs[stem], "test") for stem in tested]
-        defective = tested
+        trained, defective = (_listed(path, pairs) for path in lists if path)
+        templates = [(stem, "train") for stem in trained] + [(stem, "test") for stem in defective]
         published = {"train/*": 1000, f"test/{GOOD}": 500}
         notes = [
             "Split by the owner's lists; defective images of trainval.txt are left out, as training takes good ones."
         ]
     else:
         held = held_out(sorted(pairs), options.test_share, options.seed)
-        items = [_template(stem, pair, "test" if stem in held else "train") for stem, pair in pairs.items()]
+        templates = [(stem, "test" if stem in held else "train") for stem in pairs]
         defective = list(pairs)
         notes = [
             f"No lists of the owner: {options.test_share:g} of the templates, seed {options.seed}, are for testing."
         ]
+    items = [Item(pairs[stem].good, split, GOOD, pairs[stem].good.name) for stem, split in templates]
     for stem in defective:
         boxes = _boxes(pairs[stem].boxes)
         types = {TYPES[box[4]] for box in boxes}
         kind = types.pop() if len(types) == 1 else MIXED
         path = pairs[stem].defective
-        items.append(Item(path, "test", kind, path.name, _masking(path, boxes)))
+        items.append(Item(path, "test", kind, path.name, partial(_mask, path, boxes)))
     return [Plan(options.category or "deeppcb", items, [*_NOTES, *notes], published)]
 
 
@@ -101,10 +99,6 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"{path}: cannot be read ({error}): unpack the dataset again") from error
 
 
-def _template(stem: str, pair: _Pair, split: str) -> Item:
-    return Item(pair.good, split, GOOD, pair.good.name)
-
-
 def _boxes(path: Path) -> list[tuple[int, ...]]:
     boxes = []
     for number, line in enumerate(_lines(path), start=1):
@@ -121,10 +115,6 @@ def _boxes(path: Path) -> list[tuple[int, ...]]:
     if not boxes:
         raise DataError(f"{path}: has no box, though its image is a defective one: remove the pair")
     return boxes
-
-
-def _masking(path: Path, boxes: list[tuple[int, ...]]) -> Callable[[], bytes]:
-    return partial(_mask, path, boxes)
 
 
 def _mask(path: Path, boxes: list[tuple[int, ...]]) -> bytes:

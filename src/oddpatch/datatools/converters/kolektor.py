@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oddpatch.data.decoding import read_mask
 from oddpatch.data.layout import GOOD
-from oddpatch.datatools.converting import Item, Options, Plan, by_stem, good_items, images
+from oddpatch.datatools.converting import Item, Options, Plan, good_items, images, with_masks
 from oddpatch.errors import DataError
 from oddpatch.wording import counted
 
@@ -56,11 +56,5 @@ def _second(source: Path, options: Options) -> Plan:
 
 
 def _pairs(folder: Path, suffix: str) -> list[tuple[Path, Path]]:
-    files = images(folder)
-    masks = by_stem([path for path in files if path.stem.endswith(suffix)], suffix)
-    pairs = []
-    for path in (p for p in files if not p.stem.endswith(suffix)):
-        if path.stem not in masks:
-            raise DataError(f"{path}: has no mask {path.stem}{suffix}.*: unpack the dataset again, or remove it")
-        pairs.append((path, masks[path.stem]))
-    return pairs
+    masks = [path for path in images(folder) if path.stem.endswith(suffix)]
+    return with_masks([path for path in images(folder) if path not in masks], masks, suffix)

@@ -7,8 +7,7 @@ https://www.mvtec.com/company/research/datasets/mvtec-ad-2
 from pathlib import Path
 
 from oddpatch.data.layout import GOOD, MASK_SUFFIX
-from oddpatch.datatools.converting import Item, Options, Plan, by_stem, images
-from oddpatch.errors import DataError
+from oddpatch.datatools.converting import Item, Options, Plan, category_folders, folder_items, images, with_masks
 
 DEFECT_TYPE = "bad"  # the owner gives no defect types
 # Images in train, validation, and of test_public the good and the bad ones.
@@ -27,21 +26,16 @@ _NOTES = [
 
 def plan(source: Path, options: Options) -> list[Plan]:
     """One category for each object, by the owner's split. Heeds category (one object)."""
-    folders = sorted(path.parent for path in source.glob("*/test_public") if options.category in ("", path.parent.name))
-    if not folders:
-        raise DataError(f"{source}: no CATEGORY/test_public{' of ' + options.category if options.category else ''}")
-    return [_category(folder) for folder in folders]
+    folders = (path.parent for path in source.glob("*/test_public"))
+    return [_category(folder) for folder in category_folders(folders, options, source, "CATEGORY/test_public")]
 
 
 def _category(folder: Path) -> Plan:
     public = folder / "test_public"
-    masks = by_stem(images(public / "ground_truth" / DEFECT_TYPE), MASK_SUFFIX)
-    splits = ("train", "validation")
-    items = [Item(path, split, GOOD, path.name) for split in splits for path in images(folder / split / GOOD)]
-    items += [Item(path, "test", GOOD, path.name) for path in images(public / GOOD)]
-    for path in images(public / DEFECT_TYPE):
-        if path.stem not in masks:
-            raise DataError(f"{path}: has no mask {path.stem}{MASK_SUFFIX}.*: unpack the dataset again, or remove it")
-        items.append(Item(path, "test", DEFECT_TYPE, path.name, masks[path.stem]))
+    items = [item for split in ("train", "validation") for item in folder_items(folder / split / GOOD, split)]
+    items += folder_items(public / GOOD, "test")
+    masks = images(public / "ground_truth" / DEFECT_TYPE)
+    for path, mask in with_masks(images(public / DEFECT_TYPE), masks, MASK_SUFFIX):
+        items.append(Item(path, "test", DEFECT_TYPE, path.name, mask))
     published = dict(zip(_KEYS, _COUNTS[folder.name], strict=True)) if folder.name in _COUNTS else {}
     return Plan(folder.name, items, _NOTES, published)

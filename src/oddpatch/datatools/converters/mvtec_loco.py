@@ -7,12 +7,9 @@ IJCV 2022. https://www.mvtec.com/company/research/datasets/mvtec-loco
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from oddpatch.data.decoding import read_mask
 from oddpatch.data.layout import GOOD
-from oddpatch.datatools.converting import Item, Options, Plan, images
-from oddpatch.datatools.writing import png
+from oddpatch.datatools.converting import Item, Options, Plan, category_folders, folder_items, images
+from oddpatch.datatools.writing import join_masks
 from oddpatch.errors import DataError
 
 TYPES = ("logical_anomalies", "structural_anomalies")
@@ -31,37 +28,20 @@ _NOTES = [
 
 def plan(source: Path, options: Options) -> list[Plan]:
     """One category for each object, by the owner's split. Heeds category (one object)."""
-    folders = sorted({path.parents[1] for name in TYPES for path in source.glob(f"*/test/{name}")})
-    folders = [folder for folder in folders if options.category in ("", folder.name)]
-    if not folders:
-        of = f" of {options.category}" if options.category else ""
-        raise DataError(f"{source}: no CATEGORY/test/logical_anomalies or structural_anomalies{of}")
-    return [_category(folder) for folder in folders]
+    folders = (path.parents[1] for name in TYPES for path in source.glob(f"*/test/{name}"))
+    expected = "CATEGORY/test/logical_anomalies or structural_anomalies"
+    return [_category(folder) for folder in category_folders(folders, options, source, expected)]
 
 
 def _category(folder: Path) -> Plan:
-    items = [
-        Item(path, split, GOOD, path.name)
-        for split in ("train", "validation", "test")
-        for path in images(folder / split / GOOD)
-    ]
+    splits = ("train", "validation", "test")
+    items = [item for split in splits for item in folder_items(folder / split / GOOD, split)]
     for name in TYPES:
         for path in images(folder / "test" / name):
-            masks = images(folder / "ground_truth" / name / path.stem)
+            where = folder / "ground_truth" / name / path.stem
+            masks = images(where)
             if not masks:
-                where = folder / "ground_truth" / name / path.stem
                 raise DataError(f"{path}: has no mask in {where}: unpack the dataset again, or remove it")
-            items.append(Item(path, "test", name, path.name, partial(_join, masks)))
+            items.append(Item(path, "test", name, path.name, partial(join_masks, masks)))
     published = dict(zip(_KEYS, _COUNTS[folder.name], strict=True)) if folder.name in _COUNTS else {}
     return Plan(folder.name, items, _NOTES, published)
-
-
-def _join(masks: list[Path]) -> bytes:
-    """The union of masks whose defects have any value above 0, as an encoded PNG."""
-    joined = read_mask(masks[0]).numpy() > 0  # (H, W)
-    for path in masks[1:]:
-        mask = read_mask(path).numpy() > 0
-        if mask.shape != joined.shape:
-            raise DataError(f"{path}: the mask is of another size than {masks[0]}: unpack the dataset again")
-        joined = np.logical_or(joined, mask)
-    return png(joined)

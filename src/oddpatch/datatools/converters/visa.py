@@ -5,10 +5,13 @@ https://github.com/amazon-science/spot-diff
 """
 
 import csv
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from oddpatch.data.layout import GOOD
-from oddpatch.datatools.converting import Item, Options, Plan, binary, by_stem, good_items, images
+from oddpatch.datatools.converting import Item, Options, Plan, category_folders, folder_items, good_items, images
+from oddpatch.datatools.writing import join_masks
 from oddpatch.errors import DataError
 from oddpatch.files import inside
 
@@ -23,11 +26,8 @@ _NORMAL = {
 
 def plan(source: Path, options: Options) -> list[Plan]:
     """One category for each object. Heeds category (one object), and test_share and seed if the list is missing."""
-    objects = sorted(p.parents[1].name for p in source.glob("*/Data/Images"))
-    if options.category:
-        objects = [name for name in objects if name == options.category]
-    if not objects:
-        raise DataError(f"{source}: no OBJECT/Data/Images{' of ' + options.category if options.category else ''}")
+    folders = (path.parents[1] for path in source.glob("*/Data/Images"))
+    objects = [path.name for path in category_folders(folders, options, source, "OBJECT/Data/Images")]
     table = source / "split_csv" / "1cls.csv"
     return [_listed(source, table, name) if table.is_file() else _drawn(source, name, options) for name in objects]
 
@@ -58,7 +58,7 @@ def _listed(source: Path, table: Path, name: str) -> Plan:
             raise DataError(
                 f"{table}: {row['image']} has the split {row['split']!r:.100}, neither train nor test: correct it"
             )
-        mask = None if good else binary(paths[1])
+        mask = None if good else partial(join_masks, paths[1:])
         items.append(Item(paths[0], row["split"], GOOD if good else DEFECT_TYPE, paths[0].name, mask))
     return Plan(name, items, ["Split by the owner's split_csv/1cls.csv.", _NOTE], _published(name))
 
@@ -68,11 +68,9 @@ _NOTE = "Masks of class indices are written as 0 and 255; the owner gives no def
 
 def _drawn(source: Path, name: str, options: Options) -> Plan:
     base = source / name / "Data"
-    masks = by_stem(images(base / "Masks" / "Anomaly"))
     items = good_items(images(base / "Images" / "Normal"), options)
-    for path in images(base / "Images" / "Anomaly"):
-        mask = binary(masks[path.stem]) if path.stem in masks else None
-        items.append(Item(path, "test", DEFECT_TYPE, path.name, mask))
+    for item in folder_items(base / "Images" / "Anomaly", "test", DEFECT_TYPE, images(base / "Masks" / "Anomaly")):
+        items.append(replace(item, mask=partial(join_masks, [item.mask]) if item.mask else None))
     note = f"No split_csv/1cls.csv: {options.test_share:g} of the normal images, seed {options.seed}, are for testing."
     return Plan(name, items, [note, _NOTE], {f"test/{DEFECT_TYPE}": _ANOMALOUS} if name in _NORMAL else {})
 
