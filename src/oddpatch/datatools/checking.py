@@ -1,8 +1,9 @@
 """Everything that is wrong with a dataset at once: what loading would refuse, and what it would not notice."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.datatools.fingerprints import Fingerprint, fingerprints, near_pairs, oddness, robust_z, spacing
 from oddpatch.datatools.shifts import Shift, shifts
-from oddpatch.datatools.writing import MANIFEST, Output, Progress, drafting, png, write_all, write_json
+from oddpatch.datatools.writing import MANIFEST, Output, Progress, drafting, join_masks, write_all, write_json
 from oddpatch.errors import DataError
 
 #: Robust z-scores above which a training image is worth a look. Good images of MVTec bottle stay below 2.7.
@@ -50,6 +51,23 @@ class CheckReport:
     dropped: set[Path] = field(default_factory=set)  # files that a repaired copy leaves out
     rewritten: set[Path] = field(default_factory=set)  # masks that a repaired copy rewrites
     inspected: str = ""  # how much of the images is seen by the ways they are usually prepared
+
+    def name(self, path: Path) -> str:
+        """A path below the category."""
+        return path.relative_to(self.category).as_posix()
+
+    def note(self, kind: str, path: Path, detail: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(kind, self.name(path), detail))
+
+    def drop(self, kind: str, path: Path, detail: str) -> None:
+        """Add a finding about a file that a repaired copy leaves out."""
+        self.note(kind, path, detail.removeprefix(f"{path}: "))
+        self.dropped.add(path)
+
+    def is_train_good(self, path: Path) -> bool:
+        """Whether a file is in `train/good`, or another spelling of it."""
+        return path.parent.parent == self.category / "train" and is_good(path.parent.name)
 
 
 def _inspected(sizes: list[Size]) -> str:
@@ -110,13 +128,15 @@ def check(category: Path, workers: int | None = None, progress: Progress | None 
     report.counts = dict(sorted(Counter(p.parent.relative_to(category).as_posix() for p in images + masks).items()))
     if full_scale != scales["train"]:
         detail = f"values up to {full_scale}, the training images up to {scales['train'] or 255}"
-        _note(report, "depth", category / "test", f"{detail}: set data.full_scale={full_scale}")
-    _check_images(report, prints)
-    _check_masks(report, prints, masks)
-    _check_duplicates(report, prints)
+        report.note("depth", category / "test", f"{detail}: set data.full_scale={full_scale}")
     readable = {path: item for path, item in prints.items() if not item.error}
+    for path in (path for path in prints if path not in readable):
+        report.drop("unreadable", path, prints[path].error)
+    _check_images(report, readable)
+    _check_masks(report, prints, masks)
+    _check_duplicates(report, readable)
     report.inspected = _inspected([item.size for item in readable.values()])
-    _check_train(report, {path: item for path, item in readable.items() if _is_good_of("train", report, path)})
+    _check_train(report, {path: item for path, item in readable.items() if report.is_train_good(path)})
     _check_shifts(report, readable)
     return report
 
@@ -152,21 +172,16 @@ def mend(report: CheckReport, target: Path, *, force: bool = False) -> None:
         check_share(report)
     base = report.category
     files = [p for p in walk(base, all_files=True).files if p not in report.dropped and p.name != MANIFEST]
-    if not any(is_image_name(path.name) and _is_good_of("train", report, path) for path in files):
+    if not any(is_image_name(path.name) and report.is_train_good(path) for path in files):
         raise DataError(f"{base / 'train' / GOOD}: no image would be left: put images of good parts there")
     with drafting(target, force) as draft:
         outputs = [Output(draft / p.relative_to(base), p) for p in files if p not in report.rewritten]
         for path in sorted(report.rewritten - report.dropped):
             name = draft / path.relative_to(base).with_suffix(".png")
-            outputs.append(Output(name, content=_rewriting(path)))
+            outputs.append(Output(name, content=partial(join_masks, [path])))
         write_all(outputs)
-        left_out = sorted(p.relative_to(base).as_posix() for p in report.dropped)
-        rewritten = sorted(p.relative_to(base).as_posix() for p in report.rewritten)
+        left_out, rewritten = (sorted(map(report.name, paths)) for paths in (report.dropped, report.rewritten))
         write_json(draft / MANIFEST, {"tool": "check", "left_out": left_out, "rewritten": rewritten})
-
-
-def _rewriting(path: Path) -> Callable[[], bytes]:
-    return lambda: png(read_mask(path).numpy() > 0)
 
 
 def _check_layout(report: CheckReport, left_out: Sequence[LeftOut]) -> Sequence[LeftOut]:
@@ -180,34 +195,18 @@ def _check_layout(report: CheckReport, left_out: Sequence[LeftOut]) -> Sequence[
         warnings = [str(error)]
     report.findings += [Finding("layout", "", warning) for warning in warnings]
     for item in left_out:
-        _note(report, "left-out", item.path, item.reason)
+        report.note("left-out", item.path, item.reason)
     return left_out
 
 
-def _is_good_of(split: str, report: CheckReport, path: Path) -> bool:
-    return path.parent.parent == report.category / split and is_good(path.parent.name)
-
-
-def _note(report: CheckReport, kind: str, path: Path, detail: str) -> None:
-    report.findings.append(Finding(kind, path.relative_to(report.category).as_posix(), detail))
-
-
 def _check_images(report: CheckReport, prints: dict[Path, Fingerprint]) -> None:
-    readable = {path: item for path, item in prints.items() if not item.error}
-    for path, item in prints.items():
-        if item.error:
-            _note(report, "unreadable", path, item.error.removeprefix(f"{path}: "))
-            report.dropped.add(path)
-    if not readable:
-        return
-    size = Counter(item.size for item in readable.values()).most_common(1)[0][0]
-    mode = Counter(item.mode for item in readable.values()).most_common(1)[0][0]
-    for path, item in readable.items():
-        if item.size != size:
-            _note(report, "size", path, f"{item.size[1]}x{item.size[0]}, most are {size[1]}x{size[0]}")
-        # A grey picture among colour ones is what a broken camera gives; a colour one among grey ones as well.
-        if item.mode != mode:
-            _note(report, "mode", path, f"{item.mode}, most are {mode}")
+    # A grey picture among colour ones is what a broken camera gives; a colour one among grey ones as well.
+    looks = {path: (f"{item.size[1]}x{item.size[0]}", item.mode) for path, item in prints.items()}
+    usual = [Counter(values).most_common(1)[0][0] for values in zip(*looks.values(), strict=True)]
+    for path, look in looks.items():
+        for kind, own, most in zip(("size", "mode"), look, usual, strict=True):
+            if own != most:
+                report.note(kind, path, f"{own}, most are {most}")
 
 
 def _check_masks(report: CheckReport, prints: dict[Path, Fingerprint], masks: Sequence[Path]) -> None:
@@ -222,13 +221,8 @@ def _check_masks(report: CheckReport, prints: dict[Path, Fingerprint], masks: Se
         stems = by_type.get(path.parent.name, {})
         image = stems.get(path.stem.removesuffix(MASK_SUFFIX)) or stems.get(path.stem)
         if image is None:
-            _note(
-                report,
-                "mask-without-image",
-                path,
-                f"no image test/{path.parent.name}/{path.stem.removesuffix(MASK_SUFFIX)}.*",
-            )
-            report.dropped.add(path)
+            stem = path.stem.removesuffix(MASK_SUFFIX)
+            report.drop("mask-without-image", path, f"no image test/{path.parent.name}/{stem}.*")
             continue
         paired.add(image)
         _check_mask(report, path, prints[image])
@@ -236,7 +230,7 @@ def _check_masks(report: CheckReport, prints: dict[Path, Fingerprint], masks: Se
             report.dropped.add(path)
     if paired:
         for image in sorted(p for stems in by_type.values() for p in stems.values() if p not in paired):
-            _note(report, "image-without-mask", image, "no mask: left out of the pixel metrics")
+            report.note("image-without-mask", image, "no mask: left out of the pixel metrics")
 
 
 def _check_mask(report: CheckReport, path: Path, image: Fingerprint) -> None:
@@ -247,64 +241,59 @@ def _check_mask(report: CheckReport, path: Path, image: Fingerprint) -> None:
         with Image.open(path) as picture:
             values = np.unique(np.asarray(picture.convert("L") if picture.mode != "P" else picture))
     except (DataError, OSError) as error:
-        _note(report, "unreadable", path, str(error).removeprefix(f"{path}: "))
-        report.dropped.add(path)
+        report.drop("unreadable", path, str(error))
         return
     if not image.error and tuple(mask.shape) != image.size:
-        _note(report, "mask-size", path, f"{mask.shape[1]}x{mask.shape[0]}, its image {image.size[1]}x{image.size[0]}")
+        report.note("mask-size", path, f"{mask.shape[1]}x{mask.shape[0]}, its image {image.size[1]}x{image.size[0]}")
     if not mask.any():
-        _note(report, "mask-empty", path, "empty: an anomalous image without a defect pixel")
+        report.note("mask-empty", path, "empty: an anomalous image without a defect pixel")
     inverted = marks_background(mask)
     if inverted:
         share = float(mask.float().mean())
-        _note(report, "mask-background", path, f"marks {share:.0%} of the image as defect: inverted or not black?")
+        report.note("mask-background", path, f"marks {share:.0%} of the image as defect: inverted or not black?")
     if len(values) > 2:
-        _note(report, "mask-values", path, f"{len(values)} values, not 2: every one above 0 counts as defect")
+        report.note("mask-values", path, f"{len(values)} values, not 2: every one above 0 counts as defect")
         if not inverted:  # what is defect there is not for a tool to say
             report.rewritten.add(path)
 
 
 def _check_duplicates(report: CheckReport, prints: dict[Path, Fingerprint]) -> None:
     train = report.category / "train"
+
+    def by_split(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+        parts: tuple[list[Path], list[Path]] = ([], [])
+        for path in paths:
+            parts[train not in path.parents].append(path)
+        return parts
+
     groups: dict[str, list[Path]] = defaultdict(list)
     for path, item in prints.items():
-        if not item.error:
-            groups[item.pixels].append(path)
+        groups[item.pixels].append(path)
     for group in groups.values():
-        inside = [path for path in group if train in path.parents]
-        outside = [path for path in group if train not in path.parents]
+        inside, outside = by_split(group)
         first, *others = outside or inside
         for path in inside if outside else ():
-            _note(report, "leak", path, f"same pixels as {_name(report, first)}")
-            report.dropped.add(path)
+            report.drop("leak", path, f"same pixels as {report.name(first)}")
         for path in others:
-            _note(report, "duplicate", path, f"same pixels as {_name(report, first)}")
             # Of a test image in two types one label must be wrong, and which is not for a tool to say.
-            if path.parent == first.parent:
-                report.dropped.add(path)
-    different = [path for path, item in prints.items() if not item.error and path not in report.dropped]
-    inside = [path for path in different if train in path.parents]
-    outside = [path for path in different if train not in path.parents]
+            note = report.drop if path.parent == first.parent else report.note
+            note("duplicate", path, f"same pixels as {report.name(first)}")
+    inside, outside = by_split(path for path in prints if path not in report.dropped)
     trained, tested = _thumbnails(prints[p] for p in inside), _thumbnails(prints[p] for p in outside)
     apart = spacing(trained)
     if apart < ALIKE and outside:
-        _note(
-            report, "alike", train / GOOD, f"most images differ from another by {apart:.1%} of their contrast or less: "
-            "frames of a video or pictures of one part do not test a model on parts it has not seen"
-        )  # fmt: skip
+        detail = f"most images differ from another by {apart:.1%} of their contrast or less: frames of a video or"
+        report.note(
+            "alike", train / GOOD, f"{detail} pictures of one part do not test a model on parts it has not seen"
+        )
     for i, j, distance in near_pairs(trained, tested, min(NEAR, NEAR_SPACING * apart)):
         if inside[i] not in report.dropped:
-            detail = f"nearly {_name(report, outside[j])} ({distance:.1%} of the contrast differs)"
-            _note(report, "leak", inside[i], detail)
-            report.dropped.add(inside[i])
+            detail = f"nearly {report.name(outside[j])} ({distance:.1%} of the contrast differs)"
+            report.drop("leak", inside[i], detail)
 
 
 def _thumbnails(items: Iterable[Fingerprint]) -> NDArray[np.float32]:
     return np.array([item.thumbnail for item in items], np.float32)
-
-
-def _name(report: CheckReport, path: Path) -> str:
-    return path.relative_to(report.category).as_posix()
 
 
 def _check_train(report: CheckReport, prints: dict[Path, Fingerprint]) -> None:
@@ -315,9 +304,9 @@ def _check_train(report: CheckReport, prints: dict[Path, Fingerprint]) -> None:
     anomalous = oddness(_thumbnails(items))
     for path, item, bright, score in zip(paths, items, brightness, anomalous, strict=True):
         if abs(bright) > BRIGHTNESS_Z:
-            _note(report, "brightness", path, f"mean {255 * item.mean:.0f} of 255, {_z(bright)}")
+            report.note("brightness", path, f"mean {255 * item.mean:.0f} of 255, {_z(bright)}")
         if score > SUSPECT_Z:
-            _note(report, "suspect", path, f"unlike the other training images, {_z(score)}: a defect?")
+            report.note("suspect", path, f"unlike the other training images, {_z(score)}: a defect?")
 
 
 def _z(value: float) -> str:
@@ -332,10 +321,10 @@ def _check_shifts(report: CheckReport, prints: dict[Path, Fingerprint]) -> None:
     train, good, defects = groups[f"train/{GOOD}"], groups[f"test/{GOOD}"], groups["test"]
     for shift in shifts(train, good, SHIFTED):
         text = "test/good is not taken like train/good, and false alarms are counted on it"
-        _note(report, "shift", report.category / "test" / GOOD, _told_apart(shift, "train/good", "test/good", text))
+        report.note("shift", report.category / "test" / GOOD, _told_apart(shift, "train/good", "test/good", text))
     for shift in shifts(good, defects, SEPARABLE):
         text = "the test may measure how pictures were taken, not what is on them"
-        _note(report, "shortcut", report.category / "test", _told_apart(shift, "test/good", "defects", text))
+        report.note("shortcut", report.category / "test", _told_apart(shift, "test/good", "defects", text))
 
 
 def _told_apart(shift: Shift, first: str, second: str, text: str) -> str:

@@ -1,9 +1,9 @@
 """Collect good images from a folder tree, with their structure and time stamps, so that an interrupted run goes on."""
 
-import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +115,8 @@ def find(source: Path, target: Path, patterns: Sequence[str]) -> tuple[list[Path
     kept = [
         path
         for path in files
-        if not patterns or any(fnmatch.fnmatch(text, p) for p in patterns for text in _texts(path, source))
+        if not patterns
+        or any(fnmatch(text, p) for p in patterns for text in (path.name, path.relative_to(source).as_posix()))
     ]
     if not kept:
         but = f" ({'; '.join(summary(left_out))})" if left_out else ""
@@ -127,10 +128,6 @@ def find(source: Path, target: Path, patterns: Sequence[str]) -> tuple[list[Path
         )
     names = [path.relative_to(source) for path in kept]
     return sorted(names, key=lambda name: name.as_posix()), left_out
-
-
-def _texts(path: Path, source: Path) -> tuple[str, str]:
-    return path.name, path.relative_to(source).as_posix()
 
 
 def plan_names(names: Sequence[Path], suffix: str = "", split: float | None = None, seed: int = 0) -> dict[Path, Path]:

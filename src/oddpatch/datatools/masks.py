@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from oddpatch.data.layout import MASK_SUFFIX
 from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.datatools.unity import Capture, Instance, Recording, Value, read_recording, read_segmentation, select
-from oddpatch.datatools.writing import Output, Progress, check_targets, png, write_all
+from oddpatch.datatools.writing import Output, check_targets, png, write_all
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import inside
+from oddpatch.pool import Progress, tracked
 from oddpatch.wording import counted, some
 
 
@@ -191,7 +192,7 @@ def _run(
     """Read every segmentation before the first mask is written: bad input leaves nothing behind."""
     check_targets([Output(job.path, job.sources[0][0]) for job in jobs], force)
     outputs: list[Output] = []
-    for done, job in enumerate(jobs, start=1):
+    for job in tracked(jobs, progress):
         try:
             mask = job.mask()
         except DataError as error:
@@ -205,8 +206,6 @@ def _run(
         report.masks.append(job.path)
         report.pixels.append(pixels)
         outputs.append(Output(job.path, content=partial(bytes, png(mask))))
-        if progress is not None:
-            progress(done, len(jobs))
     if not dry_run:
         write_all(outputs)
     if not outputs:

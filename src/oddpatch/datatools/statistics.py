@@ -11,11 +11,12 @@ import numpy as np
 
 from oddpatch.data.decoding import find_full_scale, read_image, read_mask
 from oddpatch.data.layout import GOOD, scan
-from oddpatch.datatools.writing import Progress
 from oddpatch.errors import ConfigError
 from oddpatch.figures.canvas import FAINT, FONT, Sheet
 from oddpatch.figures.histogram import GOOD_COLOR, ODD_COLOR
 from oddpatch.files import replacing
+from oddpatch.pool import Progress, tracked
+from oddpatch.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,15 +51,13 @@ def collect(root: Path, category: str, progress: Progress | None = None) -> list
     samples = [("train", s) for s in found.train] + [("test", s) for s in good_first]
     full_scale = find_full_scale(sample.path for _, sample in samples)
     stats = []
-    for split, sample in samples:
+    for split, sample in tracked(samples, progress):
         image = read_image(sample.path, full_scale)  # (3, H, W)
         r, g, b = image.mean(dim=(1, 2)).tolist()
         area = float(read_mask(sample.mask_path).float().mean()) if sample.mask_path else None
         contrast = float(image.mean(dim=0).std(correction=0))
         size = (image.shape[1], image.shape[2])
         stats.append(ImageStats(f"{split}/{sample.defect_type}", size, (r, g, b), contrast, area))
-        if progress is not None:
-            progress(len(stats), len(samples))
     return stats
 
 
@@ -112,8 +111,7 @@ def draw(stats: list[ImageStats], path: Path, title: str = "") -> None:
     for row, (group, members) in enumerate(groups.items()):
         middle = top + (row + 0.5) * ROW
         sheet.write(left - 0.15, middle - 0.08, group, 9, ha="right")
-        count = f"{len(members)} image{'' if len(members) == 1 else 's'}"
-        sheet.write(left - 0.15, middle + 0.09, count, 7, color=FAINT, ha="right")
+        sheet.write(left - 0.15, middle + 0.09, counted(len(members), "image"), 7, color=FAINT, ha="right")
     for column, panel in enumerate(panels):
         start = left + column * (WIDTH + GAP)
         sheet.write(start, top - 0.2, panel.name, 9, room=WIDTH, weight="bold")
@@ -123,9 +121,12 @@ def draw(stats: list[ImageStats], path: Path, title: str = "") -> None:
         sheet.figure.savefig(file, format=path.suffix.lstrip(".").lower(), dpi=150)
 
 
+Measure = Callable[[ImageStats], float | None]
+
+
 class _Panel(NamedTuple):
     name: str
-    values: list[tuple[str | None, Callable[[ImageStats], float | None]]]  # colour, None for that of the row
+    values: list[tuple[str | None, Measure]]  # colour, None for that of the row
     logarithmic: bool = False
 
 
@@ -141,10 +142,8 @@ def _panels(stats: list[ImageStats]) -> list[_Panel]:
         _Panel("Contrast, of 255", [(None, lambda item: 255 * item.contrast)]),
     ]
     if not _grey(stats):
-        channels: list[tuple[str | None, Callable[[ImageStats], float | None]]] = [
-            (color, partial(_channel, index)) for index, color in enumerate(("#c4161c", "#2e7d32", "#1f4fbf"))
-        ]
-        panels.append(_Panel("Red, green and blue, of 255", channels))
+        r, g, b = (partial(_channel, index) for index in range(3))
+        panels.append(_Panel("Red, green and blue, of 255", [("#c4161c", r), ("#2e7d32", g), ("#1f4fbf", b)]))
     areas = [100 * item.defect_area for item in stats if item.defect_area]
     if areas:
         panels.append(_Panel("Defect, % of the image", [(None, _area)], max(areas) > 10 * min(areas)))

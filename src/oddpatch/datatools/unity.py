@@ -7,7 +7,8 @@
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -24,7 +25,7 @@ from oddpatch.files import inside, parse_json
 
 Value = int | tuple[int, int, int]  # class index, or RGB
 Rename = Callable[[str], str]
-Find = Callable[[Path, str], Path]  # of the JSON file and a name in it, the file
+Find = Callable[[Any], Path]  # the file of a name in a JSON file
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,24 @@ def read_recording(root: Path, rename: Rename = str) -> Recording:
         raise DataError(f"{root}: holds neither *frame_data.json (SOLO) nor captures_*.json (legacy Unity Perception)")
     recording = Recording(left_out=left_out)
 
-    def find(path: Path, name: str) -> Path:
-        renamed = rename(name)
+    def find(path: Path, name: Any) -> Path:
+        renamed = rename(_text(name))
         found = inside(path.parent, renamed, path)
         # Relative to the JSON; of the legacy format to the dataset, its parent, though some tools flatten that.
         return found if path not in legacy or found.is_file() else inside(path.parent.parent, renamed, path)
 
     for path in frames:
-        _read(path, partial(_solo, path, recording=recording, find=find))
+        with _parsed(path) as frame:
+            recording.captures += _solo(frame, partial(find, path))
     for path in sorted({path.parent / "annotation_definitions.json" for path in legacy}):
         if not path.is_file():
             raise DataError(f"{path}: not found, but {path.parent} has captures_*.json, whose labels it defines")
     for path in (path for path in files if path.name == "annotation_definitions.json"):
-        _read(path, lambda content: recording.labels.update(_defined(content)))
+        with _parsed(path) as content:
+            recording.labels |= _defined(content)
     for path in legacy:
-        _read(path, partial(_legacy, path, recording=recording, find=find))
+        with _parsed(path.parent / "annotation_definitions.json") as definitions, _parsed(path) as content:
+            recording.captures += _legacy(content, definitions, partial(find, path))
     for capture in recording.captures:
         recording.labels.update(capture.values, (instance.label for instance in capture.instances))
     return recording
@@ -144,16 +148,18 @@ def _there(path: Path) -> str:
     return f"{path.parent} has {', '.join(sizes) or 'no files'}" + (", ..." if len(names) > len(near) else "")
 
 
-def _read(path: Path, use: Callable[[Any], None]) -> None:
+@contextmanager
+def _parsed(path: Path) -> Iterator[Any]:
+    """What a JSON file holds, for a block that looks into it."""
     try:
-        use(parse_json(path.read_text(encoding="utf-8-sig")))
+        yield parse_json(path.read_text(encoding="utf-8-sig"))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: is not what Unity Perception writes: {error!r} is missing or of another type"
         ) from error
+    except DataError:
+        raise
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: is not valid JSON ({error}): render it again") from error
 
 
@@ -177,7 +183,7 @@ def _value(given: Any) -> Value:
     return r, g, b
 
 
-def _solo(path: Path, frame: Any, recording: Recording, find: Find) -> None:
+def _solo(frame: Any, find: Find) -> Iterator[Capture]:
     counted = {
         (metric.get("sensorId", ""), str(info["instanceId"])): int(info["visiblePixels"])
         for metric in frame.get("metrics", [])
@@ -198,14 +204,12 @@ def _solo(path: Path, frame: Any, recording: Recording, find: Find) -> None:
             )
             for entry in (instance or {}).get("instances", [])
         ]
-        recording.captures.append(
-            Capture(
-                find(path, _text(capture["filename"])),
-                find(path, _text(semantic["filename"])) if semantic else None,
-                {_text(e["labelName"]): _value(e["pixelValue"]) for e in (semantic or {}).get("instances", [])},
-                find(path, _text(instance["filename"])) if instance else None,
-                instances,
-            )
+        yield Capture(
+            find(capture["filename"]),
+            find(semantic["filename"]) if semantic else None,
+            {_text(e["labelName"]): _value(e["pixelValue"]) for e in (semantic or {}).get("instances", [])},
+            find(instance["filename"]) if instance else None,
+            instances,
         )
 
 
@@ -217,8 +221,7 @@ def _defined(content: Any) -> set[str]:
     }
 
 
-def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
-    definitions = parse_json((path.parent / "annotation_definitions.json").read_text(encoding="utf-8-sig"))
+def _legacy(content: Any, definitions: Any, find: Find) -> Iterator[Capture]:
     specs = {str(entry["id"]): entry for entry in definitions["annotation_definitions"]}
     for capture in content["captures"]:
         annotations = capture.get("annotations") or []
@@ -234,17 +237,15 @@ def _legacy(path: Path, content: Any, recording: Recording, find: Find) -> None:
                 continue
             spec = specs.get(str(annotation["annotation_definition"]), {}).get("spec") or []
             if any("pixel_value" in entry for entry in spec):
-                semantic = find(path, _text(annotation["filename"]))
+                semantic = find(annotation["filename"])
                 values = {_text(entry["label_name"]): _value(entry["pixel_value"]) for entry in spec}
             coloured = [value for value in annotation.get("values") or [] if "color" in value]
             if coloured:
-                instance = find(path, _text(annotation["filename"]))
+                instance = find(annotation["filename"])
+                numbers = [str(value["instance_id"]) for value in coloured]
                 instances = [
-                    Instance(
-                        str(v["instance_id"]), names.get(str(v["instance_id"]), "unknown"), _value(v["color"]), None
-                    )
-                    for v in coloured
+                    Instance(number, names.get(number, "unknown"), _value(value["color"]), None)
+                    for number, value in zip(numbers, coloured, strict=True)
                 ]
         if semantic or instance or str(capture.get("format", "")).upper() in ("PNG", "JPG", "JPEG"):
-            image = find(path, _text(capture["filename"]))
-            recording.captures.append(Capture(image, semantic, values, instance, instances))
+            yield Capture(find(capture["filename"]), semantic, values, instance, instances)

@@ -70,7 +70,7 @@ def _drawn(source: Path, name: str, options: Options) -> Plan:
     base = source / name / "Data"
     items = good_items(images(base / "Images" / "Normal"), options)
     for item in folder_items(base / "Images" / "Anomaly", "test", DEFECT_TYPE, images(base / "Masks" / "Anomaly")):
-        items.append(replace(item, mask=partial(join_masks, [item.mask]) if item.mask else None))
+        items.append(replace(item, mask=partial(join_masks, [item.mask]) if isinstance(item.mask, Path) else None))
     note = f"No split_csv/1cls.csv: {options.test_share:g} of the normal images, seed {options.seed}, are for testing."
     return Plan(name, items, [note, _NOTE], {f"test/{DEFECT_TYPE}": _ANOMALOUS} if name in _NORMAL else {})
 
