@@ -232,26 +232,15 @@ def test_existing_category_is_never_rendered_over(root, renderer):
     assert renderer == []
 
 
-def test_interrupted_rendering_leaves_nothing(tmp_path, renderer, monkeypatch):
-    def interrupted(root, scene, *, seed, progress):
-        write_category(root)
-        raise KeyboardInterrupt
+def test_the_first_of_two_jobs_wins(tmp_path, monkeypatch):
+    def finish_another(*_):
+        write_category(tmp_path / "part", train=9)
 
-    monkeypatch.setattr(sys.modules["oddpatch.scenes"], "render_dataset", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, render=True).prepare_data()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_first_of_two_jobs_wins(tmp_path, renderer, monkeypatch):
-    def slow(root, scene, *, seed, progress):
-        write_category(tmp_path / "part", train=9)  # another job finishes meanwhile
-        return write_category(root)
-
-    monkeypatch.setattr(sys.modules["oddpatch.scenes"], "render_dataset", slow)
-    data = make(tmp_path, render=True)
+    monkeypatch.setattr("oddpatch.scenes.dataset.run_many", finish_another)
+    data = make(tmp_path, render="toolbox")
     data.prepare_data()
     data.setup()
+    assert [path.name for path in tmp_path.iterdir()] == ["part"], "no scratch left behind"
     assert len(data.train_samples) == 9
 
 

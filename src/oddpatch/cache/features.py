@@ -97,16 +97,14 @@ class FeatureCache:
             digest = tensors.pop("digest", torch.empty(0))
             if digest.tolist() != list(hash_tensors(tensors, key)):
                 raise ValueError("it has changed since it was written")
+            cached = _cached(tensors, self.shapes)
             os.utime(path)  # last used now
+            return cached
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError) as error:
-            log.warning("%s cannot be read (%s): its features are computed again", path, error)
+            log.warning("%s cannot be used (%s): its features are computed again", path, error)
             return None
-        cached = _cached(tensors, self.shapes)
-        if cached is None:
-            log.warning("%s is not what the backbone gives: its features are computed again", path)
-        return cached
 
     def store(self, entries: Sequence[Entry], features: Sequence[Tensor]) -> None:
         """Keep the features [(B, C_l, h_l, w_l)] of a batch, image by image; a full disk ends that with a warning."""
@@ -197,17 +195,20 @@ class FeatureCache:
             yield
 
 
-def _cached(tensors: dict[str, Tensor], shapes: Sequence[tuple[int, ...]] | None) -> Cached | None:
-    """What an entry's tensors say; None unless they are maps of these shapes with their layout and facts."""
+def _cached(tensors: dict[str, Tensor], shapes: Sequence[tuple[int, ...]] | None) -> Cached:
+    """What an entry's tensors say; a `ValueError` unless they are maps of these shapes with their layout and facts."""
     facts, layout = tensors.pop("facts", torch.empty(0)), tensors.pop("channels_last", torch.empty(0))
-    names = [str(number) for number in range(len(tensors))]
-    if tensors.keys() != set(names) or layout.dtype != torch.bool or layout.shape != (len(names),):
-        return None
-    maps = [tensors[name] for name in names]
-    if facts.dtype != torch.float64 or facts.shape not in ((2,), (12,)) or not all(m.is_floating_point() for m in maps):
-        return None
-    if shapes is not None and [tuple(one.shape) for one in maps] != [tuple(shape) for shape in shapes]:
-        return None
+    maps = [tensors[name] for name in map(str, range(len(tensors))) if name in tensors]
+    as_expected = (
+        len(maps) == len(tensors)
+        and (layout.dtype, layout.shape) == (torch.bool, (len(maps),))
+        and facts.dtype == torch.float64
+        and facts.shape in ((2,), (12,))
+        and all(one.is_floating_point() for one in maps)
+        and (shapes is None or [tuple(one.shape) for one in maps] == [tuple(shape) for shape in shapes])
+    )
+    if not as_expected:
+        raise ValueError("it is not what the backbone gives")
     return Cached(maps, layout.tolist(), tuple(facts.tolist()))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oddpatch.environment import library_versions
 
@@ -37,7 +37,7 @@ def fingerprint(model: "AnomalyModel", backbone: Any, device: torch.device) -> s
         "backbone": backbone,
         "runtime": repr(model.backbone.runtime),
         "engine": type(model.backbone._engine).__name__,  # openvino may not be installed
-        "weights": hash_weights(model.backbone),
+        "weights": hash_tensors(model.backbone.state_dict()).hex(),
         "device": _describe(device),
         "precision": [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32],
         "libraries": library_versions(LIBRARIES),
@@ -45,11 +45,6 @@ def fingerprint(model: "AnomalyModel", backbone: Any, device: torch.device) -> s
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def hash_weights(network: nn.Module) -> str:
-    """Hash of all parameters and buffers, with their names, shapes and types."""
-    return hash_tensors(network.state_dict()).hex()
 
 
 def hash_tensors(tensors: Mapping[str, Tensor], key: str = "") -> bytes:

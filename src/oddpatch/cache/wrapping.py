@@ -9,14 +9,14 @@ from typing import NamedTuple, cast
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from oddpatch.cache.features import Cached, Entry, FeatureCache, stack
 from oddpatch.cache.fingerprint import fingerprint
 from oddpatch.data.alignment import Registration
 from oddpatch.data.datamodule import PARTS, MVTecDataModule
-from oddpatch.data.dataset import Item, MVTecDataset, Placement
+from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset, Placement
 from oddpatch.errors import ConfigError
 from oddpatch.learning.scoring import AnomalyModule, RunningTrainer
 from oddpatch.types import Batch
@@ -42,16 +42,12 @@ class CachedBatch(NamedTuple):
     entries: list[Entry] | None
 
 
-class CachedDataset(Dataset[CachedItem | None]):
+class CachedDataset(DatasetWrapper):
     """A dataset whose images are decoded only where the cache does not have the features of a whole batch."""
 
-    decodes = True
-
     def __init__(self, dataset: MVTecDataset, cache: FeatureCache) -> None:
-        self.dataset, self.cache = dataset, cache
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset)
+        self.cache = cache
 
     def __getitems__(self, indices: Sequence[int]) -> list[CachedItem | None]:
         """The items of a batch: with their features if the cache has those of all, else with their images."""
@@ -120,18 +116,6 @@ class CachedFeatures:
         return features
 
 
-class ReportCache(L.Callback):
-    """Says in the end what the cache was good for."""
-
-    def __init__(self, cache: FeatureCache) -> None:
-        self.cache = cache
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """After the test, which is the last to look."""
-        if stage == "test":
-            self.cache.report()
-
-
 def put_around(cache: FeatureCache, data: MVTecDataModule, module: AnomalyModule, trainer: L.Trainer) -> None:
     """Have a run look for features in `cache`, and keep there what it computes."""
     if data.wrap:
@@ -141,4 +125,6 @@ def put_around(cache: FeatureCache, data: MVTecDataModule, module: AnomalyModule
     cache.shapes = model.backbone.feature_shapes(model.preprocess.image_size)
     data.wrap = dict.fromkeys(PARTS, lambda dataset: CachedDataset(dataset, cache))
     module.compute_features = CachedFeatures(module.compute_features, cache)
-    cast(RunningTrainer, trainer).callbacks.append(ReportCache(cache))
+    # After the test, which is the last to look.
+    report = LambdaCallback(teardown=lambda trainer, module, stage: cache.report() if stage == "test" else None)
+    cast(RunningTrainer, trainer).callbacks.append(report)

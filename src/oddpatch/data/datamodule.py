@@ -21,9 +21,8 @@ from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut
-from oddpatch.errors import ConfigError, DataError
+from oddpatch.errors import ConfigError, DataError, ResourceError
 from oddpatch.ops.ranks import Ranks
-from oddpatch.temporary import drafting
 from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
@@ -216,7 +215,8 @@ class MVTecDataModule(LightningDataModule):
         self._train, self._test = self._dataset(self.train_samples), self._dataset(self.test_samples)
         self._validation = self._dataset(self.validation_samples)
         self.fitted = range(len(self.train_samples))
-        self._log(self.warnings)
+        for line in self.warnings:
+            self._say(logging.WARNING, "%s", line)
 
     def _adapt(self) -> None:
         """Settle what the settings leave to the training images, and say how much of the images is inspected."""
@@ -268,24 +268,21 @@ class MVTecDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Images to fit to: good ones in order, unless the learning has other `train_batches`."""
-        return self._loader("train", self._train, self.train_batches(self.fitted, self.batch_size))
+        return self._loader("train", self.train_batches(self.fitted, self.batch_size))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader for each of `validation_parts`."""
-        parts = {
-            "calibration": (self._train, self._in_order(self.held_out)),
-            "validation": (self._validation, self._in_order(range(len(self._validation)))),
-        }
-        return [self._loader(part, *parts[part]) for part in self.validation_parts]
+        return [self._loader(part) for part in self.validation_parts]
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test images, in order."""
-        return self._loader("test", self._test, self._in_order(range(len(self._test))))
+        return self._loader("test")
 
-    def _in_order(self, positions: Sequence[int]) -> ShardedBatches:
-        return ShardedBatches(positions, self.batch_size)
-
-    def _loader(self, part: Part, dataset: MVTecDataset, batches: Sampler[list[int]]) -> DataLoader[Any]:
+    def _loader(self, part: Part, batches: Sampler[list[int]] | None = None) -> DataLoader[Any]:
+        """A loader of a part, in order unless `batches` say otherwise."""
+        dataset = {"validation": self._validation, "test": self._test}.get(part, self._train)
+        if batches is None:
+            batches = ShardedBatches(self.held_out if part == "calibration" else range(len(dataset)), self.batch_size)
         images = self.wrap[part](dataset) if part in self.wrap else dataset
         num_workers, too_many = workers_that_fit(self.num_workers, self.batch_size, self.preprocess.image_size)
         if too_many and not self._said_workers:
@@ -323,10 +320,6 @@ class MVTecDataModule(LightningDataModule):
         for line in skipped + dataset.warnings():
             log.warning(line)
 
-    def _log(self, lines: list[str]) -> None:
-        for line in lines:
-            self._say(logging.WARNING, "%s", line)
-
     def _say(self, level: int, message: str, *values: Any) -> None:
         if self.trainer is None or self.trainer.is_global_zero:
             log.log(level, message, *values)
@@ -347,16 +340,12 @@ def render(folder: Path, scene: str, seed: int) -> None:
 
     from oddpatch.scenes import render_dataset
 
-    with drafting(folder) as scratch, Progress() as bar:
+    with Progress() as bar:
         task = bar.add_task(f"rendering {scene}", total=None)
-        rendered = scratch / folder.name
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        render_dataset(rendered, scene, seed=seed, progress=show)
         try:
-            rendered.rename(folder)
-        except OSError:
-            if not folder.exists():
+            render_dataset(
+                folder, scene, seed=seed, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        except (DataError, ResourceError):
+            if not folder.exists():  # else another job was faster
                 raise

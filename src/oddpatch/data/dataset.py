@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from oddpatch.data.alignment import Registration
 from oddpatch.data.decoding import marks_background, read_mask
+from oddpatch.data.geometry import Size
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
@@ -37,7 +38,7 @@ class Item:
 class Placement(NamedTuple):
     """What decides how the mask of an image is prepared, beside the settings."""
 
-    size: tuple[int, int]  # (H, W) of the image in its file
+    size: Size  # of the image in its file
     registration: Registration | None = None  # onto the reference, where images are aligned
 
 
@@ -149,33 +150,23 @@ class MVTecDataset(Dataset[Item | None]):
         """`collate` at the size of these images."""
         return collate(items, self.preprocess.image_size)
 
-    def _mask(self, index: int, original_size: tuple[int, int], registration: Registration | None) -> Tensor:
-        mask, region = self._whole_mask(index, original_size, registration), self.preprocess.roi_mask
-        if region is None:
-            return mask
-        if (mask == 1).any() and not (mask[region] == 1).any():
-            self.outcome[index] |= _CROPPED_DEFECT
-        return mask.masked_fill(~region, IGNORE)
-
-    def _whole_mask(self, index: int, original_size: tuple[int, int], registration: Registration | None) -> Tensor:
-        sample = self.samples[index]
-        if sample.mask_path is None:
-            return self.preprocess.uniform_mask(IGNORE if sample.label else 0, original_size)
-        mask = read_mask(sample.mask_path, self.mask_threshold)  # (H, W)
-        if tuple(mask.shape) != original_size:
-            (mask_h, mask_w), (h, w) = mask.shape, original_size
-            raise DataError(
-                f"{sample.mask_path}: the mask is {mask_h}x{mask_w} pixels but its image {sample.path} is {h}x{w}: "
-                "save both in one size"
-            )
-        prepared = self.preprocess.mask(mask, registration)  # (1, h, w)
-        if marks_background(mask):
-            self.outcome[index] |= _MARKED_BACKGROUND
-        if not mask.any():
-            self.outcome[index] |= _EMPTY_MASK
-        elif not (prepared == 1).any():
-            self.outcome[index] |= _CROPPED_DEFECT
-        return prepared
+    def _mask(self, index: int, original_size: Size, registration: Registration | None) -> Tensor:
+        sample, region = self.samples[index], self.preprocess.roi_mask
+        stored = read_mask_of(sample, original_size, self.mask_threshold)  # (H, W)
+        if stored is None:
+            mask = self.preprocess.uniform_mask(IGNORE if sample.label else 0, original_size)  # (1, h, w)
+        else:
+            mask = self.preprocess.mask(stored, registration)
+        if region is not None:
+            mask = mask.masked_fill(~region, IGNORE)
+        if stored is not None:
+            if marks_background(stored):
+                self.outcome[index] |= _MARKED_BACKGROUND
+            if not stored.any():
+                self.outcome[index] |= _EMPTY_MASK
+            elif not (mask == 1).any():
+                self.outcome[index] |= _CROPPED_DEFECT
+        return mask
 
     def is_skipped(self) -> Tensor:
         """(N,) bool: the items left out so far, in this process or its workers."""
@@ -217,6 +208,39 @@ class MVTecDataset(Dataset[Item | None]):
         except DataError as error:
             return str(error)
         return f"{self.samples[index].path}: could not be read at the time, but can be now"
+
+
+class DatasetWrapper(Dataset[Any]):
+    """Put around a dataset to give other items in place of its own."""
+
+    decodes = True
+
+    def __init__(self, dataset: MVTecDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def collate(self, items: Sequence[Any]) -> Any:
+        """As the dataset does."""
+        return self.dataset.collate(items)
+
+
+def read_mask_of(sample: Sample, size: Size, threshold: float = 0.0) -> Tensor | None:
+    """The mask (H, W) of an image of this size, see `oddpatch.data.decoding.read_mask`; None if it has none.
+
+    Raises:
+        DataError: it cannot be read, or is of another size.
+    """
+    if sample.mask_path is None:
+        return None
+    mask = read_mask(sample.mask_path, threshold)
+    if tuple(mask.shape) != size:
+        raise DataError(
+            f"{sample.mask_path}: the mask is {mask.shape[0]}x{mask.shape[1]} pixels but its image {sample.path} is "
+            f"{size[0]}x{size[1]}: save both in one size"
+        )
+    return mask
 
 
 def collate(items: Sequence[Item | None], image_size: tuple[int, int]) -> Batch:

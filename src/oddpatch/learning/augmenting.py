@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from oddpatch.data.dataset import Item, MVTecDataset
+from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset
 from oddpatch.errors import ConfigError
 from oddpatch.ops.ranks import Ranks
-from oddpatch.types import Batch
 
 
 def derive(*numbers: int) -> int:
@@ -68,7 +67,7 @@ class ShuffledBatches(Sampler[list[int]]):
         return min(-(-count // (self.batch_size * size)), count // size)
 
 
-class AugmentedImages(Dataset[Item | None]):
+class AugmentedImages(DatasetWrapper):
     """Images and their masks altered together; what is drawn depends on seed, epoch and index only.
 
     Args:
@@ -77,16 +76,12 @@ class AugmentedImages(Dataset[Item | None]):
         shuffle: knows seed and epoch.
     """
 
-    decodes = True
-
     def __init__(self, dataset: MVTecDataset, transforms: Sequence[Any], shuffle: Shuffle) -> None:
-        self.dataset, self.shuffle = dataset, shuffle
+        super().__init__(dataset)
+        self.shuffle = shuffle
         self.transform = v2.Compose(list(transforms))
         preprocess = dataset.preprocess
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item | None]:
         """The items of a batch."""
@@ -105,7 +100,3 @@ class AugmentedImages(Dataset[Item | None]):
         return replace(
             item, image=(torch.Tensor(rgb) - self.mean) / self.std, mask=torch.as_tensor(mask).as_subclass(Tensor)
         )
-
-    def collate(self, items: Sequence[Item | None]) -> Batch:
-        """As the dataset does."""
-        return self.dataset.collate(items)

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from oddpatch.data.dataset import Item, MVTecDataset
+from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset
 from oddpatch.ops.gallery import Spool
-from oddpatch.types import Batch
 
 
 class KeptFeatures:
@@ -59,21 +57,15 @@ class KeptFeatures:
             spool.close()
 
 
-class KeptImages(Dataset[Item | None]):
+class KeptImages(DatasetWrapper):
     """Images whose features are kept, without their pixels; those without any were skipped when they were made."""
 
     decodes = False
 
     def __init__(self, dataset: MVTecDataset, kept: KeptFeatures) -> None:
-        self.dataset, self.kept = dataset, kept
-
-    def __len__(self) -> int:
-        return len(self.dataset)
+        super().__init__(dataset)
+        self.kept = kept
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item | None]:
         """The items of a batch; nothing is measured on the masks of good images, which are empty."""
         return [self.dataset.without_pixels(index, None) if index in self.kept else None for index in indices]
-
-    def collate(self, items: Sequence[Item | None]) -> Batch:
-        """As the dataset does."""
-        return self.dataset.collate(items)
