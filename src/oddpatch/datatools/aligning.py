@@ -9,9 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from oddpatch.data.alignment import Alignment, Registration
-from oddpatch.data.decoding import read_image, read_mask
+from oddpatch.data.dataset import read_mask_of
+from oddpatch.data.decoding import read_image
 from oddpatch.data.layout import MASK_SUFFIX, Sample, scan
-from oddpatch.datatools.writing import MANIFEST, Output, Progress, check_targets, drafting, png, write_all, write_json
+from oddpatch.datatools.writing import Output, Progress, check_targets, make_dataset, png
 from oddpatch.errors import DataError
 from oddpatch.pool import run_many
 from oddpatch.wording import counted
@@ -81,7 +82,7 @@ def require_quality(placed: Sequence[Placed], min_quality: float) -> None:
 def write_aligned(
     placed: Sequence[Placed], alignment: Alignment, category: Path, target: Path, reference: Path, *,
     force: bool = False, progress: Progress | None = None,
-) -> Path:  # fmt: skip
+) -> None:  # fmt: skip
     """Write the images moved onto the reference, as PNG of 8 or 16 bits like the originals, and their masks.
 
     Raises:
@@ -99,11 +100,8 @@ def write_aligned(
         found = {"quality": item.registration.quality, "matrix": item.registration.matrix.tolist()}
         files.append({"path": path.as_posix(), "source": source, **found})
     check_targets(outputs, force=True)
-    with drafting(target, force) as draft:
-        write_all([output._replace(path=draft / output.path) for output in outputs], progress=progress)
-        settings = {"reference": str(reference), "method": alignment.method, "min_quality": alignment.min_quality}
-        write_json(draft / MANIFEST, {"tool": "align", **settings, "files": files})
-    return target
+    settings = {"reference": str(reference), "method": alignment.method, "min_quality": alignment.min_quality}
+    make_dataset(target, outputs, {"tool": "align", **settings, "files": files}, force=force, progress=progress)
 
 
 def _image(alignment: Alignment, item: Placed) -> bytes:
@@ -113,13 +111,8 @@ def _image(alignment: Alignment, item: Placed) -> bytes:
 
 
 def _mask(alignment: Alignment, item: Placed) -> bytes:
-    assert item.sample.mask_path is not None
-    mask = read_mask(item.sample.mask_path)  # (H, W)
-    if tuple(mask.shape) != item.size:
-        raise DataError(
-            f"{item.sample.mask_path}: the mask is {mask.shape[0]}x{mask.shape[1]} pixels but its image "
-            f"{item.sample.path} is {item.size[0]}x{item.size[1]}: save both in one size"
-        )
+    mask = read_mask_of(item.sample, item.size)  # (H, W)
+    assert mask is not None
     return png(alignment.warp_mask(mask, item.registration).numpy() > 0)
 
 

@@ -18,7 +18,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.datatools.fingerprints import Fingerprint, fingerprints, near_pairs, oddness, robust_z, spacing
 from oddpatch.datatools.shifts import Shift, shifts
-from oddpatch.datatools.writing import MANIFEST, Output, Progress, drafting, join_masks, write_all, write_json
+from oddpatch.datatools.writing import MANIFEST, Output, Progress, join_masks, make_dataset
 from oddpatch.errors import DataError
 
 #: Robust z-scores above which a training image is worth a look. Good images of MVTec bottle stay below 2.7.
@@ -174,14 +174,13 @@ def mend(report: CheckReport, target: Path, *, force: bool = False) -> None:
     files = [p for p in walk(base, all_files=True).files if p not in report.dropped and p.name != MANIFEST]
     if not any(is_image_name(path.name) and report.is_train_good(path) for path in files):
         raise DataError(f"{base / 'train' / GOOD}: no image would be left: put images of good parts there")
-    with drafting(target, force) as draft:
-        outputs = [Output(draft / p.relative_to(base), p) for p in files if p not in report.rewritten]
-        for path in sorted(report.rewritten - report.dropped):
-            name = draft / path.relative_to(base).with_suffix(".png")
-            outputs.append(Output(name, content=partial(join_masks, [path])))
-        write_all(outputs)
-        left_out, rewritten = (sorted(map(report.name, paths)) for paths in (report.dropped, report.rewritten))
-        write_json(draft / MANIFEST, {"tool": "check", "left_out": left_out, "rewritten": rewritten})
+    outputs = [Output(path.relative_to(base), path) for path in files if path not in report.rewritten]
+    outputs += [
+        Output(path.relative_to(base).with_suffix(".png"), content=partial(join_masks, [path]))
+        for path in sorted(report.rewritten - report.dropped)
+    ]
+    left_out, rewritten = (sorted(map(report.name, paths)) for paths in (report.dropped, report.rewritten))
+    make_dataset(target, outputs, {"tool": "check", "left_out": left_out, "rewritten": rewritten}, force=force)
 
 
 def _check_layout(report: CheckReport, left_out: Sequence[LeftOut]) -> Sequence[LeftOut]:

@@ -14,10 +14,10 @@ import numpy as np
 from oddpatch.data.layout import GOOD, MASK_SUFFIX, good_folder
 from oddpatch.data.walk import LeftOut, listing, walk
 from oddpatch.datatools import converters
-from oddpatch.datatools.writing import MANIFEST, Output, check_targets, drafting, place, write_json
+from oddpatch.datatools.writing import Output, check_targets, make_dataset
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import inside, replacing
-from oddpatch.pool import Progress, tracked
+from oddpatch.files import inside
+from oddpatch.pool import Progress
 from oddpatch.wording import counted
 
 T = TypeVar("T")
@@ -116,35 +116,23 @@ def write_plan(
         inside(root / plan.category, Path(item.split, item.defect_type, item.name), source)
     inside(root, plan.category, source)
     check_targets([Output(Path(i.split, i.defect_type, Path(i.name).stem), i.source) for i in plan.items], force=True)
-    with drafting(root / plan.category, force) as draft:
-        for item in tracked(plan.items, progress):
-            _write(item, draft, link)
-        files = [
-            {
-                "path": f"{item.split}/{item.defect_type}/{item.name}",
-                "source": item.source.relative_to(source).as_posix(),
-                "mask": (isinstance(item.mask, Path) and item.mask.relative_to(source).as_posix())
-                or item.mask is not None,
-            }
-            for item in plan.items
-        ]
-        left_out = [f"{path.relative_to(source).as_posix()}: {reason}" for path, reason in plan.left_out]
-        notes = {"notes": plan.notes, "counts": counts(plan), "deviations": deviations(plan), "left_out": left_out}
-        write_json(draft / MANIFEST, {"tool": "convert", "layout": kind, **notes, "files": files})
+    outputs, files = [], []
+    for item in plan.items:
+        path, mask = Path(item.split, item.defect_type, item.name), item.mask
+        outputs.append(Output(path, item.source))
+        goal = Path("ground_truth", item.defect_type, path.stem + MASK_SUFFIX)
+        from_mask: str | bool = mask is not None
+        if isinstance(mask, Path):
+            outputs.append(Output(goal.with_name(goal.name + mask.suffix), mask))
+            from_mask = mask.relative_to(source).as_posix()
+        elif mask is not None:
+            outputs.append(Output(goal.with_name(f"{goal.name}.png"), content=mask))
+        files.append({"path": path.as_posix(), "source": item.source.relative_to(source).as_posix(), "mask": from_mask})
+    left_out = [f"{path.relative_to(source).as_posix()}: {reason}" for path, reason in plan.left_out]
+    notes = {"notes": plan.notes, "counts": counts(plan), "deviations": deviations(plan), "left_out": left_out}
+    about = {"tool": "convert", "layout": kind, **notes, "files": files}
+    make_dataset(root / plan.category, outputs, about, force=force, link=link, progress=progress)
     return root / plan.category
-
-
-def _write(item: Item, draft: Path, link: bool) -> None:
-    place(item.source, draft / item.split / item.defect_type / item.name, link)
-    if item.mask is None:
-        return
-    folder = draft / "ground_truth" / item.defect_type
-    stem = Path(item.name).stem + MASK_SUFFIX
-    if isinstance(item.mask, Path):
-        place(item.mask, folder / f"{stem}{item.mask.suffix}", link)
-        return
-    with replacing(folder / f"{stem}.png", "wb") as file:
-        file.write(item.mask())
 
 
 def images(folder: Path) -> list[Path]:

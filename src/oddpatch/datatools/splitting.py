@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from oddpatch.data.layout import GOOD, MASK_SUFFIX, Sample, scan
-from oddpatch.datatools.writing import MANIFEST, Output, check_targets, drafting, place, write_json, write_manifest
+from oddpatch.datatools.writing import Output, check_targets, make_dataset, write_manifest
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.wording import counted
 
@@ -109,19 +109,19 @@ def apply_split(assigned: list[Assignment], category: Path, target: Path, fold: 
     """
     tested = {"test", f"fold{fold}"}
     names = Counter((a.defect_type, Path(a.path).stem) for a in assigned)
-    with drafting(target, force) as draft:
-        for item in assigned:
-            split = "test" if item.part in tested else "train"
-            if item.part == "unused" or (split == "train" and item.defect_type != GOOD):
-                continue
-            path = Path(item.path)
-            stem = path.stem if names[item.defect_type, path.stem] == 1 else f"{path.parts[0]}_{path.stem}"
-            place(category / path, draft / split / item.defect_type / f"{stem}{path.suffix}", link=True)
-            if item.mask:
-                mask = category / item.mask
-                goal = draft / "ground_truth" / item.defect_type / f"{stem}{MASK_SUFFIX}{mask.suffix}"
-                place(mask, goal, link=True)
-        write_json(draft / MANIFEST, {"tool": "split", "files": [a._asdict() for a in assigned]})
+    outputs = []
+    for item in assigned:
+        split = "test" if item.part in tested else "train"
+        if item.part == "unused" or (split == "train" and item.defect_type != GOOD):
+            continue
+        path = Path(item.path)
+        stem = path.stem if names[item.defect_type, path.stem] == 1 else f"{path.parts[0]}_{path.stem}"
+        outputs.append(Output(Path(split, item.defect_type, f"{stem}{path.suffix}"), category / path))
+        if item.mask:
+            mask = Path("ground_truth", item.defect_type, f"{stem}{MASK_SUFFIX}{Path(item.mask).suffix}")
+            outputs.append(Output(mask, category / item.mask))
+    about = {"tool": "split", "files": [a._asdict() for a in assigned]}
+    make_dataset(target, outputs, about, force=force, link=True)
 
 
 def summary(assigned: list[Assignment]) -> dict[str, dict[str, int]]:

@@ -7,20 +7,18 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch import temporary
 from oddpatch.data.decoding import read_mask
 from oddpatch.errors import DataError
 from oddpatch.files import replacing, to_cell
 from oddpatch.pool import Progress, tracked
-from oddpatch.temporary import placing
+from oddpatch.temporary import drafting, placing
 
 MANIFEST = "oddpatch_manifest.json"
 
@@ -92,19 +90,22 @@ def check_folder(root: Path, force: bool) -> None:
         raise DataError(f"{root}: has no {MANIFEST}, so it was not made by these tools: remove it yourself")
 
 
-@contextmanager
-def drafting(root: Path, force: bool) -> Iterator[Path]:
-    """A folder to build a dataset in, which becomes `root` when the block ends without an error.
+def make_dataset(
+    root: Path, outputs: Sequence[Output], about: Mapping[str, Any], *, force: bool, link: bool = False,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Make a dataset of these files, whose paths are below `root`, and of a manifest; it is there when it is complete.
 
     Raises:
         DataError: as `check_folder`.
         ResourceError: it cannot be written.
     """
     check_folder(root, force)
-    with temporary.drafting(root) as scratch:
+    with drafting(root) as scratch:
         draft = scratch / "new"
         draft.mkdir()
-        yield draft
+        write_all([output._replace(path=draft / output.path) for output in outputs], link, progress)
+        write_json(draft / MANIFEST, about)
         if root.exists():
             root.rename(scratch / "old")
         draft.rename(root)  # same file system: at once or not at all
