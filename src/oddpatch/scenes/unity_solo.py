@@ -16,10 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TYPE = "type.unity.com/unity.solo."
-_SEMANTIC = "Generates a semantic segmentation image: each object in the colour of its label."
-_INSTANCE = "Produces an instance segmentation image: each labelled object in a colour of its own."
-_COUNT = "Produces object counts for each label."
-_INFO = "Produces label id, instance id and visible pixel count for each object that takes up at least one pixel."
+#: Name and description of what a data set defines, by its type.
+_KINDS = {
+    "RGBCamera": ("camera", "The main camera"),
+    "InstanceSegmentationAnnotation": (
+        "instance segmentation",
+        "Produces an instance segmentation image: each labelled object in a colour of its own.",
+    ),
+    "SemanticSegmentationAnnotation": (
+        "semantic segmentation",
+        "Generates a semantic segmentation image: each object in the colour of its label.",
+    ),
+    "ObjectCountMetric": ("ObjectCount", "Produces object counts for each label."),
+    "RenderedObjectInfoMetric": (
+        "RenderedObjectInfo",
+        "Produces label id, instance id and visible pixel count for each object that takes up at least one pixel.",
+    ),
+}
+_ANNOTATIONS = ("InstanceSegmentationAnnotation", "SemanticSegmentationAnnotation")
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 
@@ -63,97 +77,68 @@ def write_sequence(
     for entry in seen:
         label_of[entry["instanceId"]] = entry["labelId"]
     colours, label_colours = palette(len(counts) - 1, 0.15), palette(len(labels))
+    for entry in seen:
+        entry["color"] = colours[entry["instanceId"]].tolist()
+    visible = sorted({entry["labelName"] for entry in seen})
+    shown = [{"labelName": name, "pixelValue": label_colours[labels.index(name) + 1].tolist()} for name in visible]
+
     sequence = folder / f"sequence.{number}"
     sequence.mkdir(parents=True)
     (sequence / "step0.camera.png").write_bytes(image)
-    _write(sequence / "step0.camera.instance segmentation.png", colours[owner])
-    _write(sequence / "step0.camera.semantic segmentation.png", label_colours[label_of[owner]])
-    for entry in seen:
-        entry["color"] = colours[entry["instanceId"]].tolist()
-    frame = _frame(number, owner.shape, seen, labels, label_colours, counts, fov)
-    (sequence / "step0.frame_data.json").write_text(json.dumps(frame), encoding="utf-8")
-
-
-def _write(path: Path, rgba: NDArray[np.uint8]) -> None:
-    encoded = cv2.imencode(".png", cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA), _FAST)[1]
-    path.write_bytes(encoded.tobytes())
-
-
-def _frame(
-    number: int,
-    shape: tuple[int, ...],
-    seen: list[dict[str, Any]],
-    labels: Sequence[str],
-    label_colours: NDArray[np.uint8],
-    counts: NDArray[np.int64],
-    fov: float,
-) -> dict[str, Any]:
-    """The content of `step0.frame_data.json`."""
-    dimension = [float(shape[1]), float(shape[0])]
-    visible = sorted({entry["labelName"] for entry in seen})
-    semantic = {
-        **_header("SemanticSegmentationAnnotation", "semantic segmentation", _SEMANTIC, sensorId="camera"),
-        "imageFormat": "Png",
-        "dimension": dimension,
-        "filename": "step0.camera.semantic segmentation.png",
-        "instances": [
-            {"labelName": name, "pixelValue": label_colours[labels.index(name) + 1].tolist()} for name in visible
-        ],
-    }
-    instance = {
-        **_header("InstanceSegmentationAnnotation", "instance segmentation", _INSTANCE, sensorId="camera"),
-        "imageFormat": "Png",
-        "dimension": dimension,
-        "filename": "step0.camera.instance segmentation.png",
-        "instances": seen,
-    }
+    picture = {"imageFormat": "Png", "dimension": [float(owner.shape[1]), float(owner.shape[0])]}
+    annotations = []
+    for kind, rgba, found in zip(
+        _ANNOTATIONS, (colours[owner], label_colours[label_of[owner]]), (seen, shown), strict=True
+    ):
+        name = f"step0.camera.{_KINDS[kind][0]}.png"
+        encoded = cv2.imencode(".png", cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA), _FAST)[1]
+        (sequence / name).write_bytes(encoded.tobytes())
+        annotations.append({**_described(kind, sensorId="camera"), **picture, "filename": name, "instances": found})
     capture = {
-        **_header("RGBCamera", "camera", "The main camera"),
+        **_described("RGBCamera"),
         "position": [0.0, 1.0, 0.0],
         "rotation": [0.70710678, 0.0, 0.0, 0.70710678],  # straight down
         "velocity": [0.0, 0.0, 0.0],
         "acceleration": [0.0, 0.0, 0.0],
         "filename": "step0.camera.png",
-        "imageFormat": "Png",
-        "dimension": dimension,
+        **picture,
         "projection": "Orthographic",
         "matrix": [2000.0 / fov, 0.0, 0.0, 0.0, 2000.0 / fov, 0.0, 0.0, 0.0, -1.0],
-        "annotations": [instance, semantic],
+        "annotations": annotations,
     }
-    count = [
-        {"labelId": k, "labelName": name, "count": sum(entry["labelId"] == k for entry in seen)}
-        for k, name in enumerate(labels, start=1)
-    ]
-    info = [
-        {
-            "labelId": entry["labelId"],
-            "instanceId": entry["instanceId"],
-            "color": entry["color"],
-            "visiblePixels": int(counts[entry["instanceId"]]),
-        }
-        for entry in seen
-    ]
-    sensor = {"sensorId": "camera", "annotationId": ""}
+    values = {
+        "RenderedObjectInfoMetric": [
+            {name: entry[name] for name in ("labelId", "instanceId", "color")}
+            | {"visiblePixels": int(counts[entry["instanceId"]])}
+            for entry in seen
+        ],
+        "ObjectCountMetric": [
+            {"labelId": k, "labelName": name, "count": sum(entry["labelId"] == k for entry in seen)}
+            for k, name in enumerate(labels, start=1)
+        ],
+    }
     metrics = [
-        {**_header("RenderedObjectInfoMetric", "RenderedObjectInfo", _INFO, **sensor), "values": info},
-        {**_header("ObjectCountMetric", "ObjectCount", _COUNT, **sensor), "values": count},
+        {**_described(kind, sensorId="camera", annotationId=""), "values": found} for kind, found in values.items()
     ]
-    return {"frame": number, "sequence": number, "step": 0, "captures": [capture], "metrics": metrics}
+    frame = {"frame": number, "sequence": number, "step": 0, "captures": [capture], "metrics": metrics}
+    (sequence / "step0.frame_data.json").write_text(json.dumps(frame), encoding="utf-8")
 
 
-def _header(kind: str, name: str, description: str, **more: str) -> dict[str, Any]:
+def _described(kind: str, **more: str) -> dict[str, Any]:
+    name, description = _KINDS[kind]
     return {"@type": _TYPE + kind, "id": name, **more, "description": description}
 
 
 def write_definitions(folder: Path, labels: Sequence[str], sequences: int, seed: int) -> None:
     """Write the four definition files at the top of a SOLO dataset."""
-    spec = [{"label_id": k, "label_name": name} for k, name in enumerate(labels, start=1)]
     colours = palette(len(labels))
-    semantic_spec = [{"label_name": name, "pixel_value": colours[k].tolist()} for k, name in enumerate(labels, start=1)]
-    instance = _header("InstanceSegmentationAnnotation", "instance segmentation", _INSTANCE)
-    semantic = _header("SemanticSegmentationAnnotation", "semantic segmentation", _SEMANTIC)
+    specs = (
+        [{"label_id": k, "label_name": name} for k, name in enumerate(labels, start=1)],
+        [{"label_name": name, "pixel_value": colours[k].tolist()} for k, name in enumerate(labels, start=1)],
+    )
+    annotators = [{**_described(kind), "spec": spec} for kind, spec in zip(_ANNOTATIONS, specs, strict=True)]
     camera = {
-        **_header("RGBCamera", "camera", "The main camera", modality="camera"),
+        **_described("RGBCamera", modality="camera"),
         "firstCaptureFrame": 0.0,
         "captureTriggerMode": "Scheduled",
         "simulationDeltaTime": 0.0166,
@@ -161,7 +146,6 @@ def write_definitions(folder: Path, labels: Sequence[str], sequences: int, seed:
         "manualSensorsAffectTiming": False,
     }
     camera["definition"] = camera.pop("description")
-    annotators = [instance, semantic]
     metadata = {
         "unityVersion": "none: rendered by oddpatch",
         "perceptionVersion": "0.10.0-preview.1",
@@ -176,16 +160,12 @@ def write_definitions(folder: Path, labels: Sequence[str], sequences: int, seed:
         "simulationEndTime": "1/1/1970 12:00:00 AM",
         "annotators": [{"name": entry["id"], "type": entry["@type"]} for entry in annotators],
     }
-    metrics = [
-        _header("ObjectCountMetric", "ObjectCount", _COUNT),
-        _header("RenderedObjectInfoMetric", "RenderedObjectInfo", _INFO),
-    ]
     files = {
-        "annotation_definitions": {
-            "annotationDefinitions": [{**instance, "spec": spec}, {**semantic, "spec": semantic_spec}]
-        },
+        "annotation_definitions": {"annotationDefinitions": annotators},
         "sensor_definitions": {"sensorDefinitions": [camera]},
-        "metric_definitions": {"metricDefinitions": metrics},
+        "metric_definitions": {
+            "metricDefinitions": [_described("ObjectCountMetric"), _described("RenderedObjectInfoMetric")]
+        },
         "metadata": metadata,
     }
     folder.mkdir(parents=True, exist_ok=True)
