@@ -73,11 +73,7 @@ class Grid:
     @staticmethod
     def window(x: float, y: float, width: float, height: float) -> tuple[slice, slice]:
         """The cells a rectangle touches."""
-        edges = [
-            (
-                int(np.floor((c - e / 2 + HALF_BOARD) / CELL + 1e-6)),
-                int(np.ceil((c + e / 2 + HALF_BOARD) / CELL - 1e-6)),
-            )
-            for c, e in ((y, height), (x, width))
-        ]
-        return slice(max(edges[0][0], 0), edges[0][1]), slice(max(edges[1][0], 0), edges[1][1])
+        centre, reach = np.array([y, x]), np.array([height, width]) / 2
+        top, left = np.floor((centre - reach + HALF_BOARD) / CELL + 1e-6).clip(0).astype(int).tolist()
+        bottom, right = np.ceil((centre + reach + HALF_BOARD) / CELL - 1e-6).astype(int).tolist()
+        return slice(top, bottom), slice(left, right)

@@ -84,9 +84,8 @@ def gull_wings(brush: Brush, pads: tuple[Pad, ...], width: float, edge: float, h
         side = np.sign(pad.y if upright else pad.x)
         outer, inner = along + 0.30 * max(pad.width, pad.height), edge - 0.15
         middle, length = side * (outer + inner) / 2, outer - inner
-        shape = (
-            brush.box(pad.x, middle, width, length, 0.04) if upright else brush.box(middle, pad.y, length, width, 0.04)
-        )
+        x, y, across, down = (pad.x, middle, width, length) if upright else (middle, pad.y, length, width)
+        shape = brush.box(x, y, across, down, 0.04)
         run = side * (brush.y if upright else brush.x) + 0 * shape
         bend = np.clip((outer - 0.45 * max(pad.width, pad.height) - run) / 0.35, 0, 1)
         brush.add(shape, STEEL, 0.16 + height * bend * bend * (3 - 2 * bend), metal=1.0, rough=0.20)
@@ -102,8 +101,7 @@ def resistor(package: str, length: float, width: float, digits: str) -> Componen
         brush.add(brush.box(0, 0, length * 0.64, width, 0.0), srgb("d6d3cb"), 0.42, rough=0.6)
         brush.add(brush.box(0, 0, length * 0.58, width * 0.90, 0.02), srgb("23242a"), 0.46, rough=0.28, bevel=0.05)
         if digits:
-            ink = brush.text(digits, 0, 0, width * 0.46)
-            brush.stamp(ink, WHITE, rough=0.5)
+            brush.stamp(brush.text(digits, 0, 0, width * 0.46), WHITE, rough=0.5)
 
     return Component("resistor", "R", package, (length * 1.7, width * 1.5), (length, width), pads, draw)
 
@@ -145,9 +143,7 @@ def tantalum(package: str, length: float, width: float, digits: str) -> Componen
         solder(brush, pads, 0.35)
         brush.add(brush.box(0, 0, length * 1.04, width * 0.62, 0.02), TIN, 0.5, metal=1.0, rough=0.25, bevel=0.1)
         brush.add(brush.box(0, 0, length * 0.96, width, 0.05), srgb("d79a35"), 1.7, rough=0.35, bevel=0.18)
-        brush.stamp(
-            np.clip(0.5 - brush.box(-0.36 * length, 0, 0.13 * length, width) * brush.scale, 0, 1), srgb("6b3a17")
-        )
+        brush.stamp(brush.cover(brush.box(-0.36 * length, 0, 0.13 * length, width)), srgb("6b3a17"))
         brush.stamp(brush.text(digits, 0.08 * length, 0, width * 0.30), srgb("5a3210"))
 
     return Component("tantalum", "C", package, (length * 1.5, width * 1.3), (length, width), pads, draw, polarised=True)
@@ -161,8 +157,7 @@ def diode(package: str, length: float, width: float, code: str) -> Component:
         solder(brush, pads, 0.35)
         brush.add(brush.box(0, 0, length * 1.16, width * 0.52, 0.02), TIN, 0.5, metal=1.0, rough=0.22, bevel=0.1)
         brush.add(brush.box(0, 0, length * 0.92, width, 0.05), EPOXY, 1.9, rough=0.38, bevel=0.22)
-        band = np.clip(0.5 - brush.box(-0.30 * length, 0, 0.12 * length, width) * brush.scale, 0, 1)
-        brush.stamp(band, srgb("b9bab8"))
+        brush.stamp(brush.cover(brush.box(-0.30 * length, 0, 0.12 * length, width)), srgb("b9bab8"))
         brush.stamp(brush.text(code, 0.08 * length, 0, width * 0.28), srgb("a9aaa6"))
 
     return Component("diode", "D", package, (length * 1.6, width * 1.3), (length, width), pads, draw, polarised=True)

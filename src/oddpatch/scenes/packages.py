@@ -70,15 +70,14 @@ def electrolytic(diameter: float, digits: str) -> Component:
     def draw(brush: Brush) -> None:
         solder(brush, pads, 0.2)
         notch = (brush.x - brush.y) / np.float32(np.sqrt(2)) - np.float32(0.60 * base)
-        plinth = np.maximum(
-            brush.box(0, 0, base, base, 0.15), np.maximum(notch, (brush.x + brush.y) / 1.414 - 0.60 * base)
-        )
+        cut = np.maximum(notch, (brush.x + brush.y) / 1.414 - 0.60 * base)
+        plinth = np.maximum(brush.box(0, 0, base, base, 0.15), cut)
         brush.add(plinth, srgb("2a2a2c"), 0.7, rough=0.4, bevel=0.12)
         can = brush.circle(0, 0, diameter / 2)
         lip = np.clip(-can / 0.45, 0, 1)
         top = 3.4 + 0.35 * np.sin(np.pi * np.clip(lip, 0, 1)) - 0.05 * lip
         brush.add(can, srgb("d5d7d8"), top, metal=1.0, rough=0.20)
-        disc = np.clip(0.5 - brush.circle(0, 0, diameter / 2 - 0.5) * brush.scale, 0, 1)
+        disc = brush.cover(brush.circle(0, 0, diameter / 2 - 0.5))
         brushed = 0.82 + cloud(np.random.default_rng(5), brush.shape, [(1.2, 0.03), (6, 0.02)])
         brush.stamp(disc, np.asarray(srgb("c3c5c6")) * brushed[..., None], rough=0.34, metal=0.45)
         brush.stamp(disc * (brush.x < -diameter * 0.20), srgb("1d1e21"), rough=0.4)

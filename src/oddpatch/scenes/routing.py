@@ -8,6 +8,11 @@ from numpy.typing import NDArray
 from oddpatch.scenes.board import CELL, CELLS, HALF_BOARD, HALF_USED, Grid, Layout, Placed
 from oddpatch.scenes.components import Pad
 
+Point = NDArray[np.float64]  # (2,) x and y, mm
+Cell = tuple[int, int]  # of the grid, row and column
+#: Steps between cells, and their lengths.
+_STEPS = [(dy, dx, float(np.hypot(dy, dx))) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
+
 
 def route(layout: Layout, rng: np.random.Generator) -> None:
     """Connect pads to near pads of other components, shortest first, on one layer with 45 degree tracks."""
@@ -25,8 +30,7 @@ def route(layout: Layout, rng: np.random.Generator) -> None:
         for j in np.argsort(np.where(free, apart[i], np.inf), kind="stable")[:3]:
             if apart[i, j] > 16 or not free[j]:
                 continue
-            path = _shortest(blocked, centres[i], centres[j], (i + 1, j + 1))
-            if path:
+            if path := _shortest(blocked, centres[i], centres[j], (i + 1, j + 1)):
                 free[i] = free[j] = False
                 _lay_track(layout, blocked, path, centres[i], centres[j], 0.25 if rng.random() < 0.75 else 0.4)
                 break
@@ -34,17 +38,12 @@ def route(layout: Layout, rng: np.random.Generator) -> None:
         _fan_out(layout, blocked, pads[rest][1], layout.placed[owner[rest]], rest + 1)
 
 
-def _cell(point: NDArray[np.float64]) -> tuple[int, int]:
+def _cell(point: Point) -> Cell:
     x, y = np.clip((point + HALF_BOARD) / CELL, 0, CELLS - 1).astype(int)
     return int(y), int(x)
 
 
-_STEPS = [(dy, dx, float(np.hypot(dy, dx))) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0)]
-
-
-def _shortest(
-    blocked: NDArray[np.int32], start: NDArray[np.float64], end: NDArray[np.float64], own: tuple[int, int]
-) -> list[tuple[int, int]]:
+def _shortest(blocked: NDArray[np.int32], start: Point, end: Point, own: tuple[int, int]) -> list[Cell]:
     """Cells of the shortest free way (A* with the octile distance), [] if there is none; bends cost a little."""
     source, target = _cell(start), _cell(end)
     passable = (blocked == 0) | (blocked == own[0]) | (blocked == own[1])
@@ -53,10 +52,10 @@ def _shortest(
         dy, dx = abs(y - target[0]), abs(x - target[1])
         return max(dy, dx) + 0.4142 * min(dy, dx)
 
-    queue: list[tuple[float, float, tuple[int, int], tuple[int, int]]] = [(ahead(*source), 0.0, source, (0, 0))]
-    came: dict[tuple[int, int], tuple[int, int]] = {}
+    queue: list[tuple[float, float, Cell, tuple[int, int]]] = [(ahead(*source), 0.0, source, (0, 0))]
+    came: dict[Cell, Cell] = {}
     best = {source: 0.0}
-    closed: set[tuple[int, int]] = set()
+    closed: set[Cell] = set()
     while queue:
         _, cost, here, heading = heapq.heappop(queue)
         if here == target:
@@ -80,12 +79,7 @@ def _shortest(
 
 
 def _lay_track(
-    layout: Layout,
-    blocked: NDArray[np.int32],
-    path: list[tuple[int, int]],
-    start: NDArray[np.float64],
-    end: NDArray[np.float64],
-    width: float,
+    layout: Layout, blocked: NDArray[np.int32], path: list[Cell], start: Point, end: Point, width: float
 ) -> None:
     points = [((x + 0.5) * CELL - HALF_BOARD, (y + 0.5) * CELL - HALF_BOARD) for y, x in path]
     points[0], points[-1] = (float(start[0]), float(start[1])), (float(end[0]), float(end[1]))
@@ -101,12 +95,10 @@ def _fan_out(layout: Layout, blocked: NDArray[np.int32], pad: Pad, placed: Place
     if pad.round or not away.any():
         return  # through-hole pads need no via
     axis = int(np.argmax(np.abs(away)))
-    step = np.zeros(2)
-    step[axis] = np.sign(away[axis])
-    start = np.array([pad.x, pad.y])
+    step = np.sign(away) * (np.arange(2) == axis)
     reach = (pad.width, pad.height)[axis] / 2 + 0.75
     for length in (reach, reach + 0.5):
-        end = start + step * length
+        end = np.array([pad.x, pad.y]) + step * length
         y, x = _cell(end)
         ring = blocked[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
         if np.isin(ring, (0, own)).all() and np.abs(end).max() < HALF_USED:

@@ -36,10 +36,8 @@ class Slot:
         turn = np.deg2rad(self.pose.angle)
         cos, sin = abs(np.cos(turn)), abs(np.sin(turn))
         width, height = self.size
-        return (
-            abs(self.pose.x) + (width * cos + height * sin) / 2,
-            abs(self.pose.y) + (width * sin + height * cos) / 2,
-        )
+        reach = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+        return abs(self.pose.x) + reach[0], abs(self.pose.y) + reach[1]
 
 
 @dataclass(frozen=True)
@@ -130,10 +128,8 @@ class Scene(ABC):
         draws = np.clip(rng.standard_normal((len(self.slots), 7)), -2.5, 2.5)
         items = []
         for i, (slot, draw) in enumerate(zip(self.slots, draws, strict=True)):
-            dx, dy = draw[:2] * self.tolerance.shift
-            pose = replace(
-                slot.pose, x=slot.pose.x + dx, y=slot.pose.y + dy, angle=slot.pose.angle + draw[2] * self.tolerance.turn
-            )
+            dx, dy, turn = draw[:3] * [self.tolerance.shift, self.tolerance.shift, self.tolerance.turn]
+            pose = replace(slot.pose, x=slot.pose.x + dx, y=slot.pose.y + dy, angle=slot.pose.angle + turn)
             tint = np.exp(self.tolerance.tint * (draw[3] + 0.3 * draw[4:7]))
             items.append(Item(i, pose, (float(tint[0]), float(tint[1]), float(tint[2]))))
         return Specimen(tuple(items), rng.standard_normal(8))
@@ -183,8 +179,7 @@ class Scene(ABC):
 
     def _shift(self, specimen: Specimen, rng: np.random.Generator) -> dict[int, Item]:
         item = specimen.items[int(rng.choice(self.inspected))]
-        length = min(self.slots[item.slot].size) * rng.uniform(*self.shift_share)
-        length = float(np.clip(length, *self.shift_limits))
+        length = np.clip(min(self.slots[item.slot].size) * rng.uniform(*self.shift_share), *self.shift_limits)
         towards = rng.uniform(0, 2 * np.pi)
         # Towards the middle where it would leave the inspected part of the image.
         step = length * np.array([np.cos(towards), np.sin(towards)])
@@ -212,10 +207,7 @@ class Scene(ABC):
         if not pairs:
             return self._shift(specimen, rng)
         first, second = (specimen.items[i] for i in pairs[rng.integers(len(pairs))])
-        return {
-            first.slot: replace(first, pose=second.pose),
-            second.slot: replace(second, pose=first.pose),
-        }
+        return {first.slot: replace(first, pose=second.pose), second.slot: replace(second, pose=first.pose)}
 
     def _moved(self, item: Item, **pose: float) -> Item:
         return replace(item, pose=replace(item.pose, **pose))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from oddpatch.scenes import scene
 from oddpatch.scenes.artwork import Artwork
 from oddpatch.scenes.board import Layout, Placed
-from oddpatch.scenes.components import TIN, Component, Pad
+from oddpatch.scenes.components import TIN, Pad
 from oddpatch.scenes.optics import SUPERSAMPLE
 from oddpatch.scenes.placing import lay_out
 from oddpatch.scenes.scene import INSPECTED, Mark, Slot, Specimen, Spoil, Tolerance
@@ -39,12 +39,9 @@ class Scene(scene.Scene):
     def design(self, rng: np.random.Generator, scale: float) -> tuple[list[Slot], list[Surface]]:
         """Lay the board out, and draw each kind of component once."""
         self.layout = lay_out(rng)
-        slots = [_slot(placed) for placed in self.layout.placed]
-        drawn: dict[Component, Surface] = {}
-        for placed in self.layout.placed:
-            if placed.component not in drawn:
-                drawn[placed.component] = placed.component.sprite(scale)
-        return slots, [drawn[placed.component] for placed in self.layout.placed]
+        components = [placed.component for placed in self.layout.placed]
+        drawn = {component: component.sprite(scale) for component in dict.fromkeys(components)}
+        return [_slot(placed) for placed in self.layout.placed], [drawn[component] for component in components]
 
     @property
     def defects(self) -> Mapping[str, Spoil]:
@@ -83,12 +80,9 @@ class Scene(scene.Scene):
         ways = [self._scratch_path(rng) for _ in range(40)]
         path = max(ways, key=self._bareness)
         brush = Brush(self.fov, self.fov, self.scale)
-        widths = (
-            rng.uniform(0.08, 0.20)
-            * np.sin(np.linspace(0.35, np.pi - 0.25, len(path)))
-            * rng.uniform(0.75, 1.25, len(path))
-        )
-        shape = brush.line([(float(x), float(y)) for x, y in path], [float(w) for w in widths])
+        taper = np.sin(np.linspace(0.35, np.pi - 0.25, len(path)))
+        widths = rng.uniform(0.08, 0.20) * taper * rng.uniform(0.75, 1.25, len(path))
+        shape = brush.line([(x, y) for x, y in path.tolist()], widths.tolist())
         tone = srgb(_SCORED[rng.integers(len(_SCORED))])
         depth = np.clip(-shape / 0.06, 0, 1)
         brush.add(shape - 0.02, tone, -0.03 * depth, rough=0.35, metal=0.25)

@@ -156,13 +156,17 @@ class Brush:
         opacity: float | Array = 1.0,
     ) -> None:
         """Lay a shape over what is there; within `bevel` mm of its edge its top falls off as a quarter round."""
-        cover = np.clip(0.5 - distance * self.scale, 0, 1) * opacity
+        cover = self.cover(distance) * opacity
         if bevel:
             inward = np.clip(1 + distance / bevel, 0, 1)
             height = height * (0.35 + 0.65 * np.sqrt(1 - inward**2))
         # Each plane blends from zero, which is the premultiplied form that `paste` needs.
         for plane, value in zip(self.surface.planes, (*_split(colour), height, metal, rough, 1.0), strict=True):
             plane += (np.asarray(value, np.float32) - plane) * cover
+
+    def cover(self, distance: Array) -> Array:
+        """Coverage (H, W) in 0..1 of a shape."""
+        return np.clip(0.5 - distance * self.scale, 0, 1)
 
     def stamp(
         self,

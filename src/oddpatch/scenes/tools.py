@@ -58,10 +58,8 @@ def screwdriver(length: float, colour: str) -> Tool:
         body = brush.line(points, [25, 30, 20, 23])
         flutes = 1 + 0.10 * np.cos(brush.y * np.float32(2 * np.pi / 6.5)) * (brush.x < left + 0.7 * grip)
         brush.add(body, srgb(colour), 1 + _round_bar(body, 12.0) * flutes, rough=0.22)
-        band = np.clip(0.5 - np.maximum(body, np.abs(brush.x - (left + 0.80 * grip)) - 6) * brush.scale, 0, 1)
-        brush.stamp(band, RUBBER, rough=0.4)
-        cap = np.clip(0.5 - np.maximum(body, brush.x - (left + 8)) * brush.scale, 0, 1)
-        brush.stamp(cap, RUBBER, rough=0.4)
+        for reach in (np.abs(brush.x - (left + 0.80 * grip)) - 6, brush.x - (left + 8)):  # a band and the cap
+            brush.stamp(brush.cover(np.maximum(body, reach)), RUBBER, rough=0.4)
 
     return Tool("screwdriver", f"screwdriver {colour}", "screwdriver", (length, width), draw)
 
@@ -104,8 +102,7 @@ def pliers(length: float, colour: str, cutting: bool) -> Tool:
             brush.add(brush.line(spine[:2], [20, 13]), steel, 10, metal=1.0, rough=0.28, bevel=3)
             handle = brush.line(spine[1:], [14, 17, 14])
             brush.add(handle, srgb(colour), 2 + _round_bar(handle, 7.5), rough=0.30)
-            core = brush.line(spine[1:], [5, 7, 5])
-            brush.stamp(np.clip(0.5 - core * brush.scale, 0, 1), RUBBER, rough=0.45)
+            brush.stamp(brush.cover(brush.line(spine[1:], [5, 7, 5])), RUBBER, rough=0.45)
         tip = length / 2
         if cutting:
             jaws = brush.polygon([(pivot, -17), (tip - 12, -13), (tip, -3), (tip, 3), (tip - 12, 13), (pivot, 17)])
@@ -113,8 +110,7 @@ def pliers(length: float, colour: str, cutting: bool) -> Tool:
             jaws = brush.polygon([(pivot, -14), (tip - 20, -9), (tip, -5), (tip, 5), (tip - 20, 9), (pivot, 14)])
         brush.add(jaws, steel * 1.1, 11, metal=1.0, rough=0.26, bevel=4)
         brush.add(brush.circle(pivot, 0, 16), steel * 1.15, 12, metal=1.0, rough=0.24, bevel=3)
-        gap = brush.line([(pivot + 10, 0), (tip, 0)], [1.0, 1.4])
-        brush.stamp(np.clip(0.5 - gap * brush.scale, 0, 1), srgb("1a1b1c"), emboss=-3)
+        brush.stamp(brush.cover(brush.line([(pivot + 10, 0), (tip, 0)], [1.0, 1.4])), srgb("1a1b1c"), emboss=-3)
         brush.add(brush.circle(pivot, 0, 6), CHROME, 13.5, metal=1.0, rough=0.2, bevel=2)
 
     return Tool(kind, kind, "pliers", (length, width), draw)
@@ -131,8 +127,7 @@ def hammer(length: float, colour: str) -> Tool:
         columns = np.linspace(0, 11, brush.shape[1]).astype(int)
         wood = np.asarray(srgb("c08a4e"), np.float32) * (1 + grain[:, columns])[..., None]
         brush.add(handle, wood, 4 + _round_bar(handle, 10), rough=0.35)
-        grip = np.clip(0.5 - np.maximum(handle, brush.x - (left + 92)) * brush.scale, 0, 1)
-        brush.stamp(grip, srgb(colour), rough=0.30)
+        brush.stamp(brush.cover(np.maximum(handle, brush.x - (left + 92))), srgb(colour), rough=0.30)
         x = right - 16
         steel = np.asarray(DARK_STEEL, np.float32)
         neck = brush.box(x, 0, 20, 70, 4)
@@ -173,8 +168,7 @@ def cutter(length: float, colour: str) -> Tool:
         blade = brush.polygon([(right - 34, -8), (right - 12, -8), (right, 8), (right - 34, 8)])
         brush.add(blade, CHROME, 5, metal=1.0, rough=0.16, bevel=0.8)
         for x in (right - 27, right - 20):
-            score = brush.line([(x - 4, -8), (x + 4, 8)], 0.7)
-            brush.stamp(np.clip(0.5 - score * brush.scale, 0, 1), srgb("5f6366"))
+            brush.stamp(brush.cover(brush.line([(x - 4, -8), (x + 4, 8)], 0.7)), srgb("5f6366"))
         case = brush.polygon(
             [(left + 4, -11), (left + 40, -12), (right - 28, -10), (right - 28, 10), (left + 40, 12), (left + 4, 11)]
         )
@@ -182,8 +176,8 @@ def cutter(length: float, colour: str) -> Tool:
         brush.add(brush.box(left + length * 0.42, 0, length * 0.56, 6, 3), srgb("2b2c2f"), 8, rough=0.4)
         brush.add(brush.box(left + length * 0.58, 0, 24, 11, 3), RUBBER, 15, rough=0.4, bevel=3)
         for i in range(5):
-            rib = brush.box(left + length * 0.58 - 8 + 4 * i, 0, 1.4, 9)
-            brush.stamp(np.clip(0.5 - rib * brush.scale, 0, 1), srgb("4a4b4e"), emboss=0.8)
+            rib = brush.cover(brush.box(left + length * 0.58 - 8 + 4 * i, 0, 1.4, 9))
+            brush.stamp(rib, srgb("4a4b4e"), emboss=0.8)
 
     return Tool("cutter", "cutter", "cutter", (length, width), draw)
 
