@@ -7,19 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from oddpatch.files import shown, to_cell
-from oddpatch.report.columns import Share, Value
 from oddpatch.report.datasets import DATASETS
-from oddpatch.report.table import (
-    RANDOM,
-    Grid,
-    Heading,
-    Report,
-    Row,
-    difference,
-    is_within,
-    measured,
-    published_value,
-)
+from oddpatch.report.table import RANDOM, Cell, Grid, Heading, Report, Row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,13 +16,16 @@ if TYPE_CHECKING:
 
 _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 _LATEX |= {"✓": r"$\checkmark$", "✗": r"$\times$", "†": r"$\dagger$"}
+#: Of published numbers, by whether ours are within the tolerance.
+_COLORS = {True: "green", False: "red", None: ""}
 #: Markdown takes HTML as it comes.
 _MARKDOWN = {"|": r"\|", "*": r"\*", "`": r"\`", "<": "&lt;", "[": r"\["}
 
 
 def legend(report: Report) -> list[str]:
     """What the columns are, and what is to be known of the numbers, a line each."""
-    lines = [f"{heading.key}: {heading.label}{_told(heading)}" for heading in report.headings]
+    about = [f" ({'; '.join(heading.notes)})" if heading.notes else "" for heading in report.headings]
+    lines = [f"{heading.key}: {heading.label}{told}" for heading, told in zip(report.headings, about, strict=True)]
     if report.has_published:
         lines.append(
             "published numbers: the value, ours less theirs, and "
@@ -42,10 +34,6 @@ def legend(report: Report) -> list[str]:
     if any(heading.column.is_random for heading in report.headings):
         lines.append(f"†: {RANDOM}")
     return [*lines, *report.notes]
-
-
-def _told(heading: Heading) -> str:
-    return f" ({'; '.join(heading.notes)})" if heading.notes else ""
 
 
 def section_of(dataset: str) -> str:
@@ -109,16 +97,10 @@ def _part(grid: Grid, columns: list[int]) -> "Table":
             section = row.dataset
             table.add_row(Text(section_of(section), style="dim"))
         style = "bold" if row.is_average else ""
-        cells = [_styled(row.cells[position].text, row.cells[position].within, style) for position in columns]
+        shown_cells = [row.cells[position] for position in columns]
+        cells = [Text(cell.text, style=f"{style} {_COLORS[cell.within]}".strip()) for cell in shown_cells]
         table.add_row(Text(shown(row.label), style=style), *cells)
     return table
-
-
-def _styled(text: str, within: bool | None, style: str) -> Any:
-    from rich.text import Text
-
-    color = {True: "green", False: "red", None: ""}[within]
-    return Text(text, style=f"{style} {color}".strip())
 
 
 def to_markdown(report: Report) -> str:
@@ -182,25 +164,21 @@ def _latex(text: str) -> str:
 def records_of(report: Report) -> list[dict[str, Any]]:
     """Every value with all that is known of it: one record for each, or one for each published number beside it."""
     records = []
-    for position, heading in enumerate(report.headings):
-        if heading.match is not None:
-            continue
-        own = (heading, *(h for h in report.headings[position + 1 :] if h.match and h.column is heading.column))
+    for heading in (heading for heading in report.headings if heading.match is None):
         for grid in report.grids:
             for row in grid.rows:
-                found = [record for beside in own[1:] if (record := _beside(beside, grid.metric, row, report))]
-                ours = _measured(heading, grid.metric, row)
-                if isinstance(ours, Value) or found:
-                    records += [{**_about(heading, grid.metric, row, ours), **record} for record in found or [{}]]
+                cells = [(h, c) for h, c in zip(grid.headings, row.cells, strict=True) if h.column is heading.column]
+                published = [_published(beside, cell) for beside, cell in cells[1:] if cell.value is not None]
+                if published or cells[0][1].value is not None:
+                    about = _about(heading, grid.metric, row, cells[0][1])
+                    records += [{**about, **record} for record in published or [{}]]
     return records
 
 
-def _measured(heading: Heading, metric: str, row: Row) -> Value | Share | None:
-    return measured(heading.column, row.dataset, row.name, row.categories, metric)
-
-
-def _about(heading: Heading, metric: str, row: Row, ours: Value | Share | None) -> dict[str, Any]:
-    column, value = heading.column, ours if isinstance(ours, Value) else None
+def _about(heading: Heading, metric: str, row: Row, cell: Cell) -> dict[str, Any]:
+    column = heading.column
+    mean, runs, spread, interval = cell.ours or (None, 0, None, None)
+    low, high = interval or (None, None)
     return {
         "model": column.model,
         "backbone": column.backbone,
@@ -210,26 +188,22 @@ def _about(heading: Heading, metric: str, row: Row, ours: Value | Share | None) 
         "dataset": row.dataset,
         "category": row.name,
         "metric": metric,
-        "value": value.mean if value else None,
-        "low": value.interval[0] if value and value.interval else None,
-        "high": value.interval[1] if value and value.interval else None,
-        "runs": value.runs if value else 0,
-        "spread": value.spread if value else None,
+        "value": mean,
+        "low": low,
+        "high": high,
+        "runs": runs,
+        "spread": spread,
     }
 
 
-def _beside(heading: Heading, metric: str, row: Row, report: Report) -> dict[str, Any] | None:
+def _published(heading: Heading, cell: Cell) -> dict[str, Any]:
     assert heading.match is not None
-    theirs = published_value(heading.match, row.dataset, row.name, row.categories, metric)
-    if theirs is None:
-        return None
-    change = difference(heading.column, _measured(heading, metric, row), theirs, metric)
     return {
-        "published": theirs,
+        "published": cell.value,
         "published_variant": heading.label,
         "published_source": ", ".join(source.source_id for source in heading.match.published.sources),
-        "difference": change,
-        "within_tolerance": None if change is None else is_within(change, report.tolerance),
+        "difference": cell.change,
+        "within_tolerance": cell.within,
         "protocol_differences": "; ".join(heading.match.differences),
     }
 

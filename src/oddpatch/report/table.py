@@ -32,9 +32,11 @@ class Cell(NamedTuple):
     """One value of the printed table."""
 
     text: str
-    value: float | None = None
-    within: bool | None = None  # of published numbers: whether ours is within the tolerance
+    value: float | None = None  # ours, or the published one
     note: str = ""
+    ours: Value | None = None  # of a column of runs
+    change: float | None = None  # of published numbers: ours less theirs, where both mean the same
+    within: bool | None = None  # whether that is no larger than the tolerance
 
 
 class Row(NamedTuple):
@@ -43,7 +45,6 @@ class Row(NamedTuple):
     dataset: str
     name: str  # category or group
     label: str
-    categories: tuple[str, ...]  # those averaged over; of a category itself alone
     is_average: bool
     cells: tuple[Cell, ...]
 
@@ -145,15 +146,13 @@ def _grid(metric: str, headings: Sequence[Heading], runs: Sequence[FinishedRun],
     for run in runs:
         tested[run_dataset(run)].add(run.title)
     for dataset in sorted(tested, key=lambda name: (name == OWN, name)):
-        for category in sorted(tested[dataset]):
-            cells = tuple(_cell(heading, dataset, category, (category,), metric, tolerance) for heading in headings)
-            rows.append(Row(dataset, category, category, (category,), False, cells))
-        for group, categories in groups_of(dataset, tested[dataset]).items():
-            if not tested[dataset].intersection(categories):
-                continue
-            cells = tuple(_cell(heading, dataset, group, categories, metric, tolerance) for heading in headings)
-            label = f"{'all' if group == 'average' else group}, {len(categories)}"
-            rows.append(Row(dataset, group, label, tuple(categories), True, cells))
+        lines = [(category, category, (category,)) for category in sorted(tested[dataset])]
+        for group, members in groups_of(dataset, tested[dataset]).items():
+            lines.append((group, f"{'all' if group == 'average' else group}, {len(members)}", tuple(members)))
+        for name, label, categories in lines:
+            if tested[dataset].intersection(categories):
+                cells = tuple(_cell(heading, dataset, name, categories, metric, tolerance) for heading in headings)
+                rows.append(Row(dataset, name, label, categories != (name,), cells))
     return Grid(metric, title_of(metric), headings, tuple(rows))
 
 
@@ -175,25 +174,29 @@ def title_of(metric: str) -> str:
 
 
 def _cell(heading: Heading, dataset: str, name: str, categories: Sequence[str], metric: str, tolerance: float) -> Cell:
-    ours = measured(heading.column, dataset, name, categories, metric)
-    if heading.match is not None:
-        return _published_cell(heading, ours, dataset, name, categories, metric, tolerance)
+    column, match = heading.column, heading.match
+    ours: Value | Share | None
+    if list(categories) == [name]:
+        ours = column.value(dataset, name, metric)
+    else:
+        ours = column.average(dataset, categories, metric)
+    if match is not None:
+        theirs = published_value(match, dataset, name, categories, metric)
+        if theirs is None:
+            return Cell("-", note="not published")
+        change = difference(column, ours, theirs, metric)
+        if change is None:
+            return Cell(f"{theirs:.3f}", theirs)
+        within = is_within(change, tolerance)
+        return Cell(f"{theirs:.3f} {change:+.3f} {'✓' if within else '✗'}", theirs, change=change, within=within)
     if ours is None:
-        return Cell("-", note=_why_absent(heading.column, dataset, name, metric))
+        return Cell("-", note=_why_absent(column, dataset, name, metric))
     if isinstance(ours, Share):
         return Cell(f"{ours.there} of {ours.needed}", note="not all categories of this average are there")
-    mark = "†" if heading.column.is_random else ""
     note = f"mean of {ours.runs} runs, standard deviation {ours.spread:.4f}" if ours.spread is not None else ""
     if ours.interval:
         note = f"{ours.interval[0]:.4f} to {ours.interval[1]:.4f}"
-    return Cell(f"{ours.mean:.4f}{mark}", ours.mean, note=note)
-
-
-def measured(column: Column, dataset: str, name: str, categories: Sequence[str], metric: str) -> Value | Share | None:
-    """A category's value, or a group's average."""
-    if list(categories) == [name]:
-        return column.value(dataset, name, metric)
-    return column.average(dataset, categories, metric)
+    return Cell(f"{ours.mean:.4f}{'†' if column.is_random else ''}", ours.mean, note, ours)
 
 
 def _why_absent(column: Column, dataset: str, category: str, metric: str) -> str:
@@ -204,43 +207,19 @@ def _why_absent(column: Column, dataset: str, category: str, metric: str) -> str
 def published_value(match: Match, dataset: str, name: str, categories: Sequence[str], metric: str) -> float | None:
     """The printed value; of a group without one, the mean of its categories if all are printed."""
     values = match.published.values
-    printed = values.get((dataset, name, metric))
-    if printed is not None:
-        return printed
-    found = [values.get((dataset, category, metric)) for category in categories]
-    there = [value for value in found if value is not None]
-    return fmean(there) if there and len(there) == len(found) else None
+    if (dataset, name, metric) in values:
+        return values[dataset, name, metric]
+    found = [values[dataset, category, metric] for category in categories if (dataset, category, metric) in values]
+    return fmean(found) if len(found) == len(categories) else None
 
 
-def difference(column: Column, ours: Value | Share | None, theirs: float | None, metric: str) -> float | None:
+def difference(column: Column, ours: Value | Share | None, theirs: float, metric: str) -> float | None:
     """Ours less theirs, where both mean the same."""
-    if theirs is None or not isinstance(ours, Value):
-        return None
     if metric == "au_pro" and any(run.fpr_limit != PUBLISHED_LIMIT for run in column.runs):
         return None
-    return ours.mean - theirs
+    return ours.mean - theirs if isinstance(ours, Value) else None
 
 
 def is_within(change: float, tolerance: float) -> bool:
     """Whether a difference is no larger than the tolerance, but for float rounding."""
     return abs(change) <= tolerance + 1e-9
-
-
-def _published_cell(
-    heading: Heading,
-    ours: Value | Share | None,
-    dataset: str,
-    name: str,
-    categories: Sequence[str],
-    metric: str,
-    tolerance: float,
-) -> Cell:
-    assert heading.match is not None
-    theirs = published_value(heading.match, dataset, name, categories, metric)
-    if theirs is None:
-        return Cell("-", note="not published")
-    change = difference(heading.column, ours, theirs, metric)
-    if change is None:
-        return Cell(f"{theirs:.3f}", theirs)
-    within = is_within(change, tolerance)
-    return Cell(f"{theirs:.3f} {change:+.3f} {'✓' if within else '✗'}", theirs, within)
