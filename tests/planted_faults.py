@@ -256,7 +256,7 @@ FAULTS = [
     ),
     Fault(
         "published mean though a category is missing", "report/table.py",
-        "fmean(there) if there and len(there) == len(found) else None", "fmean(there) if there else None",
+        "fmean(found) if len(found) == len(categories) else None", "fmean(found) if found else None",
         "report/test_published.py -k category_is_missing",
     ),
     # Learning by gradients

@@ -1,4 +1,7 @@
-"""Launchers for Ray and for SLURM (submitit) that go on when a job, or the machine it ran on, is lost."""
+"""Launchers for Ray and for SLURM (submitit) that go on when a job, or the machine it ran on, is lost.
+
+Each is its own schema: `hydra/launcher=oddpatch_ray` and `oddpatch_submitit` have the fields of the classes.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -6,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +41,7 @@ class _RemoteLauncher(Launcher):
         return remote_jobs(self.hydra_context, self.config, self.task_function, job_overrides, first)
 
 
+@dataclass
 class RayLauncher(_RemoteLauncher):
     """Runs each job as a Ray task with GPUs and cores of its own, on one machine or on all of a cluster.
 
@@ -50,31 +54,27 @@ class RayLauncher(_RemoteLauncher):
         init: further arguments of `ray.init`.
     """
 
-    needs = "ray"
+    _target_: str = "hydra_plugins.oddpatch_sweep.launchers.RayLauncher"
+    address: str | None = None
+    num_gpus: Any = "auto"
+    num_cpus: Any = "auto"
+    max_retries: int = 2
+    patience: float = 60.0
+    init: dict[str, Any] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        address: str | None = None,
-        num_gpus: float | str = "auto",
-        num_cpus: float | str = "auto",
-        max_retries: int = 2,
-        patience: float = 60.0,
-        init: dict[str, Any] | None = None,
-    ) -> None:
-        self.address, self.num_gpus, self.num_cpus = address, num_gpus, num_cpus
-        self.max_retries, self.patience, self.init = max_retries, patience, init or {}
+    needs = "ray"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run all jobs; one that is lost is a failed `JobReturn`."""
-        from oddpatch.sweep.ray import Cluster
+        from oddpatch.sweep.ray import cluster, need_of, run_jobs
 
         jobs = self._jobs(job_overrides, initial_job_idx)
-        init = OmegaConf.to_container(self.init, resolve=True) if OmegaConf.is_config(self.init) else self.init
-        with Cluster(self.address, init) as cluster:  # type: ignore[arg-type]
-            need = cluster.need(self.num_gpus, self.num_cpus)
-            return cluster.run(jobs, need, self.max_retries, self.patience)
+        init: Any = OmegaConf.to_container(self.init, resolve=True) if OmegaConf.is_config(self.init) else self.init
+        with cluster(self.address, init):
+            return run_jobs(jobs, need_of(self.num_gpus, self.num_cpus), self.max_retries, self.patience)
 
 
+@dataclass
 class SubmititLauncher(_RemoteLauncher):
     """Submits the jobs as one array to SLURM, or runs them as processes of this machine (`cluster=local`).
 
@@ -85,11 +85,13 @@ class SubmititLauncher(_RemoteLauncher):
         parameters: of submitit's executor, such as timeout_min, gpus_per_node, slurm_partition.
     """
 
-    needs = "submitit"
+    _target_: str = "hydra_plugins.oddpatch_sweep.launchers.SubmititLauncher"
+    cluster: str = "slurm"
+    folder: str = "${hydra.sweep.dir}/.submitit"
+    max_num_timeout: int = 0
+    parameters: dict[str, Any] = field(default_factory=dict)
 
-    def __init__(self, cluster: str, folder: str, max_num_timeout: int, parameters: dict[str, Any]) -> None:
-        self.cluster, self.folder, self.max_num_timeout = cluster, folder, max_num_timeout
-        self.parameters = parameters
+    needs = "submitit"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Submit all jobs and wait for them; one that is lost is a failed `JobReturn`."""
@@ -131,36 +133,12 @@ def _result(job: Any) -> JobReturn:
         return job.result()
     except (FailedJobError, UncompletedJobError) as error:
         from oddpatch.sweep.job import JobError
+        from oddpatch.sweep.remote import failure
 
         log.warning("job %s was lost: %s", job.job_id, error)
-        reason = f"job {job.job_id} was lost in state {job.state}: see {job.paths.stderr}"
-        return JobReturn(status=JobStatus.FAILED, _return_value=JobError(reason))
-
-
-@dataclass
-class RayLauncherConf:
-    """`hydra/launcher=oddpatch_ray`."""
-
-    _target_: str = "hydra_plugins.oddpatch_sweep.launchers.RayLauncher"
-    address: str | None = None
-    num_gpus: Any = "auto"
-    num_cpus: Any = "auto"
-    max_retries: int = 2
-    patience: float = 60.0
-    init: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class SubmititLauncherConf:
-    """`hydra/launcher=oddpatch_submitit`."""
-
-    _target_: str = "hydra_plugins.oddpatch_sweep.launchers.SubmititLauncher"
-    cluster: str = "slurm"
-    folder: str = "${hydra.sweep.dir}/.submitit"
-    max_num_timeout: int = 0
-    parameters: dict[str, Any] = field(default_factory=dict)
+        return failure(JobError(f"job {job.job_id} was lost in state {job.state}: see {job.paths.stderr}"))
 
 
 store = ConfigStore.instance()
-store.store(group="hydra/launcher", name="oddpatch_ray", node=RayLauncherConf, provider="oddpatch")
-store.store(group="hydra/launcher", name="oddpatch_submitit", node=SubmititLauncherConf, provider="oddpatch")
+store.store(group="hydra/launcher", name="oddpatch_ray", node=RayLauncher, provider="oddpatch")
+store.store(group="hydra/launcher", name="oddpatch_submitit", node=SubmititLauncher, provider="oddpatch")

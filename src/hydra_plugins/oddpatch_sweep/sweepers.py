@@ -1,4 +1,7 @@
-"""Sweepers that plan jobs with folders of their own, go on after a failed job, and end with a table."""
+"""Sweepers that plan jobs with folders of their own, go on after a failed job, and end with a table.
+
+Each is its own schema: `hydra/sweeper=oddpatch_grid` and `oddpatch_search` have the fields of the classes.
+"""
 
 import logging
 import sys
@@ -35,9 +38,7 @@ class _OddpatchSweeper(Sweeper):
 
     hydra_context: HydraContext
     config: DictConfig
-
-    def __init__(self, params: dict[str, Any] | None = None) -> None:
-        self.params = params or {}
+    params: dict[str, str] | None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """As Hydra asks for it."""
@@ -53,11 +54,11 @@ class _OddpatchSweeper(Sweeper):
             ConfigError: the sweep's folder cannot be written, or a job cannot be composed.
         """
         from oddpatch.errors import ConfigError
-        from oddpatch.sweep.outcome import Interrupted, Outcome, failed
+        from oddpatch.sweep.outcome import Outcome
         from oddpatch.sweep.table import conclude
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        params = as_typed(["-m", *(f"{key}={value}" for key, value in self.params.items())], self.config)[1:]
+        params = as_typed(["-m", *(f"{key}={value}" for key, value in (self.params or {}).items())], self.config)[1:]
         overrides = parser.parse_overrides([*params, *arguments])
         # The last one of a setting stands, as everywhere in Hydra.
         last = {override.get_key_element(): override for override in overrides}
@@ -69,16 +70,14 @@ class _OddpatchSweeper(Sweeper):
                 f"{folder} cannot be written ({error.strerror}): set hydra.sweep.dir to another folder"
             ) from error
         outcomes: list[Outcome] = []
-        interrupted = False
         try:
             self._run(list(last.values()), folder, outcomes)
-        except Interrupted as interruption:
-            outcomes += interruption.outcomes
-            interrupted = True
+        except KeyboardInterrupt:
+            if outcomes:  # else nothing was launched
+                conclude(outcomes, folder, str(self.config.objective))
+            raise
         conclude(outcomes, folder, str(self.config.objective))
-        if interrupted:
-            sys.exit(130)
-        if failed(outcomes):
+        if any(outcome.status == "failed" for outcome in outcomes):
             sys.exit(1)
 
     def _run(self, overrides: list[Override], folder: Path, outcomes: list[Any]) -> None:
@@ -97,6 +96,7 @@ class _OddpatchSweeper(Sweeper):
             file.write(OmegaConf.to_yaml(self.config))
 
 
+@dataclass
 class GridSweeper(_OddpatchSweeper):
     """Every combination of the values given.
 
@@ -105,9 +105,9 @@ class GridSweeper(_OddpatchSweeper):
         params: overrides of a config file; the command line's stand before them.
     """
 
-    def __init__(self, max_batch_size: int | None = None, params: dict[str, Any] | None = None) -> None:
-        super().__init__(params)
-        self.max_batch_size = max_batch_size
+    _target_: str = "hydra_plugins.oddpatch_sweep.sweepers.GridSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
 
     def _run(self, overrides: list[Override], folder: Path, outcomes: list[Any]) -> None:
         from oddpatch.sweep.outcome import run_all
@@ -117,9 +117,10 @@ class GridSweeper(_OddpatchSweeper):
         self._save_config(folder)
         size = self.max_batch_size or len(jobs)
         for start in range(0, len(jobs), size):
-            outcomes += run_all(self.launcher, jobs[start : start + size], start)
+            run_all(self.launcher, jobs[start : start + size], outcomes)
 
 
+@dataclass
 class SearchSweeper(_OddpatchSweeper):
     """A search with Optuna: settings with several values or an interval are drawn for each trial.
 
@@ -134,11 +135,13 @@ class SearchSweeper(_OddpatchSweeper):
         params: overrides of a config file; the command line's stand before them.
     """
 
-    def __init__(
-        self, n_trials: int, n_jobs: int, direction: Any, sampler: Any, params: dict[str, Any] | None = None
-    ) -> None:
-        super().__init__(params)
-        self.n_trials, self.n_jobs, self.direction, self.sampler = n_trials, n_jobs, direction, sampler
+    _target_: str = "hydra_plugins.oddpatch_sweep.sweepers.SearchSweeper"
+    _recursive_: bool = False  # the sampler is made once it is known that Optuna is there
+    n_trials: int = 20
+    n_jobs: int = 1
+    direction: str = "maximize"
+    sampler: Any = field(default_factory=lambda: {"_target_": "optuna.samplers.TPESampler", "seed": 0})
+    params: dict[str, str] | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """As Hydra asks for it.
@@ -171,28 +174,6 @@ class SearchSweeper(_OddpatchSweeper):
         search.tell_best(folder / "best.yaml")
 
 
-@dataclass
-class GridSweeperConf:
-    """`hydra/sweeper=oddpatch_grid`."""
-
-    _target_: str = "hydra_plugins.oddpatch_sweep.sweepers.GridSweeper"
-    max_batch_size: int | None = None
-    params: dict[str, str] | None = None
-
-
-@dataclass
-class SearchSweeperConf:
-    """`hydra/sweeper=oddpatch_search`."""
-
-    _target_: str = "hydra_plugins.oddpatch_sweep.sweepers.SearchSweeper"
-    _recursive_: bool = False  # the sampler is made once it is known that Optuna is there
-    n_trials: int = 20
-    n_jobs: int = 1
-    direction: str = "maximize"
-    sampler: Any = field(default_factory=lambda: {"_target_": "optuna.samplers.TPESampler", "seed": 0})
-    params: dict[str, str] | None = None
-
-
 store = ConfigStore.instance()
-store.store(group="hydra/sweeper", name="oddpatch_grid", node=GridSweeperConf, provider="oddpatch")
-store.store(group="hydra/sweeper", name="oddpatch_search", node=SearchSweeperConf, provider="oddpatch")
+store.store(group="hydra/sweeper", name="oddpatch_grid", node=GridSweeper, provider="oddpatch")
+store.store(group="hydra/sweeper", name="oddpatch_search", node=SearchSweeper, provider="oddpatch")

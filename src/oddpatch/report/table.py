@@ -146,7 +146,7 @@ def _grid(metric: str, headings: Sequence[Heading], runs: Sequence[FinishedRun],
     for run in runs:
         tested[run_dataset(run)].add(run.title)
     for dataset in sorted(tested, key=lambda name: (name == OWN, name)):
-        lines = [(category, category, (category,)) for category in sorted(tested[dataset])]
+        lines: list[tuple[str, str, tuple[str, ...]]] = [(name, name, (name,)) for name in sorted(tested[dataset])]
         for group, members in groups_of(dataset, tested[dataset]).items():
             lines.append((group, f"{'all' if group == 'average' else group}, {len(members)}", tuple(members)))
         for name, label, categories in lines:

@@ -25,14 +25,11 @@ class Identity(NamedTuple):
 
     def change_from(self, other: "Identity") -> str | None:
         """Why a job of identity `other` cannot stand for this one; None if it can."""
-        if self.config != other.config:
-            return "the config has changed"
-        if self.code != other.code:
-            return "the code has changed"
-        if self.data is None:
-            return "its data cannot be compared"
-        if self.data != other.data:
-            return "the data has changed"
+        for name, ours, theirs in zip(self._fields, self, other, strict=True):
+            if ours is None:
+                return f"its {name} cannot be compared"
+            if ours != theirs:
+                return f"the {name} has changed"
         return None
 
 

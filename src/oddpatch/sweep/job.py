@@ -110,7 +110,9 @@ def _run(cfg: DictConfig, script: Path, folder: Path, record: Record) -> float |
     record.write(folder)
     start = time.monotonic()
     group = Path(HydraConfig.get().sweep.dir).resolve().name
-    environment = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group), **_here("CUDA_VISIBLE_DEVICES")}
+    environment = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP", group)}
+    if record.cuda_visible_devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = record.cuda_visible_devices
     in_order = HydraConfig.get().launcher._target_.endswith(".BasicLauncher")
     console = None if in_order else folder / "console.log"  # jobs side by side would talk over each other
     try:
@@ -137,10 +139,6 @@ def _run(cfg: DictConfig, script: Path, folder: Path, record: Record) -> float |
         raise JobError(f"{folder.name}: {record.reason}")
     log.info("%s: done in %.0f s", folder.name, record.seconds)
     return record.objective
-
-
-def _here(name: str) -> dict[str, str]:
-    return {name: os.environ[name]} if name in os.environ else {}
 
 
 def _clear(folder: Path) -> None:

@@ -35,34 +35,31 @@ class Outcome(NamedTuple):
         return self.record.objective if self.record is not None and self.finished else None
 
 
-class Interrupted(BaseException):
-    """Ctrl-C has ended a sweep."""
+def run_all(launcher: Any, jobs: Sequence[Job], outcomes: list[Outcome]) -> list[Outcome]:
+    """Launch all jobs and find out what became of each, also where Ctrl-C or a failure of the launcher ends them.
 
-    def __init__(self, outcomes: list[Outcome]) -> None:
-        super().__init__()
-        self.outcomes = outcomes
-
-
-def run_all(launcher: Any, jobs: Sequence[Job], first: int = 0) -> list[Outcome]:
-    """Launch all jobs and find out what became of each, also where the launcher itself fails.
-
-    Raises:
-        Interrupted: by Ctrl-C; it carries the outcomes so far.
+    Args:
+        outcomes: of the jobs launched before; those of jobs that are not among them are added.
     """
     before = [Record.read(job.folder) for job in jobs]
+    known = {outcome.job.folder for outcome in outcomes}
+    found: list[Outcome] = []
     try:
-        returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=first)
+        returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=len(outcomes))
     except KeyboardInterrupt:
-        rows = zip(jobs, before, strict=True)
-        raise Interrupted(
-            [_outcome(*row, lost="the sweep was interrupted", status="not run") for row in rows]
-        ) from None
+        lost = "the sweep was interrupted"
+        found = [_outcome(*row, lost=lost, status="not run") for row in zip(jobs, before, strict=True)]
+        raise
     except Exception as error:
         # Jobs may have finished all the same: their records tell.
         log.exception("the launcher failed")
         lost = f"the launcher failed: {explain(error)[1]}"
-        return [_outcome(*row, lost=lost) for row in zip(jobs, before, strict=True)]
-    return [_of_return(*row) for row in zip(jobs, before, returns, strict=True)]
+        found = [_outcome(*row, lost=lost) for row in zip(jobs, before, strict=True)]
+    else:
+        found = [_of_return(*row) for row in zip(jobs, before, returns, strict=True)]
+    finally:
+        outcomes += [outcome for outcome in found if outcome.job.folder not in known]
+    return found
 
 
 def _of_return(job: Job, before: Record | None, returned: JobReturn) -> Outcome:
@@ -83,8 +80,3 @@ def _outcome(job: Job, before: Record | None, lost: str, status: Status = "faile
     if after is not None and after.status == "failed" and after != before:
         return Outcome(job, "failed", after.reason, after)
     return Outcome(job, status, lost, after)
-
-
-def failed(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those that need looking at."""
-    return [outcome for outcome in outcomes if outcome.status == "failed"]

@@ -73,7 +73,7 @@ def plan(loader: Any, config: DictConfig, combinations: Iterable[Sequence[str]])
     root = Path(str(config.hydra.sweep.dir)).resolve()
     for combination in combinations:
         for overrides in expand_categories(loader, config, combination):
-            cfg = _composed(loader, config, overrides, len(jobs))
+            cfg = composed(loader, config, overrides, len(jobs))
             subdir = str(cfg.hydra.sweep.subdir)
             folder, found = root / subdir, config_hash(cfg)
             if hashes.setdefault(folder, found) != found:
@@ -94,7 +94,7 @@ def expand_categories(loader: Any, config: DictConfig, overrides: Sequence[str])
     wanted = f"{CATEGORY}={ALL}"
     if wanted not in overrides:
         return [list(overrides)]
-    root = OmegaConf.select(_composed(loader, config, overrides, 0), "data.root")
+    root = OmegaConf.select(composed(loader, config, overrides, 0), "data.root")
     if root is None:
         raise ConfigError(f"{wanted}: this dataset has no data.root to look for categories in: name them")
     from oddpatch.data.layout import categories
@@ -107,7 +107,8 @@ def expand_categories(loader: Any, config: DictConfig, overrides: Sequence[str])
     return [[f"{CATEGORY}={quoted(name)}" if text == wanted else text for text in overrides] for name in found]
 
 
-def _composed(loader: Any, config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
+def composed(loader: Any, config: DictConfig, overrides: Sequence[str], number: int) -> DictConfig:
+    """The config of a job of a sweep, which Hydra's references then refer to."""
     cfg: DictConfig = loader.load_sweep_config(config, list(overrides))
     with open_dict(cfg):
         cfg.hydra.job.id = cfg.hydra.job.num = number

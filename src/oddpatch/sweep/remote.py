@@ -11,9 +11,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from oddpatch.errors import ConfigError
+from oddpatch.sweep.plan import composed
 
 
 @dataclass
@@ -41,7 +42,7 @@ class RemoteJob:
         try:
             self._enter()
         except ConfigError as error:
-            return JobReturn(status=JobStatus.FAILED, _return_value=error)
+            return failure(error)
         if self.threads is not None:
             os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads)))
         setup_globals()
@@ -76,10 +77,10 @@ def remote_jobs(
     """Jobs ready to be sent, numbered from `first`."""
     setup_globals()
     Path(str(config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-    jobs = []
-    for number, overrides in enumerate(job_overrides, start=first):
-        composed = context.config_loader.load_sweep_config(config, list(overrides))
-        with open_dict(composed):
-            composed.hydra.job.id = composed.hydra.job.num = number
-        jobs.append(RemoteJob(context, task, composed, Singleton.get_state(), str(Path.cwd())))
-    return jobs
+    configs = [composed(context.config_loader, config, o, number) for number, o in enumerate(job_overrides, first)]
+    return [RemoteJob(context, task, cfg, Singleton.get_state(), str(Path.cwd())) for cfg in configs]
+
+
+def failure(error: Exception) -> JobReturn:
+    """What a job returns that could not be run, or was lost."""
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)

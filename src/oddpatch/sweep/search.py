@@ -5,24 +5,24 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
+import optuna
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from oddpatch.files import replacing
 from oddpatch.locking import Holder
-from oddpatch.sweep.outcome import Interrupted, Outcome, run_all
+from oddpatch.sweep.outcome import Outcome, run_all
 from oddpatch.sweep.plan import Job
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import Trial
 
 log = logging.getLogger(__name__)
 
 #: Set on a trial that ended without a value; one that was killed has none of these and is run again.
 FAILED, OWNER = "failed", "owner"
-Direction = Literal["maximize", "minimize"]
 Plan = Callable[[Sequence[Sequence[str]]], list[Job]]
 
 
@@ -37,23 +37,18 @@ class Search:
             goes on does not repeat itself.
     """
 
-    def __init__(self, path: Path, space: Mapping[str, "BaseDistribution"], direction: Direction, sampler: Any) -> None:
-        import optuna
-        from hydra.utils import instantiate
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
-
+    def __init__(self, path: Path, space: Mapping[str, BaseDistribution], direction: str, sampler: Any) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(path)))
         self.space = dict(space)
-        self.study = optuna.create_study(storage=storage, study_name="sweep", direction=direction, load_if_exists=True)
+        way = optuna.study.StudyDirection[direction.upper()]
+        self.study = optuna.create_study(storage=storage, study_name="sweep", direction=way, load_if_exists=True)
         seed = {"seed": sampler["seed"] + len(self.study.trials)} if sampler.get("seed") is not None else {}
         self.study.sampler = instantiate(sampler, **seed)
         self._requeue_killed()
 
     def _requeue_killed(self) -> None:
-        from optuna.trial import TrialState
-
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):
             if OWNER in trial.user_attrs and Holder(*trial.user_attrs[OWNER]).is_dead():
                 self.study.tell(trial.number, state=TrialState.FAIL)
@@ -62,12 +57,10 @@ class Search:
     @property
     def finished(self) -> int:
         """Trials that have a value, or failed to give one."""
-        from optuna.trial import TrialState
-
         ended = self.study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))
         return sum(trial.state == TrialState.COMPLETE or FAILED in trial.user_attrs for trial in ended)
 
-    def ask(self, count: int) -> list["Trial"]:
+    def ask(self, count: int) -> list[Trial]:
         """The next `count` trials; none if it is not positive."""
         trials = [self.study.ask(self.space) for _ in range(count)]
         for trial in trials:
@@ -76,7 +69,7 @@ class Search:
 
     def run(
         self,
-        trials: Sequence["Trial"],
+        trials: Sequence[Trial],
         fixed: Sequence[Sequence[str]],
         plan: Plan,
         launcher: Any,
@@ -90,18 +83,11 @@ class Search:
         """
         planned = [plan([[*others, *_overrides(trial)] for others in fixed]) for trial in trials]
         jobs = {job.folder: job for of_trial in planned for job in of_trial}  # trials may be the same
-        try:
-            found = run_all(launcher, list(jobs.values()), len(outcomes))
-        except Interrupted as interruption:
-            raise Interrupted([*_new(interruption.outcomes, outcomes)]) from None
-        by_folder = {outcome.job.folder: outcome for outcome in found}
+        by_folder = {outcome.job.folder: outcome for outcome in run_all(launcher, list(jobs.values()), outcomes)}
         for trial, of_trial in zip(trials, planned, strict=True):
             self._tell(trial, [by_folder[job.folder] for job in of_trial])
-        outcomes += _new(found, outcomes)
 
-    def _tell(self, trial: "Trial", outcomes: Sequence[Outcome]) -> None:
-        from optuna.trial import TrialState
-
+    def _tell(self, trial: Trial, outcomes: Sequence[Outcome]) -> None:
         values = [outcome.objective for outcome in outcomes]
         given = [value for value in values if value is not None]
         if len(given) == len(values) and given:
@@ -115,23 +101,15 @@ class Search:
 
     def tell_best(self, path: Path) -> None:
         """Log the best trial, and write its overrides to `path`."""
-        from optuna.trial import TrialState
-
         if not self.study.get_trials(states=(TrialState.COMPLETE,)):
             log.warning("no trial has a value, so there is no best one")
             return
         best = self.study.best_trial
-        overrides = [f"{name}={value}" for name, value in best.params.items()]
+        overrides = _overrides(best)
         log.info("best of %d trials: %.4f with %s", self.finished, best.value, " ".join(overrides))
         with replacing(path) as file:
             file.write(OmegaConf.to_yaml({"value": best.value, "trial": best.number, "overrides": overrides}))
 
 
-def _overrides(trial: "Trial") -> list[str]:
+def _overrides(trial: Trial | FrozenTrial) -> list[str]:
     return [f"{name}={value}" for name, value in trial.params.items()]
-
-
-def _new(found: Sequence[Outcome], known: Sequence[Outcome]) -> list[Outcome]:
-    """Those of jobs that no earlier trial was the same as."""
-    folders = {outcome.job.folder for outcome in known}
-    return [outcome for outcome in found if outcome.job.folder not in folders]

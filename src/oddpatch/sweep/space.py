@@ -1,18 +1,16 @@
 """A space to search in, from overrides: `a,b`, `range(1,9,2)`, `interval(0,1)`, `int(tag(log,interval(1,9)))`."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from oddpatch.errors import ConfigError
 from oddpatch.sweep.plan import CATEGORY
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
-
-def split(overrides: Iterable[Override]) -> tuple[dict[str, "BaseDistribution"], list[Override]]:
+def split(overrides: Iterable[Override]) -> tuple[dict[str, BaseDistribution], list[Override]]:
     """What is searched, by name, and the other overrides.
 
     Several categories are no choice to be made: every trial runs them all, and is worth their mean.
@@ -34,14 +32,12 @@ def split(overrides: Iterable[Override]) -> tuple[dict[str, "BaseDistribution"],
     return space, others
 
 
-def distribution(override: Override) -> "BaseDistribution":
+def distribution(override: Override) -> BaseDistribution:
     """What a value is drawn from.
 
     Raises:
         ConfigError: it is given in a way that cannot be searched.
     """
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
     value: Any = override.value()
     if isinstance(value, IntervalSweep):
         low, high, is_log = value.start, value.end, "log" in value.tags

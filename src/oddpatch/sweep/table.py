@@ -4,7 +4,6 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,11 @@ from rich.text import Text
 
 from oddpatch.errors import CheckpointError, OddpatchError
 from oddpatch.files import replacing, shown, to_cell
+from oddpatch.report.formats import print_terminal
+from oddpatch.report.page import to_html
 from oddpatch.report.runs import is_number, read_run
+from oddpatch.report.table import DEFAULT_METRICS, build_report, title_of
+from oddpatch.report.templates import render
 from oddpatch.sweep.outcome import Outcome, Status
 
 log = logging.getLogger(__name__)
@@ -34,8 +37,6 @@ def count(outcomes: Sequence[Outcome]) -> str:
 
 def print_table(outcomes: Sequence[Outcome], objective: str, console: Console | None = None) -> None:
     """Print what became of each job; what went wrong comes last, where it is seen."""
-    from oddpatch.report.table import title_of
-
     console = console or Console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("job", overflow="fold")
@@ -118,60 +119,15 @@ def write_csv(table: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer.writerows({name: to_cell(value) for name, value in row.items()} for row in table)
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #1b1f24 }}
-.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; width: 100% }}
-th, td {{ text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #d8dde3; vertical-align: top }}
-td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }}
-td.job {{ min-width: 12rem; overflow-wrap: anywhere }} code {{ font-size: .85em; color: #57606a }}
-.done {{ color: #1a7f37 }} .failed {{ color: #b42318 }} .skipped, .not {{ color: #57606a }}
-.warning {{ color: #b42318 }}
-@media (prefers-color-scheme: dark) {{ body {{ background: #14171a; color: #e6e9ec }} th, td {{ border-color: #3a4048 }}
-.done {{ color: #57c274 }} .failed, .warning {{ color: #ff8a7a }} .skipped, .not, code {{ color: #9aa4af }}
-a {{ color: #7fb4ff }} }}
-</style>
-<h1>{title}</h1><p>{count}{report}</p>{warning}
-<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>
-{body}
-</tbody></table></div>
-</html>
-"""
-
-
 def write_html(table: Sequence[Mapping[str, Any]], counted: str, path: Path, reported: bool) -> None:
     """Write a page of all jobs with links to their folders, and to the report if there is one."""
-    from oddpatch.report.table import title_of
-
-    known = [name for name in _FIRST if any(name in row for row in table)][:_SHOWN]
-    head = "<th>job<th>state" + "".join(f'<th class="n">{escape(title_of(name))}' for name in known)
-    body = [_html_row(row, known) for row in table]
-    random = any(row["weights"] == "random" for row in table)
-    warning = '<p class="warning">Some backbones have random weights: their numbers say nothing.</p>' if random else ""
-    page = _PAGE.format(
-        title=f"Sweep {escape(path.parent.name)}",
-        count=escape(counted),
-        report=' &middot; <a href="report.html">by category, beside published numbers</a>' if reported else "",
-        warning=warning,
-        head=head + '<th class="n">time',
-        body="\n".join(body),
+    metrics = [name for name in _FIRST if any(name in row for row in table)][:_SHOWN]
+    title = f"Sweep {path.parent.name}"
+    page = render(
+        "sweep.html", title=title, count=counted, rows=table, metrics=metrics, title_of=title_of, reported=reported
     )
     with replacing(path) as file:
         file.write(page)
-
-
-def _html_row(row: Mapping[str, Any], known: Sequence[str]) -> str:
-    from urllib.parse import quote
-
-    cell = f'<a href="{quote(str(row["job"]))}/">{escape(str(row["job"]))}</a><br><code>{escape(row["varies"])}</code>'
-    state = str(row["status"])
-    if row["reason"]:
-        cell += f'<br><span class="{state.split()[0]}">{escape(str(row["reason"]))}</span>'
-    cells = "".join(f'<td class="n">{row[name]:.4f}' if name in row else '<td class="n">' for name in known)
-    seconds = f"{row['seconds']:.0f} s" if row["seconds"] != "" else ""
-    return f'<tr><td class="job">{cell}<td class="{state.split()[0]}">{state}{cells}<td class="n">{seconds}'
 
 
 def conclude(outcomes: Sequence[Outcome], folder: Path, objective: str) -> None:
@@ -186,17 +142,11 @@ def conclude(outcomes: Sequence[Outcome], folder: Path, objective: str) -> None:
 
 def print_report(folders: Sequence[Path], page: Path) -> bool:
     """Print and write what `oddpatch report --published` says of finished jobs; False if it says nothing."""
-    from oddpatch.report.formats import print_terminal
-    from oddpatch.report.page import to_html
-    from oddpatch.report.runs import read_run
-    from oddpatch.report.table import DEFAULT_METRICS, build_report
-
     try:
         runs = [read_run(folder) for folder in folders]
-        wanted = [name for name in DEFAULT_METRICS if any(name in run.metrics for run in runs)]
-        if not wanted:
+        if not any(name in run.metrics for run in runs for name in DEFAULT_METRICS):
             return False
-        report = build_report(runs, wanted, with_published=True)
+        report = build_report(runs, with_published=True)
         print_terminal(report)
         with replacing(page) as file:
             file.write(to_html(report, f"Sweep {page.parent.name}"))
