@@ -15,10 +15,10 @@ from oddpatch.checkpoint import read_checkpoint
 from oddpatch.cli import main as cli
 from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError
-from oddpatch.figures.explanation import Box, Match
 from oddpatch.inference import update
 from oddpatch.inference.explain import find_matches, most_anomalous, patch_box
 from oddpatch.inference.update import new_version
+from oddpatch.results.examples import Box, Match
 
 GRID, PATCHES = (8, 8), 64  # of 32 x 32 pixels at stride 4
 

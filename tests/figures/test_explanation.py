@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from oddpatch.figures.explanation import CONTEXT, SIDE, Box, Match, close_up, draw_explanation
+from oddpatch.figures.explanation import CONTEXT, SIDE, close_up, draw_explanation
+from oddpatch.results.examples import Box, Match
 
 
 def spotted(height=60, width=80):

@@ -21,18 +21,18 @@ def test_a_run_looks_the_same_in_both_panels():
 
 
 def test_a_run_without_pixels_does_not_move_the_others_colours(tmp_path, monkeypatch):
-    drawn = {}
+    drawn = []
 
-    def note(sheet, axes, left, position, curve, style):
-        drawn.setdefault(curve.name, []).append((style["color"], style["linestyle"]))
+    def note(sheet, left, top, width, *, color, linestyle, linewidth):
+        drawn.append((color, linestyle))
 
     for model in ("gaussian", "padim", "patchcore"):
         folder = write_run(tmp_path / model, names=(model, "resnet18"), model={"_target_": f"oddpatch.{model}"})
         write_predictions(folder)
     of_pixels = lambda run, name: None if "gaussian" in name else image_curve(run, name)  # noqa: E731
     monkeypatch.setattr("oddpatch.report.roc.pixel_curve", of_pixels)
-    monkeypatch.setattr("oddpatch.report.roc._line", note)
+    monkeypatch.setattr("oddpatch.figures.canvas.Sheet.stroke", note)
     draw_roc(columns_of(find_runs([tmp_path])), tmp_path / "roc.png")
-    assert [len(styles) for styles in drawn.values()] == [1, 2, 2]
-    assert all(len(set(styles)) == 1 for styles in drawn.values())
-    assert len({styles[0] for styles in drawn.values()}) == 3
+    of_images, of_pixels = drawn[:3], drawn[3:]
+    assert len(set(of_images)) == 3
+    assert of_pixels == of_images[1:]

@@ -43,6 +43,30 @@ class Sheet:
             spine.set(linewidth=0.6, color="#b0b0b0")
         return axes
 
+    def rate_axes(self, left: float, top: float, side: float, across: str, upward: str) -> "Axes":
+        """Axes of two rates, each from 0 to 1."""
+        axes = self.panel(left, top, side, side)
+        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+        labels = [f"{tick:g}" for tick in ticks]
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        axes.set_xticks(ticks, labels, size=8, family=FONT)
+        axes.set_yticks(ticks, labels, size=8, family=FONT)
+        axes.set_xlabel(across, size=9, family=FONT, color=INK)
+        axes.set_ylabel(upward, size=9, family=FONT, color=INK)
+        axes.grid(True, color="#e4e4e4", linewidth=0.6, linestyle="-")
+        axes.set_axisbelow(True)
+        return axes
+
+    def stroke(self, left: float, top: float, width: float, **style: Any) -> None:
+        """A line as a legend shows it, `top` being its middle."""
+        axes = self.panel(left, top - 0.05, width, 0.1)
+        axes.plot([0, 1], [0, 0], **style)
+        axes.set_axis_off()
+
+    def warn(self, left: float, top: float, text: str) -> None:
+        """Write what must not be overlooked; nothing where the text is empty."""
+        self.write(left, top, text, size=9, color=ALARM, weight="bold")
+
     def picture(self, left: float, top: float, width: float, height: float, *layers: NDArray[Any]) -> None:
         """Show arrays (H, W, 3) or (H, W, 4) one over another in a frame; far quicker than axes."""
         from matplotlib.image import BboxImage

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from oddpatch.figures.canvas import ALARM, FAINT, FONT, INK, Sheet
+from oddpatch.figures.canvas import FAINT, FONT, INK, Sheet
 from oddpatch.metrics.curves import Points, rate_curve, recall_precision_curve
 from oddpatch.metrics.pixel import PixelRanking
 from oddpatch.metrics.ranking import Ranking
@@ -89,18 +89,8 @@ def _square(title: str, across: str, upward: str, warning: str) -> tuple[Sheet, 
     top = 0.72 if warning else 0.48
     sheet = Sheet(SIDE + 0.8, top + SIDE + 0.58)
     sheet.write(0.62, 0.24, title, size=11, weight="bold")
-    if warning:
-        sheet.write(0.62, 0.5, warning, size=9, color=ALARM, weight="bold")
-    axes = sheet.panel(0.62, top, SIDE, SIDE)
-    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], size=8, family=FONT)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], size=8, family=FONT)
-    axes.set_xlabel(across, size=9, family=FONT, color=INK)
-    axes.set_ylabel(upward, size=9, family=FONT, color=INK)
-    axes.grid(True, color="#e4e4e4", linewidth=0.6, linestyle="-")
-    axes.set_axisbelow(True)
-    return sheet, axes
+    sheet.warn(0.62, 0.5, warning)
+    return sheet, sheet.rate_axes(0.62, top, SIDE, across, upward)
 
 
 def _plot(axes: "Axes", points: tuple[Points, Points], label: str, color: str) -> None:
@@ -108,6 +98,4 @@ def _plot(axes: "Axes", points: tuple[Points, Points], label: str, color: str) -
 
 
 def _legend(axes: "Axes", where: Literal["lower right", "lower left"]) -> None:
-    from matplotlib.font_manager import FontProperties
-
-    axes.legend(loc=where, prop=FontProperties(family=FONT, size=8), framealpha=0.9, edgecolor="#d0d0d0")
+    axes.legend(loc=where, prop={"family": FONT, "size": 8}, framealpha=0.9, edgecolor="#d0d0d0")

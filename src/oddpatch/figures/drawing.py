@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.figures.canvas import ALARM, FAINT, FONT, Sheet
+from oddpatch.figures.canvas import FAINT, FONT, Sheet
 from oddpatch.results.examples import Example
 from oddpatch.types import IGNORE
 
@@ -63,12 +63,12 @@ class Look:
     def heat(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.float64]:
         """Colours and opacity (H, W, 4) of a map (H, W): the more anomalous, the brighter and the less transparent."""
         level = np.clip((anomaly_map - self.low) / (self.high - self.low), 0, 1)  # (H, W)
-        colors = _colors(level)  # (H, W, 4)
+        colors = colors_of(level)  # (H, W, 4)
         colors[..., 3] = OPACITY * np.minimum(2 * level, 1)
         return colors
 
 
-def _colors(level: NDArray[np.floating]) -> NDArray[np.float64]:
+def colors_of(level: NDArray[np.floating]) -> NDArray[np.float64]:
     """(..., 4) of levels in [0, 1]. The black end of the colour map is left out: it would hide dark parts."""
     from matplotlib import colormaps
 
@@ -86,8 +86,7 @@ def draw_example(example: Example, look: Look, kind: str, rank: int) -> Sheet:
     sheet.write(MARGIN, 0.22, f"{example.defect_type} / {example.stem}", size=11, weight="bold", room=sheet.width - 3.4)
     sheet.write(sheet.width - MARGIN, 0.22, f"{KINDS[kind][0]}, no. {rank}", color=FAINT, ha="right")
     sheet.write(MARGIN, 0.47, _sentence(example, look), size=9)
-    if look.warning:
-        sheet.write(MARGIN, 0.69, look.warning, size=9, color=ALARM, weight="bold")
+    sheet.warn(MARGIN, 0.69, look.warning)
     for column, (title, draw) in enumerate(panels.items()):
         left = MARGIN + column * (width + MARGIN)
         if mapped:
@@ -103,8 +102,7 @@ def draw_overview(chosen: Mapping[str, Sequence[Example]], look: Look, title: st
     first = next(example for examples in chosen.values() for example in examples)
     width, height = _sides(first, THUMBNAIL)
     mapped = first.anomaly_map is not None
-    cell = (2 * width + 0.04 if mapped else width) + 0.2
-    cell = max(cell, 1.9)
+    cell = max((2 * width + 0.04 if mapped else width) + 0.2, 1.9)
     rows = {kind: -(-len(examples) // COLUMNS) for kind, examples in chosen.items()}
     columns = min(COLUMNS, max(len(examples) for examples in chosen.values()))
     top = 0.6 + (0.22 if look.warning else 0)
@@ -113,8 +111,7 @@ def draw_overview(chosen: Mapping[str, Sequence[Example]], look: Look, title: st
     )
     sheet.write(MARGIN, 0.2, title, size=11, weight="bold")
     sheet.write(MARGIN, 0.43, _legend(look, mapped), size=8, color=FAINT)
-    if look.warning:
-        sheet.write(MARGIN, 0.65, look.warning, size=9, color=ALARM, weight="bold")
+    sheet.warn(MARGIN, 0.65, look.warning)
     for kind, examples in chosen.items():
         sheet.write(MARGIN, top + 0.14, KINDS[kind][1], size=9, weight="bold")
         for position, example in enumerate(examples):
@@ -186,7 +183,7 @@ def _draw_cell(sheet: Sheet, left: float, top: float, size: tuple[float, float],
 
 def _draw_scale(axes: "Axes", look: Look) -> None:
     """The colour bar, with the threshold marked on it."""
-    gradient = _colors(np.linspace(0, 1, 256))[:, None]  # (256, 1, 4)
+    gradient = colors_of(np.linspace(0, 1, 256))[:, None]  # (256, 1, 4)
     axes.imshow(gradient, origin="lower", aspect="auto", extent=(0, 1, look.low, look.high))
     ticks = {look.low: f"{look.low:.4g}", look.high: f"≥{look.high:.4g}"}
     threshold = look.threshold

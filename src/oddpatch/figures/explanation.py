@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from oddpatch.figures.canvas import ALARM, FAINT, Sheet
 from oddpatch.files import replacing
-from oddpatch.results.examples import Box as Box
-from oddpatch.results.examples import Match as Match
+from oddpatch.results.examples import Box, Match
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

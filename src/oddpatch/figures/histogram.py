@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from oddpatch.figures.canvas import ALARM, FAINT, FONT, INK, Sheet
+from oddpatch.figures.canvas import FAINT, FONT, INK, Sheet
 from oddpatch.wording import counted
 
 # Inches: the width is that of the curves, so that on a phone, where each fills the screen, the text is as large.
@@ -42,12 +42,9 @@ def draw_scores(
     sheet = Sheet(LEFT + WIDTH + RIGHT, top + len(order) * ROW + 0.56)
     sheet.write(LEFT, 0.22, "Image scores", size=11, weight="bold")
     for row, (name, value) in enumerate(thresholds.items()):
-        key = sheet.panel(LEFT, 0.4 + row * 0.2, 0.3, 0.1)
-        key.plot([0, 1], [0, 0], color=INK, linewidth=1, linestyle=_DASHES[row % 3])
-        key.set_axis_off()
+        sheet.stroke(LEFT, 0.45 + row * 0.2, 0.3, color=INK, linewidth=1, linestyle=_DASHES[row % 3])
         sheet.write(LEFT + 0.38, 0.45 + row * 0.2, f"{name} {value:.4g}", color=FAINT)
-    if warning:
-        sheet.write(LEFT, top - 0.17, warning, size=9, color=ALARM, weight="bold")
+    sheet.warn(LEFT, top - 0.17, warning)
     for row, name in enumerate(order):
         above = top + row * ROW
         axes = sheet.panel(LEFT, above + LABEL, WIDTH, ROW - LABEL - 0.06)

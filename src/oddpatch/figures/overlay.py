@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.figures.drawing import COLORMAP, OPACITY
+from oddpatch.figures.drawing import OPACITY, colors_of
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 #: The colours span these values of the scale from 0 to 1: from a typical good image to three times beyond its distance
@@ -49,8 +49,7 @@ def overlay(image: Picture, normalized: NDArray[np.floating] | None, regions: Se
     """
     drawn = image.copy()
     if normalized is not None:
-        level = np.nan_to_num((normalized - LOW) / (HIGH - LOW), nan=0).clip(0, 1)  # (H, W)
-        opacity = (OPACITY * np.minimum(2 * level, 1))[..., None]
+        opacity = (OPACITY * np.minimum(2 * _level(normalized), 1))[..., None]
         drawn = (drawn * (1 - opacity) + _colors(normalized) * opacity).round().astype(np.uint8)
     width = max(round(min(image.shape[:2]) / 300), 1)
     for region in regions:
@@ -63,8 +62,8 @@ def overlay(image: Picture, normalized: NDArray[np.floating] | None, regions: Se
 
 
 def _colors(normalized: NDArray[np.floating]) -> Picture:
-    from matplotlib import colormaps
+    return (colors_of(_level(normalized))[..., :3] * 255).round().astype(np.uint8)
 
-    level = np.nan_to_num((normalized - LOW) / (HIGH - LOW), nan=0).clip(0, 1)
-    # The black end of the colour map is left out: it would hide dark parts.
-    return (colormaps[COLORMAP](0.25 + 0.75 * level)[..., :3] * 255).round().astype(np.uint8)
+
+def _level(normalized: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.nan_to_num((normalized - LOW) / (HIGH - LOW), nan=0).clip(0, 1)

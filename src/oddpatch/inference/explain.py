@@ -13,9 +13,10 @@ from torch import Tensor
 from oddpatch.data.decoding import to_uint8
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.factory import restore
-from oddpatch.figures.explanation import Box, Match, draw_explanation, write_animation
+from oddpatch.figures.explanation import draw_explanation, write_animation
 from oddpatch.models.base import AnomalyModel
 from oddpatch.models.patchcore import PatchCore
+from oddpatch.results.examples import Box, Match
 
 
 class Explanation(NamedTuple):

@@ -1,21 +1,19 @@
 """The ROC curves of all categories in one figure: of images, and of pixels where their statistics were kept."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.errors import CheckpointError, ConfigError
-from oddpatch.figures.canvas import ALARM, FAINT, FONT, INK, Sheet
+from oddpatch.figures.canvas import FAINT, FONT, Sheet
 from oddpatch.metrics.curves import roc_curve
 from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME, PixelStatistics
 from oddpatch.report.columns import Column
 from oddpatch.report.runs import METRICS, FinishedRun, read_predictions
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SIDE, ROW = 4.2, 0.2  # inches: of a plot, and of a line of the legend
 # Okabe and Ito's colours; the dashes tell apart what shares one of them.
@@ -47,7 +45,7 @@ def draw_roc(columns: Sequence[Column], path: Path) -> None:
     longest = max(len(of_images), len(of_pixels))
     sheet = Sheet(2 * SIDE + 2.0, SIDE + 1.5 + ROW * longest)
     if any(column.is_random for column in columns):
-        sheet.write(0.62, 0.2, "with random weights: not a result", size=9, color=ALARM, weight="bold")
+        sheet.warn(0.62, 0.2, "with random weights: not a result")
     styles = line_styles([name for _, name in named])
     _panel(sheet, 0.62, "Images", of_images, styles, len(columns) == 1, "")
     without = f"no {FILE_NAME} in any run: test again by eval.py"
@@ -57,13 +55,8 @@ def draw_roc(columns: Sequence[Column], path: Path) -> None:
 
 def line_styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Colour and dashes of each run, by name: the same in both panels, though one may lack some of the runs."""
-    return {
-        name: {
-            "color": _COLORS[position % len(_COLORS)],
-            "linestyle": _DASHES[position // len(_COLORS) % len(_DASHES)],
-        }
-        for position, name in enumerate(dict.fromkeys(names))
-    }
+    styles = itertools.cycle({"color": color, "linestyle": dash} for dash in _DASHES for color in _COLORS)
+    return dict(zip(dict.fromkeys(names), styles, strict=False))
 
 
 def image_curve(run: FinishedRun, name: str) -> Curve | None:
@@ -111,32 +104,19 @@ def _panel(
     without: str,
 ) -> None:
     sheet.write(left, 0.45, title, size=11, weight="bold")
-    axes = sheet.panel(left, 0.7, SIDE, SIDE)
-    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], size=8, family=FONT)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks], size=8, family=FONT)
-    axes.set_xlabel("false-positive rate", size=9, family=FONT, color=INK)
-    axes.set_ylabel("true-positive rate", size=9, family=FONT, color=INK)
-    axes.grid(True, color="#e4e4e4", linewidth=0.6)
+    axes = sheet.rate_axes(left, 0.7, SIDE, "false-positive rate", "true-positive rate")
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
     if without:
         axes.text(0.5, 0.5, without, size=9, family=FONT, color=FAINT, ha="center", va="center")
     for position, curve in enumerate(curves):
         # The first are the widest, so that each is seen where others run over it.
         width = 1.4 + 2 * (len(curves) - 1 - position) / max(len(curves) - 1, 1)
-        _line(sheet, axes, left, position, curve, {**styles[curve.name], "linewidth": width})
+        axes.plot(curve.fpr, curve.tpr, linewidth=width, **styles[curve.name])
+        # Below the plot what the curve is: a legend inside would hide the corner that matters.
+        top = 0.7 + SIDE + 0.65 + ROW * position
+        sheet.stroke(left, top, 0.35, linewidth=width, **styles[curve.name])
+        sheet.write(left + 0.45, top, curve.name, size=8, room=SIDE - 1.1)
+        sheet.write(left + SIDE, top, f"{curve.auroc:.4f}", size=8, ha="right")
     if averages and len(curves) > 1:  # over models it would mean nothing
         mean = float(np.mean([curve.auroc for curve in curves]))
         sheet.write(left + SIDE, 0.45, f"mean AUROC {mean:.4f}", size=9, ha="right")
-
-
-def _line(sheet: Sheet, axes: "Axes", left: float, position: int, curve: Curve, style: Mapping[str, Any]) -> None:
-    """The curve, and below the plot what it is: a legend inside would hide the corner that matters."""
-    axes.plot(curve.fpr, curve.tpr, **style)
-    top = 0.7 + SIDE + 0.65 + ROW * position
-    key = sheet.panel(left, top - 0.05, 0.35, 0.1)
-    key.plot([0, 1], [0, 0], **style)
-    key.set_axis_off()
-    sheet.write(left + 0.45, top, curve.name, size=8, room=SIDE - 1.1)
-    sheet.write(left + SIDE, top, f"{curve.auroc:.4f}", size=8, ha="right")
