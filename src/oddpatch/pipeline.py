@@ -154,7 +154,7 @@ def rebuild(cfg: DictConfig) -> Run:
         CheckpointError, ConfigError, DataError: before anything expensive has begun.
     """
     if OmegaConf.is_missing(cfg, "run"):
-        raise ConfigError("which run? give its folder: python eval.py run=outputs/FOLDER")
+        raise ConfigError("which run? give its folder: oddpatch eval run=outputs/FOLDER")
     seed = check_seed(cfg.seed)
     distributed.join(cfg.trainer, cfg.paths.output_dir)
     folder = _writable(Path(cfg.paths.output_dir))

@@ -161,7 +161,7 @@ def test_other_images_of_the_same_names_are_refused(tmp_path, monkeypatch, capsy
     assert oddpatch(monkeypatch, capsys, "compare", a, moved, "--draws", 20)[0] == 0
     code, _, error = oddpatch(monkeypatch, capsys, "compare", a, other, "--draws", 20)
     assert code == 2
-    assert "have the same names and are others, by their sizes: test one again by eval.py" in error
+    assert "have the same names and are others, by their sizes: test one again by oddpatch eval" in error
     assert error.count("\n") == 1
 
 

@@ -8,6 +8,7 @@ import yaml
 from conftest import CONFIGS, ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 
 from oddpatch.errors import ConfigError
 from oddpatch.hydra_entry import composition
@@ -73,6 +74,18 @@ def test_what_hydra_raises_for_a_command_line_is_one_line(arguments, hint, monke
 def test_names_are_those_of_the_chosen_groups():
     assert "did you mean model.coreset_ratio?" in told("model=patchcore", "model.corset_ratio=0.1")
     assert "did you mean model.coreset_ratio?" in told("model=patchcore,padim", "model.corset_ratio=0.1,0.2")
+
+
+def test_own_configs_are_known(tmp_path):
+    own = tmp_path / "it's (mine)"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment/first.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: patchcore\n")
+    overrides = ["experiment=first", "model.corset_ratio=1"]
+    error = ConfigCompositionException("Could not override")
+    line = composition.explain(error, overrides, CONFIGS, "train", own)
+    assert line == "model.corset_ratio=1: there is no setting model.corset_ratio: did you mean model.coreset_ratio?"
+    line = composition.explain(error, ["experiment=5"], CONFIGS, "train", own)
+    assert "there are first, gaussian_b4" in line
 
 
 def test_what_the_shell_has_parted_is_told_whole():

@@ -199,7 +199,7 @@ def test_a_run_on_good_images_alone_has_a_report(tmp_path, model, recwarn, capsy
     run_folder = tmp_path / "run"
     save = "" if model == "gaussian" else " --save overlay"
     assert f"oddpatch predict {run_folder} FOLDER{save} " in text
-    assert f"python eval.py run={run_folder} " in text
+    assert f"oddpatch eval run={run_folder} " in text
     assert "20 support a false-alarm rate of 4.76 %, the wanted 1 % takes 99." in text
     assert ("Heat from" in text) == (model != "gaussian")
     assert "Outlines at" not in text
@@ -216,14 +216,14 @@ def test_a_report_without_a_threshold_says_why(tmp_path):
         run(tiny(tmp_path, tmp_path / out, setting))
         text = " ".join(Text((tmp_path / out / "report.html").read_text()).parts)
         assert told in text
-        assert "python eval.py" in text
+        assert "oddpatch eval" in text
         assert "oddpatch predict" not in text
 
 
 def test_next_steps_end_where_defects_were_found():
     assert next_steps(make_result([1.0, 2.0], [0, 1]), Path("run")) == []
     steps = next_steps(make_result([1.0, 2.0], [0, 0]), Path("my run"))
-    assert [command for _, command in steps] == ["python eval.py run='my run'"]
+    assert [command for _, command in steps] == ["oddpatch eval run='my run'"]
 
 
 class Text(HTMLParser):

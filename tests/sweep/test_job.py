@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from sweeping import Stand, basic_launcher, dataset, statuses, sweep, table
 
+import oddpatch
 from oddpatch import temporary
 from oddpatch.errors import ConfigError
 from oddpatch.locking import Holder, JobBusyError, NoLocksError, held_by, hold, job_lock
@@ -85,7 +86,7 @@ def test_what_has_changed_runs_again(monkeypatch, tmp_path, stand, root):
         if what == "data":
             os.utime(next((tmp_path / "data/tile/train/good").glob("*.png")), ns=(1, 1))
         elif what == "code":
-            monkeypatch.setattr(identity, "code_hash", lambda script: "other")
+            monkeypatch.setattr(identity, "code_hash", lambda: "other")
         elif what == "result":
             (folder / "metrics.json").unlink()
         else:
@@ -245,25 +246,26 @@ def test_the_data_of_a_job_may_hold_broken_links_and_loops(tmp_path):
     assert identity.data_fingerprint(tmp_path) != before
 
 
-def test_identity_is_of_settings_data_and_code(tmp_path, tiles):
+def test_identity_is_of_settings_data_and_code(tmp_path, tiles, monkeypatch):
     cfg = OmegaConf.create({"data": {"root": str(tiles), "category": "tile"}, "seed": 0, "resume": True})
-    script = tmp_path / "train.py"
-    script.write_text("pass")
-    first = identity.identify(cfg, script)
+    first = identity.identify(cfg)
     assert first.change_from(first) is None
-    assert identity.identify(OmegaConf.merge(cfg, {"resume": False}), script) == first
-    assert identity.identify(OmegaConf.merge(cfg, {"seed": 1}), script).change_from(first) == "the config has changed"
-    absent = identity.identify(OmegaConf.merge(cfg, {"data": {"category": "none"}}), script)
+    assert identity.identify(OmegaConf.merge(cfg, {"resume": False})) == first
+    assert identity.identify(OmegaConf.merge(cfg, {"seed": 1})).change_from(first) == "the config has changed"
+    absent = identity.identify(OmegaConf.merge(cfg, {"data": {"category": "none"}}))
     assert absent.data is None
     split = tmp_path / "split.json"
     split.write_text("{}")
     named = OmegaConf.merge(cfg, {"data": {"split": str(split)}})
-    before = identity.identify(named, script)
+    before = identity.identify(named)
     split.write_text("{...}")
-    assert identity.identify(named, script).change_from(before) == "the data has changed"
-    other = tmp_path / "other.py"
-    other.write_text("pass  # changed")
-    assert identity.identify(cfg, other).change_from(first) == "the code has changed"
+    assert identity.identify(named).change_from(before) == "the data has changed"
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/padim.py").write_text("pass")
+    monkeypatch.setattr(oddpatch, "__file__", str(tmp_path / "__init__.py"))
+    identity.code_hash.cache_clear()
+    assert identity.identify(cfg).change_from(first) == "the code has changed"
+    identity.code_hash.cache_clear()
 
 
 HOLD = "import sys, time; from pathlib import Path; from oddpatch.locking import {0}\nlock = {0}(Path(sys.argv[1]))"

@@ -12,8 +12,10 @@ from oddpatch import __version__
 from oddpatch.cli import backbone, data
 from oddpatch.cli.compare import compare
 from oddpatch.cli.explain import explain
+from oddpatch.cli.init import init
 from oddpatch.cli.predict import predict
 from oddpatch.cli.report import report
+from oddpatch.cli.train import PASSED_ON, evaluate, train
 from oddpatch.cli.update import update
 from oddpatch.ending import conclude, drop_unwritten, ending_when_told
 from oddpatch.environment import read_env
@@ -44,6 +46,9 @@ def _options(
     """Options before the command."""
 
 
+app.command(context_settings=PASSED_ON)(train)
+app.command("eval", context_settings=PASSED_ON)(evaluate)
+app.command()(init)
 app.command()(predict)
 app.command()(explain)
 app.command()(update)
@@ -52,7 +57,10 @@ app.command()(report)
 
 
 def main() -> None:
-    """Run the command line; an error the user can mend is one line. The exit code of every error is 2."""
+    """Run the command line; an error the user can mend is one line. The exit code of an error is 2.
+
+    `train` and `eval` end as Hydra's programs do, with 1.
+    """
     escape_on_terminal()
     if logging.lastResort is not None:  # what prints the warnings of a program that sets up no logging
         logging.lastResort.addFilter(show_names)

@@ -32,4 +32,4 @@ def update(
         f"{counted(done.added, 'image')} added, {counted(len(found.left_out), 'file')} left out; the memory bank held "
         f"{done.before} patches and holds {done.after}, of which {done.new} are new"
     )
-    tell(f"written: {done.folder}; test it with: python eval.py run={done.folder}")
+    tell(f"written: {done.folder}; test it with: oddpatch eval run={done.folder}")

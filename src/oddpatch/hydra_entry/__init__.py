@@ -1,1 +1,1 @@
-"""What lies around `train.py` and `eval.py`: composing, explaining misspelt settings, endings, profiling."""
+"""What lies around `oddpatch train` and `oddpatch eval`: composing, misspelt settings, endings, profiling."""

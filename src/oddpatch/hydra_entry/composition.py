@@ -17,27 +17,28 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import oddpatch
 from oddpatch.ending import ending_when_told, go_on_unread
 from oddpatch.environment import read_env
 from oddpatch.errors import ConfigError, in_one_line
 from oddpatch.files import escape_on_terminal, shown
-from oddpatch.hydra_entry.overrides import as_typed, literal
+from oddpatch.hydra_entry.overrides import as_typed, literal, quoted
 
+#: What a user composes; in a checkout a link to the folder of that name at its top.
+CONFIGS = Path(oddpatch.__file__).parent / "configs"
 _EXTRA = "pip install 'oddpatch[sweep]'"
 
 
 def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
     """Have a program made by `hydra.main` end with one line when what it was called with cannot be composed."""
-    task = inspect.unwrap(main)
-    configs = Path(inspect.getfile(task)).resolve().parent / "configs"
-    name = Path(inspect.getfile(task)).stem
+    name = Path(inspect.getfile(inspect.unwrap(main))).stem
 
     @functools.wraps(main)
     def wrapped(*cfg: DictConfig) -> Any:
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
         go_on_unread()
         escape_on_terminal()
-        sys.argv[1:] = as_typed(sys.argv[1:], top_level(configs / f"{name}.yaml"))
+        sys.argv[1:] = as_typed(sys.argv[1:], top_level(CONFIGS / f"{name}.yaml"))
         terminal = Console(stderr=True)
         with ending_when_told(lambda word: terminal.print(word, style="red")):
             try:
@@ -45,7 +46,8 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
                 return main(*cfg)
             except Exception as error:
                 if _of_composition(error):
-                    message = explain(error, get_args_parser().parse_args(sys.argv[1:]).overrides, configs, name)
+                    given = get_args_parser().parse_args(sys.argv[1:])
+                    message = explain(error, given.overrides, CONFIGS, name, given.config_dir)
                 elif (told := in_one_line(error)) is not None:
                     message = told
                 else:
@@ -65,13 +67,14 @@ def _of_composition(error: Exception) -> bool:
     return raised_by.startswith(("hydra._internal.", "hydra.core.")) and "instantiate" not in raised_by
 
 
-def explain(error: Exception, overrides: Iterable[str], configs: Path, name: str) -> str:
+def explain(error: Exception, overrides: Iterable[str], configs: Path, name: str, own: str | Path | None = None) -> str:
     """One line about an error of composition: what was misspelt, and what is near it.
 
     Args:
         overrides: what the program was called with.
         configs: folder of the configs.
         name: of the primary config in it.
+        own: folder of a user's own configs.
     """
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read ({_first_line(error)}): {_to_type(error.override, list(overrides))}"
@@ -79,7 +82,8 @@ def explain(error: Exception, overrides: Iterable[str], configs: Path, name: str
         return f"{Path.cwd()}: the name of the current folder has ${{ in it: change to another folder"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_choice(error)
-    misspelt = next(_misspelt(overrides, configs, name), None)
+    folders = [configs] if own is None else [configs, Path(own).absolute()]
+    misspelt = next(_misspelt(overrides, folders, name), None)
     told = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     return misspelt or told or f"{' '.join(overrides)}: cannot be composed: correct it"
 
@@ -114,27 +118,29 @@ def _missing_choice(error: MissingConfigException) -> str:
     return f"{group}={choice}: no such choice: {hint}({listed})"
 
 
-def _misspelt(overrides: Iterable[str], configs: Path, name: str) -> Iterator[str]:
+def _misspelt(overrides: Iterable[str], folders: Sequence[Path], name: str) -> Iterator[str]:
     """A line for each override whose key there is none of, told by a config of those that choose from groups."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    groups = set(_groups(configs))
+    configs, *others = folders
+    groups = {group for folder in folders for group in _groups(folder)}
     for override in parsed:
         key = override.key_or_group
         if not key:
             yield f"{override.input_line}: write KEY=VALUE"
         elif key in groups and not override.is_delete() and not isinstance(override.value(), str | list | Sweep):
-            choices = ", ".join(sorted(path.stem for path in (configs / key).glob("*.yaml")))
+            choices = ", ".join(sorted({path.stem for folder in folders for path in (folder / key).glob("*.yaml")}))
             yield f"{override.input_line}: {key} is chosen by name" + (f": there are {choices}" if choices else "")
     GlobalHydra.instance().clear()
     # Of a sweep, one value of each group will do: the choices of a group have much the same keys.
     chosen = [f"{o.get_key_element()}={_first_value(o)}" for o in parsed if o.key_or_group in groups]
+    places = f"hydra.searchpath=[{','.join(quoted(str(folder)) for folder in others)}]"
     try:
         with initialize_config_dir(str(configs), version_base="1.3"):
-            cfg = compose(name, chosen, return_hydra_config=True)
+            cfg = compose(name, [*chosen, places], return_hydra_config=True)
     except Exception as error:
         if not _of_composition(error):
             raise

@@ -1,4 +1,4 @@
-"""How `train.py` and `eval.py` end: with one line where the user can mend what went wrong."""
+"""How `oddpatch train` and `oddpatch eval` end: with one line where the user can mend what went wrong."""
 
 import functools
 import logging

@@ -78,7 +78,9 @@ def num_ranks(trainer: Mapping[str, Any]) -> int:
     if size > 1 and not trainer.get("strategy"):
         raise ConfigError(f"trainer.devices={devices} asks for {size} processes: add trainer=ddp")
     if trainer.get("num_nodes", 1) > 1 and "LOCAL_RANK" not in os.environ:
-        raise ConfigError("trainer.num_nodes is more than 1: start train.py by torchrun on each machine")
+        raise ConfigError(
+            "trainer.num_nodes is more than 1: start it on each machine by `torchrun ... -m oddpatch.train`"
+        )
     if str(trainer.get("accelerator")) in ("gpu", "cuda"):
         _require_gpus(devices, size)
     return size
@@ -119,6 +121,7 @@ def launch(task: Task, cfg: DictConfig, size: int) -> float | None:
             "script": os.path.abspath(task.__code__.co_filename),  # noqa: PTH100
             "name": task.__name__,
             "argv": sys.argv,
+            "path": sys.path,
             "cfg": cfg,
             "hydra": HydraConfig.instance().cfg,
         }

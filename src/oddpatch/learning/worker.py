@@ -26,7 +26,7 @@ def main() -> int:
     with os.fdopen(pipe, "rb", closefd=False) as stream:
         job = pickle.load(stream)
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
-    sys.argv = job["argv"]
+    sys.argv, sys.path[:] = job["argv"], job["path"]  # classes of one's own are found as there
     try:
         _restore_hydra(job["hydra"])
         value = _load(Path(job["script"]), job["name"])(job["cfg"])
@@ -65,7 +65,6 @@ def _restore_hydra(config: Any) -> None:
 
 def _load(script: Path, name: str) -> Task:
     """The function that Hydra's and our own decorators are around."""
-    sys.path.insert(0, str(script.parent))
     return inspect.unwrap(runpy.run_path(str(script), run_name="__oddpatch_rank__")[name])
 
 

@@ -83,7 +83,7 @@ def match_images(
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
                 f"the runs were not tested on the same images: {missing[0]}{more} in {run.folder}, not in "
-                f"{without.folder}: test one again by eval.py on the images of the other"
+                f"{without.folder}: test one again by oddpatch eval on the images of the other"
             )
     order = np.array([places[1][name] for name in places[0]], np.int64)
     for (name, i), j in zip(places[0].items(), order, strict=True):
@@ -93,7 +93,7 @@ def match_images(
     if len(sets) > 1:
         raise DataError(
             f"the images of {first.folder} and {second.folder} have the same names and are others, by their sizes: "
-            "test one again by eval.py on the images of the other"
+            "test one again by oddpatch eval on the images of the other"
         )
     return order
 
@@ -122,7 +122,7 @@ def _pixel_differences(
         if of_run.num_images != len(order):
             raise CheckpointError(
                 f"{run.folder / FILE_NAME} is of {of_run.num_images} images, predictions.csv of {len(order)}: test the "
-                "run again by eval.py"
+                "run again by oddpatch eval"
             )
     inverse = np.argsort(order)  # the second run keeps its images in its own order
     drawn = [pixel_metrics_by_draw(statistics[0], weights), pixel_metrics_by_draw(statistics[1], weights[:, inverse])]
@@ -137,5 +137,5 @@ def _pixel_differences(
 def _why_without(run: FinishedRun) -> str:
     reason = run.metrics.get("absent", {}).get("pixel_auroc")
     return (
-        f"{run.folder}: {reason or 'no pixel_statistics.npz, test it again by: python eval.py run=' + str(run.folder)}"
+        f"{run.folder}: {reason or 'no pixel_statistics.npz, test it again by: oddpatch eval run=' + str(run.folder)}"
     )

@@ -99,7 +99,7 @@ def next_steps(result: TestResult, folder: Path) -> list[tuple[str, str]]:
         "To measure what is found, put images of defective parts into test/NAME_OF_THE_DEFECT of the category, and "
         "good ones that were not trained on into test/good:"
     )
-    return [*steps, (measure, f"python eval.py run={run}")]
+    return [*steps, (measure, f"oddpatch eval run={run}")]
 
 
 def cell(example: Example, kind: str, look: Look) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def draw_roc(columns: Sequence[Column], path: Path) -> None:
         sheet.warn(0.62, 0.2, "with random weights: not a result")
     styles = line_styles([name for _, name in named])
     _panel(sheet, 0.62, "Images", of_images, styles, len(columns) == 1, "")
-    without = f"no {FILE_NAME} in any run: test again by eval.py"
+    without = f"no {FILE_NAME} in any run: test again by oddpatch eval"
     _panel(sheet, SIDE + 1.62, "Pixels", of_pixels, styles, len(columns) == 1, "" if of_pixels else without)
     sheet.save(path)
 
@@ -84,7 +84,7 @@ def pixel_curve(run: FinishedRun, name: str) -> Curve | None:
 
 def _auroc(run: FinishedRun, metric: str) -> float:
     if metric not in run.metrics:
-        raise CheckpointError(f"{run.folder / METRICS} lacks {metric}: test the run again by eval.py")
+        raise CheckpointError(f"{run.folder / METRICS} lacks {metric}: test the run again by oddpatch eval")
     return float(run.metrics[metric])
 
 

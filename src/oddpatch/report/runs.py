@@ -72,12 +72,12 @@ def read_run(folder: Path) -> FinishedRun:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: give the folder of a finished run") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): test the run again by eval.py") from error
+        raise CheckpointError(f"{path} cannot be read ({error}): test the run again by oddpatch eval") from error
     if not isinstance(metrics, dict) or "num_test_images" not in metrics:
         raise CheckpointError(f"{path} was not written by oddpatch: give the folder of a finished run")
     wrong = _wrong_metric(metrics)
     if wrong:
-        raise CheckpointError(f"{path}: {wrong} is not as oddpatch writes it: test the run again by eval.py")
+        raise CheckpointError(f"{path}: {wrong} is not as oddpatch writes it: test the run again by oddpatch eval")
     return FinishedRun(folder, metrics)
 
 
@@ -170,13 +170,13 @@ def read_predictions(run: FinishedRun) -> list[Scored]:
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist: test the run again by eval.py") from error
+        raise CheckpointError(f"{path} does not exist: test the run again by oddpatch eval") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
-        raise CheckpointError(f"{path} cannot be read ({error!r}): test the run again by eval.py") from error
+        raise CheckpointError(f"{path} cannot be read ({error!r}): test the run again by oddpatch eval") from error
     bad = next((row for row in rows if row.label not in (0, 1) or not math.isfinite(row.score)), None)
     if bad is not None:
         raise CheckpointError(
-            f"{path}: {bad.path} has label {bad.label} and score {bad.score}: test the run again by eval.py"
+            f"{path}: {bad.path} has label {bad.label} and score {bad.score}: test the run again by oddpatch eval"
         )
     return rows
 

@@ -33,9 +33,9 @@ class Identity(NamedTuple):
         return None
 
 
-def identify(cfg: DictConfig, script: Path) -> Identity:
-    """The identity of the job that `script` runs with `cfg`."""
-    return Identity(config_hash(cfg), code_hash(script), _data_of(cfg))
+def identify(cfg: DictConfig) -> Identity:
+    """The identity of the job that runs with `cfg`."""
+    return Identity(config_hash(cfg), code_hash(), _data_of(cfg))
 
 
 def _data_of(cfg: DictConfig) -> str | None:
@@ -65,10 +65,10 @@ def config_hash(cfg: DictConfig) -> str:
 
 
 @cache
-def code_hash(script: Path) -> str:
-    """A hash of the source that runs: the package and the script. It sees uncommitted changes, and no others."""
+def code_hash() -> str:
+    """A hash of the package's source. It sees uncommitted changes, and none of other packages."""
     package = Path(oddpatch.__file__).parent
-    found = hashlib.sha256(script.read_bytes())
+    found = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         found.update(f"\0{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     return found.hexdigest()

@@ -40,7 +40,7 @@ class JobError(OddpatchError, RuntimeError):
 def sweep_job(task: Callable[P, R]) -> Callable[P, R | float | None]:
     """Have a Hydra task, when it is a job of a sweep, run in a process of its own and only if it is not finished.
 
-    In that process the task is an ordinary single run: `python train.py OVERRIDES hydra.run.dir=FOLDER`.
+    In that process the task is an ordinary single run: `oddpatch train OVERRIDES hydra.run.dir=FOLDER`.
     """
     script = Path(inspect.getfile(inspect.unwrap(task))).resolve()
 
@@ -52,7 +52,7 @@ def sweep_job(task: Callable[P, R]) -> Callable[P, R | float | None]:
         category = str(config.data.get("category"))
         if (category == ALL or "," in category) and not (Path(str(config.data.root)) / category).is_dir():
             raise ConfigError(
-                f"data.category={category} is many runs: add -m, as python {script.name} -m data.category={category}"
+                f"data.category={category} is many runs: add -m, as oddpatch train -m data.category={category}"
             )
         return task(*args, **kwargs)
 
@@ -72,7 +72,7 @@ def run_job(cfg: DictConfig, script: Path) -> float | None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with job_lock(folder):
-            identity = identify(cfg, script)
+            identity = identify(cfg)
             before = Record.read(folder)
             stale = "resume=false" if not cfg.resume else why_again(before, folder, identity)
             if before is not None and stale is None:
@@ -126,7 +126,7 @@ def _run(cfg: DictConfig, script: Path, folder: Path, record: Record) -> float |
                 code, record.reason = 1, str(error)
         record.status = "done" if code == 0 else "interrupted" if code == INTERRUPTED else "failed"
         if code == 0 and record.identity.data is None:  # the job has rendered its data
-            record.identity = identify(cfg, script)
+            record.identity = identify(cfg)
     except BaseException:
         record.status, record.reason = "interrupted", "it was interrupted"
         raise

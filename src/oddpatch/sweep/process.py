@@ -143,7 +143,6 @@ def _main(
             os.dup2(file.fileno(), 2)
     threading.Thread(target=_follow_parent, daemon=True).start()
     sys.argv = [str(script), *arguments]
-    sys.path[0:0] = [str(script.parent)]
     code, reason = 1, ""
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the server's
