@@ -30,7 +30,7 @@ oddpatch.metrics.pixel_metrics
 told("metrics")
 import oddpatch.data.dataset, oddpatch.data.layout, oddpatch.data.decoding, oddpatch.data.transforms
 told("data")
-import oddpatch.factory, oddpatch.inference.detector
+import oddpatch.api, oddpatch.factory
 told("inference")
 from oddpatch.figures import curves, drawing
 told("figures")

@@ -1,10 +1,12 @@
 """oddpatch: learn what good parts look like; find the odd patch."""
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from oddpatch.inference.detector import AnomalyDetector, Detection
+    from oddpatch.api import AnomalyDetector
+    from oddpatch.inference.detector import Detection
 
 __all__ = ["AnomalyDetector", "Detection", "__version__"]
 __version__ = "0.1.0"
@@ -14,10 +16,11 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+_WHERE = {"AnomalyDetector": "oddpatch.api", "Detection": "oddpatch.inference.detector"}
+
+
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import: who only asks for the version should not wait for it.
-    if name in ("AnomalyDetector", "Detection"):
-        from oddpatch.inference import detector
-
-        return getattr(detector, name)
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

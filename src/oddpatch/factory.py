@@ -38,6 +38,10 @@ def restore(folder: Path, trust: Sequence[str] = (), **runtime: Any) -> tuple[An
     path = folder / CHECKPOINT if folder.is_dir() else folder
     content = read_checkpoint(path)
     about = content["oddpatch"]
+    data = about["config"]["data"]
+    for key in {"root", "split"} & data.keys():  # what is in the run's folder is named from there
+        if isinstance(data[key], str):
+            data[key] = str(path.absolute().parent.parent / data[key])
     # All is read before anything is built.
     kinds: tuple[Kind, ...] = ("backbone", "model", "calibration", "data")
     specs = {kind: read_spec(about["config"][kind], kind, path, trust) for kind in kinds}

@@ -18,6 +18,7 @@ from torchmetrics import Metric
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
 from oddpatch.data.datamodule import MVTecDataModule, files_named
+from oddpatch.data.walk import Walk
 from oddpatch.datatools import splitting
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.hydra_entry import building
@@ -89,8 +90,12 @@ class Run(NamedTuple):
         return self.module.result.metrics.get(name) if self.module.result else None
 
 
-def build(cfg: DictConfig) -> Run:
+def build(cfg: DictConfig, images: Walk | None = None) -> Run:
     """Everything that `cfg` describes, ready to fit.
+
+    Args:
+        cfg: as `configs/train.yaml` composes it.
+        images: of good parts, to train on in place of a category's; there is then nothing to test on.
 
     Raises:
         ConfigError, DataError, WeightsError: before anything expensive has begun.
@@ -104,6 +109,13 @@ def build(cfg: DictConfig) -> Run:
     data = building.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
     calibration = building.make(cfg.calibration)
     data.learns_from_defects = _class(cfg.learning._target_).learns_from_defects
+    if images is not None:
+        if data.learns_from_defects:
+            raise ConfigError(
+                "images of good parts alone cannot be learned from with gradients: give the folder of a category, with "
+                "train and test in it, or set learning=one_epoch"
+            )
+        data.images = images
     with distributed.first_of_machine_first():
         data.prepare_data()
         if data.learns_from_defects and data.split is None:
@@ -117,9 +129,10 @@ def build(cfg: DictConfig) -> Run:
     config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}
     if data.split:
         config["data"]["split"] = str(data.split)
-    for key in ("root", "split"):  # a run can be tested from anywhere
+    for key in ("root", "split"):  # a run can be tested from anywhere, and be moved with what is in its folder
         if config["data"].get(key):
-            config["data"][key] = str(Path(config["data"][key]).resolve())
+            path, run = Path(config["data"][key]).resolve(), folder.resolve()
+            config["data"][key] = str(path.relative_to(run) if path.is_relative_to(run) else path)
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     say_who_can_load(config)
     module = building.make(cfg.learning, model=model, metrics=make_metrics(cfg), config=config)

@@ -20,7 +20,7 @@ from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
-from oddpatch.data.walk import LeftOut
+from oddpatch.data.walk import LeftOut, Walk, summary
 from oddpatch.errors import ConfigError, DataError, ResourceError
 from oddpatch.ops.ranks import Ranks
 from oddpatch.wording import counted
@@ -172,6 +172,8 @@ class MVTecDataModule(LightningDataModule):
         self.train_batches: Callable[[Sequence[int], int], Sampler[list[int]]] = ShardedBatches
         #: Whether the defective images of a manifest's training part are trained on, too.
         self.learns_from_defects = False
+        #: Of good parts, to train on in place of the category's; there is then nothing to test on.
+        self.images: Walk | None = None
         #: How much of the area of the images is inspected; set by `setup`.
         self.inspected: Inspected | None = None
         self._said_workers = False
@@ -238,6 +240,9 @@ class MVTecDataModule(LightningDataModule):
             self._say(logging.INFO, "%s", line)
 
     def _scan(self) -> Layout:
+        if self.images is not None:
+            samples = [Sample(path, 0, GOOD, None) for path in self.images.files]
+            return Layout(samples, [], summary(self.images.left_out), self.images.left_out)
         folder = self.root / self.category
         if self.obtain and not folder.is_dir() and not (self.root.is_dir() and categories(self.root)):
             refuse_category(self.root)

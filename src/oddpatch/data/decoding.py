@@ -118,6 +118,19 @@ def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: in
         return _rgb_tensor(image, full_scale)
 
 
+def stored_pixels(image: Array | Image.Image | Tensor) -> Array:
+    """(H, W) or (H, W, 3) of an image in memory, upright and without alpha, in its own type: a file that holds it is
+    read as the image itself."""
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
+    array = _pixels(_upright(image.copy())) if isinstance(image, Image.Image) else image
+    if array.ndim == 3:
+        array = array[..., 0] if array.shape[2] < 3 else array[..., :3]
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    return array.astype(np.uint8) * np.uint8(255) if array.dtype == np.bool_ else array
+
+
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:
     """(H, W, 3) for showing, of an image (3, H, W) in [0, 1] or uint8."""
     image = (image * 255).round().byte() if image.is_floating_point() else image

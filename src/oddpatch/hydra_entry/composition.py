@@ -45,7 +45,7 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
                 read_env()
                 return main(*cfg)
             except Exception as error:
-                if _of_composition(error):
+                if is_of_composition(error):
                     given = get_args_parser().parse_args(sys.argv[1:])
                     message = explain(error, given.overrides, CONFIGS, name, given.config_dir)
                 elif (told := in_one_line(error)) is not None:
@@ -58,7 +58,7 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _of_composition(error: Exception) -> bool:
+def is_of_composition(error: Exception) -> bool:
     """Whether a command line cannot be composed, for which Hydra raises errors of any type."""
     if isinstance(error, ConfigCompositionException | OverrideParseException):
         return True
@@ -142,7 +142,7 @@ def _misspelt(overrides: Iterable[str], folders: Sequence[Path], name: str) -> I
         with initialize_config_dir(str(configs), version_base="1.3"):
             cfg = compose(name, [*chosen, places], return_hydra_config=True)
     except Exception as error:
-        if not _of_composition(error):
+        if not is_of_composition(error):
             raise
         return  # a choice is what is wrong, and Hydra's own words say how
     keys = set(_keys(cfg)) | groups

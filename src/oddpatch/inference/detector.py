@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ class AnomalyDetector:
         engine: str | None = None,
         trust: Sequence[str] = (),
         **settings: Any,
-    ) -> "AnomalyDetector":
+    ) -> Self:
         """The detector of a finished run, or of a checkpoint file.
 
         Args:

@@ -1,0 +1,122 @@
+"""`oddpatch.AnomalyDetector`: fitted, tested, saved, shared and loaded in a line each."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from oddpatch.errors import ConfigError
+from oddpatch.inference import detector
+from oddpatch.locking import RUN
+from oddpatch.temporary import drafting
+
+if TYPE_CHECKING:
+    from torch import device as Device
+
+    from oddpatch.fitting import Images
+    from oddpatch.results.test_result import TestResult
+
+
+class AnomalyDetector(detector.AnomalyDetector):
+    """A fitted model with its preprocessing and thresholds, as a function of an image.
+
+    >>> detector = AnomalyDetector.fit("parts/good", model="patchcore")
+    >>> detector.save("housing")
+    >>> AnomalyDetector.load("housing")("part.png").is_anomalous
+
+    Args and errors of the constructor are those of `oddpatch.inference.detector.AnomalyDetector`.
+
+    Attributes:
+        run: folder of the run that it was loaded from; None for a detector of a model.
+        result: what the test of `fit` found; None for a detector that was loaded.
+    """
+
+    run: Path | None = None
+    result: "TestResult | None" = None
+    _kept: "tempfile.TemporaryDirectory[str] | None" = None  # a run that was not saved
+
+    @classmethod
+    def fit(cls, images: "Images", **settings: Any) -> Self:
+        """Fit to images of good parts, set the thresholds and test: what `train.py` does, with the same numbers.
+
+        >>> detector = AnomalyDetector.fit("data/bottle", model="padim", backbone="resnet18", calibration="holdout")
+        >>> detector.result.metrics["image_auroc"], detector.result.metrics["pixel_auroc"]
+        >>> AnomalyDetector.fit(arrays, model="patchcore", **{"model.coreset_ratio": 0.1, "data.resize": 512})
+
+        Args:
+            images: of good parts: a folder with all below it, a file, a pattern, a list of these, or images in memory
+                (see `__call__`). The folder of a category, with `train/good` in it, is trained on and tested on as it
+                is; otherwise there is nothing to test on.
+            settings: of the config by their names there, groups such as `model` too; `data` is `custom` if not said.
+
+        Raises:
+            ConfigError: a setting does not exist or cannot work.
+            DataError: there are no images, or one cannot be read.
+            WeightsError: pretrained weights could not be found.
+            ResourceError: memory or disk do not suffice.
+        """
+        from oddpatch import fitting  # which loads Lightning and Hydra
+
+        kept = tempfile.TemporaryDirectory(prefix="oddpatch-run-")
+        result = fitting.fit(images, settings, Path(kept.name))
+        fitted = cls.load(kept.name)
+        fitted._kept, fitted.result = kept, result
+        return fitted
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        device: "str | Device" = "cpu",
+        engine: str | None = None,
+        trust: Sequence[str] = (),
+        **settings: Any,
+    ) -> Self:
+        """See `oddpatch.inference.detector.AnomalyDetector.load`."""
+        loaded = super().load(run, device=device, engine=engine, trust=trust, **settings)
+        loaded.run = Path(run)
+        return loaded
+
+    def evaluate(self, category: str | Path, **settings: Any) -> "TestResult":
+        """Test the run on the images of a category, as `eval.py` does, at the thresholds of the run.
+
+        >>> AnomalyDetector.load("housing").evaluate("data/bottle").metrics["image_auroc"]
+
+        The files that `eval.py` writes go into `eval` in the run's folder.
+
+        Args:
+            category: folder in MVTec layout, with `train/good` and `test` in it.
+            settings: of `configs/eval.yaml`, and of the run's `data`, by their names.
+
+        Raises:
+            ConfigError: a setting does not exist or cannot work, or this is no detector of a run.
+            DataError: it is no such folder, or an image cannot be read.
+            ResourceError: memory or disk do not suffice.
+        """
+        from oddpatch import fitting
+
+        return fitting.evaluate(self._run_folder(), category, settings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the run's folder as `train.py` leaves it, for `load` and all commands.
+
+        Args:
+            folder: a new one.
+
+        Raises:
+            ConfigError: it exists, or this is no detector of a run.
+            ResourceError: it cannot be written; nothing is left of it.
+        """
+        run, target = self._run_folder(), Path(folder)
+        if target.exists():
+            raise ConfigError(f"{target} exists and is not overwritten: choose a new folder")
+        with drafting(target) as draft:
+            shutil.copytree(run, draft / "new", ignore=shutil.ignore_patterns(RUN), symlinks=True)
+            (draft / "new").rename(target)
+
+    def _run_folder(self) -> Path:
+        if self.run is None or not self.run.is_dir():
+            raise ConfigError("this detector has no run's folder: make it by AnomalyDetector.fit, or load a folder")
+        return self.run
