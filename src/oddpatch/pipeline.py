@@ -131,8 +131,8 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
         config["data"]["split"] = str(data.split)
     for key in ("root", "split"):  # a run can be tested from anywhere, and be moved with what is in its folder
         if config["data"].get(key):
-            path, run = Path(config["data"][key]).resolve(), folder.resolve()
-            config["data"][key] = str(path.relative_to(run) if path.is_relative_to(run) else path)
+            path, home = Path(config["data"][key]).resolve(), folder.resolve()
+            config["data"][key] = str(path.relative_to(home) if path.is_relative_to(home) else path)
     config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
     say_who_can_load(config)
     module = building.make(cfg.learning, model=model, metrics=make_metrics(cfg), config=config)

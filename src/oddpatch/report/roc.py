@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +99,7 @@ def _panel(
     left: float,
     title: str,
     curves: Sequence[Curve],
-    styles: Mapping[str, Mapping[str, str]],
+    styles: Mapping[str, Mapping[str, Any]],
     averages: bool,
     without: str,
 ) -> None:

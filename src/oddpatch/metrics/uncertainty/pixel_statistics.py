@@ -219,8 +219,8 @@ class _Bins:
     def __init__(self, edges: NDArray[np.float32]) -> None:
         self.edges = edges
         self.low = edges[min(1, len(edges) - 1)]
-        span = max(float(edges[-1]) - float(self.low), np.finfo(np.float32).tiny)
-        self.scale = np.float32(min(CELLS / span, np.finfo(np.float32).max))
+        span = max(float(edges[-1]) - float(self.low), float(np.finfo(np.float32).tiny))
+        self.scale = np.float32(min(CELLS / span, float(np.finfo(np.float32).max)))
         cells = self._cell(edges[1:])
         self.table = np.searchsorted(cells, np.arange(CELLS + 1)).astype(np.int32)  # edges in lower cells
         self.table[cells] = -1
