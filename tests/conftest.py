@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test must never wait for a network
 os.environ["WANDB_MODE"] = "offline"
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from oddpatch import factory
 from oddpatch.backbones.base import Backbone
+from oddpatch.types import FeatureInfo
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -37,10 +39,10 @@ class TinyBackbone(Backbone):
 
     def __init__(self, weights: str = "random", channels_last: bool = False) -> None:
         super().__init__()
-        self.channels, self.strides = [8, 12, 16], [2, 4, 8]
+        self.info = FeatureInfo([8, 12, 16], [2, 4, 8], layers=[0, 1, 2])
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            steps = [nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip([3, 8, 12], self.channels, strict=True)]
+            steps = [nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise([3, *self.info.channels])]
         self.steps = nn.ModuleList(steps)
         self.weights_origin = "tiny"
         self.freeze(channels_last)

@@ -459,9 +459,9 @@ def checkpoints() -> list[Any]:
     ):
         content = hostile.sound(Path("/data"))
         backbone = TimmBackbone(hostile.BACKBONE["name"], hostile.BACKBONE["layers"], weights="random")
-        detector = detector_class(backbone.channels, backbone.strides, **chosen)
+        detector = detector_class(backbone.info.channels, backbone.info.strides, **chosen)
         model = AnomalyModel(
-            Preprocess(32, 32, backbone.mean, backbone.std), backbone, detector, Calibration("holdout")
+            Preprocess(32, 32, backbone.info.mean, backbone.info.std), backbone, detector, Calibration("holdout")
         )
         model.update(torch.randn(6, 3, 32, 32), torch.arange(6))
         detector.fit()

@@ -33,8 +33,10 @@ def sound(data: Path) -> dict[str, Any]:
     """The content of a checkpoint of PatchCore, fitted to noise, whose data is the category `tile` in `data`."""
     torch.manual_seed(0)
     backbone = TimmBackbone(BACKBONE["name"], BACKBONE["layers"], weights="random")
-    detector = PatchCore(backbone.channels, backbone.strides, coreset_size=8, coreset_ratio=None, finest_stride=1)
-    preprocess = Preprocess(32, 32, backbone.mean, backbone.std)
+    detector = PatchCore(
+        backbone.info.channels, backbone.info.strides, coreset_size=8, coreset_ratio=None, finest_stride=1
+    )
+    preprocess = Preprocess(32, 32, backbone.info.mean, backbone.info.std)
     model = AnomalyModel(preprocess, backbone, detector, Calibration("holdout"))
     model.update(torch.randn(3, 3, 32, 32), torch.arange(3))
     detector.fit()
@@ -310,7 +312,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "config.model.selector": ["os.system", 1],
         "config.model.unknown": [1],
         "config.calibration.target_fpr": [7, "x"],
-        "config.backbone.layers": [[99], "x", None, [[1]], {}],
+        "config.backbone.info.layers": [[99], "x", None, [[1]], {}],
         "config.backbone.engine": ["os.system", 1],
     }.items():
         for value in values:

@@ -49,7 +49,7 @@ def test_every_choice_composes(group, choice):
 def test_every_backbone_can_be_built(choice):
     with torch.device("meta"):  # no numbers: the large ones would take gigabytes
         backbone = building.make(composed(f"backbone={choice}").backbone, weights="random")
-    assert len(backbone.channels) == len(backbone.strides) >= 1
+    assert len(backbone.info.channels) == len(backbone.info.strides) >= 1
 
 
 @pytest.mark.parametrize("choice", GROUPS["model"])
@@ -60,7 +60,7 @@ def test_every_model_can_be_built(choice):
         settings["num_features"] = 10
     if "maps" in settings:
         settings["maps"] = [2, 1]
-    assert building.make(settings, channels=tiny.channels, strides=[4, 8, 16]).required_memory(
+    assert building.make(settings, channels=tiny.info.channels, strides=[4, 8, 16]).required_memory(
         [(8, 16, 16), (12, 8, 8), (16, 4, 4)], 60
     )
 
@@ -96,10 +96,12 @@ def test_every_recipe_can_be_built(choice, recipe):
     cfg = recipe(choice)
     with torch.device("meta"):  # as wide as published, without the gigabytes
         backbone = building.make(cfg.backbone, weights="random")
-    detector = building.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
-    data = building.make(cfg.data, mean=backbone.mean, std=backbone.std)
+    detector = building.make(cfg.model, channels=backbone.info.channels, strides=backbone.info.strides)
+    data = building.make(cfg.data, mean=backbone.info.mean, std=backbone.info.std)
     height, width = data.preprocess.image_size
-    shapes = [(c, -(-height // s), -(-width // s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)]
+    shapes = [
+        (c, -(-height // s), -(-width // s)) for c, s in zip(backbone.info.channels, backbone.info.strides, strict=True)
+    ]
     assert detector.required_memory(shapes, 60)[0] > 0
     if choice != "patchcore_ensemble_lite":
         assert building.make(cfg.calibration).method == "none", "papers fit to all good images"

@@ -149,7 +149,7 @@ def test_an_ensemble_is_built_from_its_parts():
         "backbone",
         "file",
     ).make(weights="random")
-    assert backbone.strides == [4, 8, 8]
+    assert backbone.info.strides == [4, 8, 8]
     detector = read_spec(
         {
             "_target_": "oddpatch.models.ensemble.EnsembleDetector",
@@ -158,7 +158,7 @@ def test_an_ensemble_is_built_from_its_parts():
         },
         "model",
         "file",
-    ).make(channels=backbone.channels, strides=backbone.strides)
+    ).make(channels=backbone.info.channels, strides=backbone.info.strides)
     assert [one.coreset_ratio for one in detector.detectors] == [0.5, 0.5]
 
 

@@ -62,7 +62,7 @@ def _build(specs: dict[Kind, Spec], about: dict[str, Any], runtime: dict[str, An
     backbone = make_known(specs["backbone"], weights="random", **runtime)
     backbone.weights_origin = about["weights"]
     _check_room(about["preprocess"], backbone)
-    detector = make_known(specs["model"], channels=backbone.channels, strides=backbone.strides)
+    detector = make_known(specs["model"], channels=backbone.info.channels, strides=backbone.info.strides)
     calibration = make_known(specs["calibration"])
     calibration.absent = about["no_threshold"]
     return AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration)
@@ -72,7 +72,7 @@ def _check_room(preprocess: dict[str, Any], backbone: Any) -> None:
     """Refuse a size of images that this machine has no memory for, before anything of that size is made."""
     height, width = Preprocess(**{**preprocess, "align": None, "roi": None}).image_size
     # The image, its feature maps, and the anomaly map with what it is made of; twice that while the network computes.
-    floats = 3 + 2 + sum(c / s**2 for c, s in zip(backbone.channels, backbone.strides, strict=True))
+    floats = 3 + 2 + sum(c / s**2 for c, s in zip(backbone.info.channels, backbone.info.strides, strict=True))
     needed, free = 2 * 4 * height * width * floats, free_memory()
     if needed > free:
         raise ResourceError(

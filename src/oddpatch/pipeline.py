@@ -105,8 +105,8 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
     folder = _writable(Path(cfg.paths.output_dir))
     L.seed_everything(seed, workers=True, verbose=False)
     backbone = building.make(cfg.backbone)
-    multiple = math.lcm(*(math.ceil(stride) for stride in backbone.strides))
-    data = building.make(cfg.data, mean=backbone.mean, std=backbone.std, multiple=multiple)
+    multiple = math.lcm(*(math.ceil(stride) for stride in backbone.info.strides))
+    data = building.make(cfg.data, mean=backbone.info.mean, std=backbone.info.std, multiple=multiple)
     calibration = building.make(cfg.calibration)
     data.learns_from_defects = _class(cfg.learning._target_).learns_from_defects
     if images is not None:
@@ -122,7 +122,7 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
             data.split = write_split(cfg, data, folder)
     data.setup("fit")
     check_area(calibration.min_area, data.preprocess.image_size, "calibration.min_area")
-    detector = building.make(cfg.model, channels=backbone.channels, strides=backbone.strides)
+    detector = building.make(cfg.model, channels=backbone.info.channels, strides=backbone.info.strides)
     model = AnomalyModel(data.preprocess, backbone, detector, calibration)
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")

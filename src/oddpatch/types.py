@@ -1,6 +1,7 @@
-"""The two things that travel through oddpatch: a `Batch` into the backbone, a `Prediction` out of the detector."""
+"""What travels: a `Batch` into the backbone, whose maps `FeatureInfo` describes, a `Prediction` out of the detector."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +17,18 @@ class Batch(NamedTuple):
     label: Tensor  # (B,) int64, 0 good, 1 anomalous
     index: Tensor  # type: ignore[assignment]  # (B,) int64, position in the dataset: what makes several devices exact
     path: list[str]
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """The feature maps that a backbone gives, and the images that it expects."""
+
+    channels: list[int]  # C_l of each map, in the order in which they come
+    strides: list[int]  # image pixels per feature position of each map
+    layers: list[Any]  # what the backbone calls the layers that they are taken from
+    #: Normalisation that the weights were trained with, per RGB channel, for images in [0, 1].
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 class Prediction(NamedTuple):

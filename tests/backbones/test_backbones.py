@@ -31,7 +31,7 @@ def test_packaged_lite_weights_give_the_features_of_their_own_port(lite, size):
     with torch.no_grad():
         port(images)
     backbone = TimmBackbone(f"tf_efficientnet_{lite}", [1, 2, 3], package=package.__name__)
-    assert backbone.mean == (0.5, 0.5, 0.5)
+    assert backbone.info.mean == (0.5, 0.5, 0.5)
     for ours, theirs in zip(backbone(images), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -57,8 +57,8 @@ def test_efficientnet_blocks_equal_those_of_the_whole_network():
 
 def test_stages_are_the_nine_levels_of_gaussian_ad():
     backbone = EfficientNetBackbone("efficientnet-b0", "stages", "random")
-    assert backbone.layers == [0, 1, 3, 5, 8, 11, 15, 16, "head"]
-    assert backbone.channels == [32, 16, 24, 40, 80, 112, 192, 320, 1280]
+    assert backbone.info.layers == [0, 1, 3, 5, 8, 11, 15, 16, "head"]
+    assert backbone.info.channels == [32, 16, 24, 40, 80, 112, 192, 320, 1280]
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_stages_are_the_nine_levels_of_gaussian_ad():
 def test_shapes_frozen_and_in_eval_mode(make):
     backbone = make()
     shapes = backbone.feature_shapes((224, 224))
-    assert [s[0] for s in shapes] == backbone.channels
-    assert [224 // s[1] for s in shapes] == backbone.strides
+    assert [s[0] for s in shapes] == backbone.info.channels
+    assert [224 // s[1] for s in shapes] == backbone.info.strides
     assert shapes == sorted(shapes, key=lambda s: -s[1])
     backbone.train()
     assert not any(m.training for m in backbone.modules())
@@ -177,7 +177,10 @@ def test_wrong_names_and_layers_list_the_right_ones(make, told):
 def test_prefix_tokens_are_cut_from_the_front(name, prefix, tap):
     backbone = TimmBackbone(name, [1], "random", options={"dynamic_img_size": True}, tap=tap)
     generator = torch.Generator().manual_seed(0)
-    images, taken = torch.randn(2, 3, 4 * backbone.strides[0], 6 * backbone.strides[0], generator=generator), []
+    images, taken = (
+        torch.randn(2, 3, 4 * backbone.info.strides[0], 6 * backbone.info.strides[0], generator=generator),
+        [],
+    )
     block = backbone.network.blocks[1]
     handle = (block if tap is None else block.get_submodule(tap)).register_forward_hook(
         lambda m, i, tokens: taken.append(tokens)
@@ -192,11 +195,11 @@ def test_prefix_tokens_are_cut_from_the_front(name, prefix, tap):
 
 def test_layers_in_any_order_come_finest_first_with_their_own_strides():
     backbone = TimmBackbone("resnet18", [3, 1], "random")
-    assert (backbone.layers, backbone.strides, backbone.channels) == ([1, 3], [4, 16], [64, 256])
+    assert (backbone.info.layers, backbone.info.strides, backbone.info.channels) == ([1, 3], [4, 16], [64, 256])
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert [f.shape[1:] for f in backbone(images)] == [(64, 16, 16), (256, 4, 4)]
     port = EfficientNetBackbone("efficientnet-b0", [11, 3], "random")
-    assert (port.layers, port.strides) == ([3, 11], [4, 16])
+    assert (port.info.layers, port.info.strides) == ([3, 11], [4, 16])
     assert [f.shape[2:] for f in port(images)] == [(16, 16), (4, 4)]
 
 

@@ -19,9 +19,9 @@ def test_features_equal_those_of_hooks_in_the_whole_network():
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         network(images)
-    assert backbone.layers == ["layer2", "layer3.5.bn2", "layer3.5.relu_1"]
-    assert backbone.channels == [128, 256, 256]
-    assert backbone.strides == [8, 16, 16]
+    assert backbone.info.layers == ["layer2", "layer3.5.bn2", "layer3.5.relu_1"]
+    assert backbone.info.channels == [128, 256, 256]
+    assert backbone.info.strides == [8, 16, 16]
     features = backbone(images)
     torch.testing.assert_close(features[0], expected["layer2"], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(features[1], expected["layer3.5.bn2"], rtol=1e-4, atol=1e-4)
@@ -35,8 +35,8 @@ def test_what_lies_behind_the_last_node_is_gone():
 
 def test_stages_are_the_ends_of_the_modules():
     backbone = TorchvisionBackbone("resnet18", "stages", "random")
-    assert backbone.layers == ["relu", "layer1", "layer2", "layer3", "layer4"]
-    assert backbone.strides == [2, 4, 8, 16, 32]
+    assert backbone.info.layers == ["relu", "layer1", "layer2", "layer3", "layer4"]
+    assert backbone.info.strides == [2, 4, 8, 16, 32]
 
 
 def test_only_maps_are_nodes():
@@ -47,7 +47,7 @@ def test_only_maps_are_nodes():
 
 def test_the_weights_tag_sets_the_normalisation():
     backbone = TorchvisionBackbone("vgg16", ["features.3"], "random", tag="IMAGENET1K_FEATURES")
-    assert backbone.std[0] == pytest.approx(1 / 255)
+    assert backbone.info.std[0] == pytest.approx(1 / 255)
 
 
 def test_a_weights_file_is_loaded_and_a_wrong_one_told(tmp_path):

@@ -34,11 +34,11 @@ def metas():
 def test_maps_are_as_told_and_nothing_learns(name, metas):
     backbone = metas(name)
     about = describe(backbone, (SIZE, SIZE))
-    assert [c for c, _, _ in about.shapes] == backbone.channels
-    for (_, height, width), stride in zip(about.shapes, backbone.strides, strict=True):
+    assert [c for c, _, _ in about.shapes] == backbone.info.channels
+    for (_, height, width), stride in zip(about.shapes, backbone.info.strides, strict=True):
         assert height == width
         assert height == SIZE // stride
-    assert backbone.strides == sorted(backbone.strides)
+    assert backbone.info.strides == sorted(backbone.info.strides)
     backbone.train()
     assert not any(module.training for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -69,14 +69,16 @@ def test_a_state_dict_goes_round(name):
 @pytest.mark.parametrize("name", SINGLE)
 def test_every_method_works_on_every_backbone(name, method, metas):
     backbone = metas(name)
-    channels = [min(c, 24) for c in backbone.channels]  # the shapes matter here, and methods do not read the channels
+    channels = [
+        min(c, 24) for c in backbone.info.channels
+    ]  # the shapes matter here, and methods do not read the channels
     generator = torch.Generator().manual_seed(0)
 
     def features(count):
-        sides = [max(2, 64 // stride) for stride in backbone.strides]
+        sides = [max(2, 64 // stride) for stride in backbone.info.strides]
         return [torch.randn(count, c, s, s, generator=generator) for c, s in zip(channels, sides, strict=True)]
 
-    detector = METHODS[method](channels, backbone.strides)
+    detector = METHODS[method](channels, backbone.info.strides)
     detector.update(features(5), torch.arange(5))
     detector.fit()
     good = features(2)

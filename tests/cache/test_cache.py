@@ -239,7 +239,9 @@ def test_a_size_that_cannot_work_is_refused(tmp_path, max_gib):
 def model(**preprocess):
     settings = {"resize": 32, "crop": 32, "mean": [0.5] * 3, "std": [0.5] * 3, **preprocess}
     backbone = TinyBackbone()
-    return AnomalyModel(Preprocess(**settings), backbone, PaDiM(backbone.channels, backbone.strides, num_features=5))
+    return AnomalyModel(
+        Preprocess(**settings), backbone, PaDiM(backbone.info.channels, backbone.info.strides, num_features=5)
+    )
 
 
 def test_whatever_changes_features_changes_the_fingerprint(monkeypatch):

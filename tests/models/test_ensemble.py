@@ -1,5 +1,6 @@
 """The ensemble's averages against the members', standardised by hand on the images held out."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -104,20 +105,22 @@ def test_required_memory_counts_members_and_held_out_maps():
 
 
 class Shifted(TinyBackbone):
-    mean, std = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
+    def __init__(self, weights="random"):
+        super().__init__(weights)
+        self.info = replace(TinyBackbone().info, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
 
 
 def test_each_backbone_sees_images_normalised_as_it_was_trained():
     both = EnsembleBackbone({"a": TinyBackbone, "b": Shifted}, weights="random")
-    assert both.channels == [8, 12, 16] * 2
-    assert both.strides == [2, 4, 8] * 2
+    assert both.info.channels == [8, 12, 16] * 2
+    assert both.info.strides == [2, 4, 8] * 2
     raw = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
     def normalised(backbone):
-        return (raw - torch.tensor(backbone.mean)[:, None, None]) / torch.tensor(backbone.std)[:, None, None]
+        return (raw - torch.tensor(backbone.info.mean)[:, None, None]) / torch.tensor(backbone.info.std)[:, None, None]
 
     features = both(normalised(both))
-    expected = TinyBackbone()(normalised(TinyBackbone)) + Shifted()(normalised(Shifted))
+    expected = [feature for one in (TinyBackbone(), Shifted()) for feature in one(normalised(one))]
     for given, wanted in zip(features, expected, strict=True):
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
     assert both.feature_shapes((32, 32)) == [(8, 16, 16), (12, 8, 8), (16, 4, 4)] * 2

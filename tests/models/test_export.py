@@ -52,8 +52,8 @@ def test_an_exported_detector_gives_the_same_numbers_for_any_batch(name, region)
 
 def test_a_model_is_exported_with_its_backbone():
     backbone = TinyBackbone()
-    preprocess = Preprocess(mean=backbone.mean, std=backbone.std, resize=(32, 32), crop=None)
-    detector = SPADE(backbone.channels, backbone.strides, k=3)
+    preprocess = Preprocess(mean=backbone.info.mean, std=backbone.info.std, resize=(32, 32), crop=None)
+    detector = SPADE(backbone.info.channels, backbone.info.strides, k=3)
     model = AnomalyModel(preprocess, backbone, detector).eval()
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model.update(images, torch.arange(8))

@@ -8,10 +8,7 @@ from torch import Tensor, nn
 
 from oddpatch.backbones.engine import OpenVINOEngine, Runtime, TorchEngine, is_being_exported, make_engine
 from oddpatch.errors import ConfigError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
+from oddpatch.types import FeatureInfo
 
 #: Pixels that each thread of a CPU takes at once. Larger tensors leave the caches, and from 32 MiB on glibc asks the
 #: kernel for each of them again: a batch of 32 then takes up to three times as long as in parts, and more memory.
@@ -31,17 +28,12 @@ class Backbone(nn.Module, ABC):
     runs that forward with the engine that was chosen.
 
     Attributes:
-        channels: channels C_l of each map, finest first.
-        strides: image pixels per feature position of each map.
-        mean, std: the normalisation its weights were trained with, per RGB channel, for images in [0, 1].
+        info: channels, strides and layers of the maps, finest first, and how images are normalised.
         weights_origin: where the weights came from: a file's name, or "random".
         runtime: how the network is run.
     """
 
-    channels: list[int]
-    strides: list[int]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    info: FeatureInfo
     weights_origin: str = "random"
     runtime: Runtime = Runtime()
     _engine: TorchEngine | OpenVINOEngine | None = None

@@ -12,6 +12,7 @@ from oddpatch.backbones.base import Backbone, check_layers
 from oddpatch.backbones.engine import Runtime
 from oddpatch.backbones.weights import WeightsSource, load_weights
 from oddpatch.errors import ConfigError
+from oddpatch.types import FeatureInfo
 
 
 class EfficientNetBackbone(Backbone):
@@ -53,23 +54,22 @@ class EfficientNetBackbone(Backbone):
         valid = {layer: f"{c} channels, stride {s}" for layer, c, s in zip(order, channels, strides, strict=True)}
         chosen = _expand(layers, network, order)
         check_layers(chosen, valid, name)
-        self.layers = [layer for layer in order if layer in chosen]
+        positions = [i for i, layer in enumerate(order) if layer in chosen]
+        self.info = FeatureInfo(
+            [channels[i] for i in positions], [strides[i] for i in positions], [order[i] for i in positions]
+        )
         self.name = name
         self.weights_origin = load_weights(network, weights, WeightsSource(name, url=url_map.get(name)))
-
-        positions = [order.index(layer) for layer in self.layers]
-        self.channels = [channels[i] for i in positions]
-        self.strides = [strides[i] for i in positions]
         # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
         self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
         self.blocks = network._blocks[: min(positions[-1], len(network._blocks))]
-        has_head = self.layers[-1] == "head"
+        has_head = self.info.layers[-1] == "head"
         self.head = nn.Sequential(network._conv_head, network._bn1, network._swish) if has_head else None
         self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l)] of the chosen blocks."""
-        wanted = set(self.layers)
+        wanted = set(self.info.layers)
         x = self.stem(self.prepare(images))
         features = [x] if 0 in wanted else []
         for number, block in enumerate(self.blocks, start=1):

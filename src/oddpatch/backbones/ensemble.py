@@ -1,7 +1,7 @@
 """Several backbones as one: each gives its feature maps of the same images."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from oddpatch.backbones.base import Backbone
 from oddpatch.backbones.engine import Runtime
 from oddpatch.errors import ConfigError
+from oddpatch.types import FeatureInfo
 
 
 class EnsembleBackbone(Backbone):
@@ -44,9 +45,14 @@ class EnsembleBackbone(Backbone):
             raise ConfigError(f"weights={weights!r}: choose pretrained or random for an ensemble")
         backbones = [member(weights=weights) for member in members.values()]
         self.members = nn.ModuleList(backbones)
-        self.channels = [c for backbone in backbones for c in backbone.channels]
-        self.strides = [s for backbone in backbones for s in backbone.strides]
-        self.mean, self.std = backbones[0].mean, backbones[0].std
+        self.infos = infos = [backbone.info for backbone in backbones]
+        self.info = FeatureInfo(
+            channels=[c for info in infos for c in info.channels],
+            strides=[s for info in infos for s in info.strides],
+            layers=[layer for info in infos for layer in info.layers],
+            mean=infos[0].mean,
+            std=infos[0].std,
+        )
         self.weights_origin = "random"
         if weights == "pretrained":
             self.weights_origin = " + ".join(backbone.weights_origin for backbone in backbones)
@@ -62,14 +68,15 @@ class EnsembleBackbone(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l), ...] of the first backbone, then of the second, and so on."""
-        return [feature for member in self.members for feature in member(self._normalised(images, member))]
+        members = zip(self.members, self.infos, strict=True)
+        return [feature for member, info in members for feature in member(self._normalised(images, info))]
 
-    def _normalised(self, images: Tensor, member: Any) -> Tensor:
-        if (member.mean, member.std) == (self.mean, self.std):
+    def _normalised(self, images: Tensor, wanted: FeatureInfo) -> Tensor:
+        if (wanted.mean, wanted.std) == (self.info.mean, self.info.std):
             return images
 
         def column(values: tuple[float, float, float]) -> Tensor:
             return torch.tensor(values, device=images.device, dtype=images.dtype)[:, None, None]  # (3, 1, 1)
 
-        in_unit_range = images * column(self.std) + column(self.mean)
-        return (in_unit_range - column(member.mean)) / column(member.std)
+        in_unit_range = images * column(self.info.std) + column(self.info.mean)
+        return (in_unit_range - column(wanted.mean)) / column(wanted.std)

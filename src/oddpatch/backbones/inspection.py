@@ -14,26 +14,25 @@ from oddpatch.backbones.base import Backbone
 from oddpatch.errors import ConfigError, WeightsError
 from oddpatch.files import read_yaml
 from oddpatch.known import known_class, read_spec
+from oddpatch.types import FeatureInfo
 
 
 class Description(NamedTuple):
     """A backbone as it is built, at one image size."""
 
-    layers: list[Any]
+    info: FeatureInfo
     shapes: list[tuple[int, int, int]]  # (C_l, h_l, w_l)
-    strides: list[int]
     parameters: int
     flops: int  # of one image; a multiplication and an addition are two
 
 
 def describe(backbone: Backbone, image_size: tuple[int, int]) -> Description:
-    """Layers, shapes and cost of `backbone` for one image (H, W), also of one on the meta device."""
+    """Shapes and cost of `backbone` for one image (H, W), also of one on the meta device."""
     counter = FlopCounterMode(display=False)
     with counter:
         shapes = backbone.feature_shapes(image_size)
-    layers = list(getattr(backbone, "layers", range(len(shapes))))
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    return Description(layers, shapes, backbone.strides, parameters, counter.get_total_flops())
+    return Description(backbone.info, shapes, parameters, counter.get_total_flops())
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from oddpatch.backbones.base import Backbone, check_layers
 from oddpatch.backbones.engine import Runtime
 from oddpatch.backbones.weights import WeightsSource, load_weights
 from oddpatch.errors import ConfigError, WeightsError
+from oddpatch.types import FeatureInfo
 
 #: Arguments of `timm.create_model` that read or fetch a file, beside those that begin with "pretrained".
 _LOADING = ("checkpoint_path", "cache_dir")
@@ -77,46 +78,49 @@ class TimmBackbone(Backbone):
         }
         chosen: list[Any] = list(valid) if layers in ("all", "stages") else list(layers)
         check_layers(chosen, valid, name)
-        self.layers: list[int] = sorted(chosen)
+        layers = sorted(chosen)
         pretrained = network.pretrained_cfg
         source = WeightsSource(name, package, tuple(files), pretrained.get("url"), pretrained.get("hf_hub_id"))
         self.weights_origin = load_weights(network, weights, source, partial(_adapt, network, source))
-        self.mean, self.std = pretrained["mean"], pretrained["std"]
+        self.info = FeatureInfo(
+            channels=[info[i]["num_chs"] for i in layers],
+            strides=[info[i]["reduction"] for i in layers],
+            layers=layers,
+            mean=pretrained["mean"],
+            std=pretrained["std"],
+        )
 
         # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
-        network.prune_intermediate_layers(self.layers, prune_norm=True, prune_head=True)
+        network.prune_intermediate_layers(layers, prune_norm=True, prune_head=True)
         self.network = network
         self.tap = tap
         if tap is not None:
             _check_tap(network, tap, name)
-        self.channels = [info[i]["num_chs"] for i in self.layers]
-        self.strides = [info[i]["reduction"] for i in self.layers]
         self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the chosen layers; class and register tokens are dropped, NHWC maps become NCHW."""
         try:
-            if self.tap is not None:
-                return self._tapped(images)
-            return self.network.forward_intermediates(
-                self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
-            )
+            return self._maps(images) if self.tap is None else self._tapped(images)
         except AssertionError as error:  # how timm reports sizes that an architecture cannot take
             height, width = images.shape[-2:]
             raise ConfigError(
                 f"{self.name} cannot take images of {height}x{width}: {error} Change data.resize or data.crop"
             ) from error
 
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        return self.network.forward_intermediates(
+            self.prepare(images), indices=self.info.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
+        )
+
     def _tapped(self, images: Tensor) -> list[Tensor]:
         """Maps of the tokens that module `tap` of each chosen block puts out."""
         taken: list[Tensor] = []
-        modules = [self.network.blocks[i].get_submodule(self.tap) for i in self.layers]
+        modules = [self.network.blocks[i].get_submodule(self.tap) for i in self.info.layers]
         # Hooks live for this call only: a copy of the network must not write into this one's list.
         handles = [m.register_forward_hook(lambda module, given, tokens: taken.append(tokens)) for m in modules]
         try:
-            maps = self.network.forward_intermediates(
-                self.prepare(images), indices=self.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
-            )
+            maps = self._maps(images)
         finally:
             for handle in handles:
                 handle.remove()

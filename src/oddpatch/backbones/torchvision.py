@@ -13,6 +13,7 @@ from oddpatch.backbones.base import Backbone
 from oddpatch.backbones.engine import Runtime
 from oddpatch.backbones.weights import WeightsSource, load_weights
 from oddpatch.errors import ConfigError
+from oddpatch.types import FeatureInfo
 
 #: Side of the image that nodes are described with; every torchvision classifier takes it.
 PROBE = 224
@@ -56,25 +57,29 @@ class TorchvisionBackbone(Backbone):
         _check_nodes(chosen, nodes, name)
         order = list(nodes)
         # Finest first; nodes of one stride in the order in which the network makes them.
-        self.layers = sorted(chosen, key=lambda node: (nodes[node][1], order.index(node)))
+        ordered = sorted(chosen, key=lambda node: (nodes[node][1], order.index(node)))
         self.name = name
         network = torchvision.models.get_model(name, weights=None)
         known = torchvision.models.get_model_weights(name)
         if tag not in known.__members__:
             raise ConfigError(f"backbone.tag={tag!r}: {name} has {', '.join(known.__members__)}")
         normalisation = known[tag].transforms()
-        self.mean, self.std = tuple(normalisation.mean), tuple(normalisation.std)
+        self.info = FeatureInfo(
+            channels=[nodes[node][0] for node in ordered],
+            strides=[nodes[node][1] for node in ordered],
+            layers=ordered,
+            mean=tuple(normalisation.mean),
+            std=tuple(normalisation.std),
+        )
         self.weights_origin = load_weights(network, weights, WeightsSource(name, url=known[tag].url))
-        self.channels = [nodes[node][0] for node in self.layers]
-        self.strides = [nodes[node][1] for node in self.layers]
         # The extractor keeps what its nodes need: the rest would cost time, memory and room in the checkpoint.
-        self.network = _without_inplace(create_feature_extractor(network.eval(), {node: node for node in self.layers}))
+        self.network = _without_inplace(create_feature_extractor(network.eval(), {node: node for node in ordered}))
         self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l)] of the chosen nodes."""
         maps = self.network(self.prepare(images))
-        return [maps[node] for node in self.layers]
+        return [maps[node] for node in self.info.layers]
 
 
 def map_nodes(name: str) -> Nodes:

@@ -62,7 +62,8 @@ def show(
 def layer_table(about: "Description", size: int) -> "Table":
     """A row for each layer."""
     table = _table("layer", "channels", "stride", f"map at {size}")
-    for layer, (channels, height, width), stride in zip(about.layers, about.shapes, about.strides, strict=True):
+    info = about.info
+    for layer, (channels, height, width), stride in zip(info.layers, about.shapes, info.strides, strict=True):
         table.add_row(str(layer), str(channels), str(stride), f"{height} x {width}")
     return table
 

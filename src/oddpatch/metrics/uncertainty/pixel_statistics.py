@@ -161,7 +161,7 @@ class PixelStatistics:
             found._check()
         except Exception as error:  # of the archive, its compression and its arrays, each has its own
             raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}): test the run again by oddpatch eval, which writes it"
+                f"{path} cannot be read ({type(error).__name__}): test the run again by eval.py, which writes it"
             ) from error
         return found
 
@@ -219,8 +219,9 @@ class _Bins:
     def __init__(self, edges: NDArray[np.float32]) -> None:
         self.edges = edges
         self.low = edges[min(1, len(edges) - 1)]
-        span = max(float(edges[-1]) - float(self.low), float(np.finfo(np.float32).tiny))
-        self.scale = np.float32(min(CELLS / span, float(np.finfo(np.float32).max)))
+        limits = np.finfo(np.float32)
+        span = max(float(edges[-1]) - float(self.low), float(limits.tiny))
+        self.scale = np.float32(min(CELLS / span, float(limits.max)))
         cells = self._cell(edges[1:])
         self.table = np.searchsorted(cells, np.arange(CELLS + 1)).astype(np.int32)  # edges in lower cells
         self.table[cells] = -1
