@@ -16,7 +16,8 @@ from oddpatch.cache.features import Cached, Entry, FeatureCache, stack
 from oddpatch.cache.fingerprint import fingerprint
 from oddpatch.data.alignment import Registration
 from oddpatch.data.datamodule import PARTS, MVTecDataModule
-from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset, Placement
+from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset
+from oddpatch.data.transforms import Placement
 from oddpatch.errors import ConfigError
 from oddpatch.learning.scoring import AnomalyModule, RunningTrainer
 from oddpatch.types import Batch

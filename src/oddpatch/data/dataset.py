@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from oddpatch.data.alignment import Registration
 from oddpatch.data.decoding import marks_background, read_mask
 from oddpatch.data.geometry import Size
 from oddpatch.data.layout import Sample
-from oddpatch.data.transforms import Preprocess
+from oddpatch.data.transforms import Placement, Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE, Batch
 from oddpatch.wording import some
@@ -33,13 +33,6 @@ class Item:
     label: int
     index: int
     path: str
-
-
-class Placement(NamedTuple):
-    """What decides how the mask of an image is prepared, beside the settings."""
-
-    size: Size  # of the image in its file
-    registration: Registration | None = None  # onto the reference, where images are aligned
 
 
 class ItemError(DataError):
@@ -119,15 +112,8 @@ class MVTecDataset(Dataset[Item | None]):
         Raises:
             DataError: the image or its mask is unusable.
         """
-        path = self.samples[index].path
-        image = self.preprocess.read(path)  # (3, H, W)
-        try:
-            registration = self.preprocess.register(image)
-            prepared = self.preprocess(image, registration)  # (3, h, w)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
-        placement = Placement((image.shape[1], image.shape[2]), registration)
-        return self._item(index, prepared, self._mask(index, *placement)), placement
+        image, placement = self.preprocess.prepare(self.samples[index].path)  # (3, h, w)
+        return self._item(index, image, self._mask(index, *placement)), placement
 
     def without_pixels(self, index: int, placement: Placement | None) -> Item:
         """The item at `index` with an image of (3, 0, 0), which is not decoded: for whoever knows its features.

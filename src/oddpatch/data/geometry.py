@@ -48,43 +48,18 @@ class Frame:
     """The size all images are brought to, and how.
 
     Args:
-        fit: "crop" cuts `crop` from the centre of the image; "stretch" and "letterbox" show all of it, the latter with
+        fit: "crop" cuts `size` from the centre of the image; "stretch" and "letterbox" show all of it, the latter with
             its aspect ratio, padded where that is not the frame's.
         resize: length of the shorter side, or (height, width), or None to keep the size.
-        crop: what is cut out, for "crop".
         size: of the frame; None until it is known, see `adapted`.
         shape: size of the image that the frame was made for: others of its aspect ratio, to a hundredth, fill the frame
             too, though its sides were rounded. None for the frame's own.
-
-    Raises:
-        ConfigError: the values do not go together.
     """
 
     fit: Fit
     resize: int | Size | None
-    crop: Size | None = None
     size: Size | None = None
     shape: Size | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.resize, int) and self.resize < 1:
-            raise ConfigError(f"resize={self.resize} must be at least 1")
-        if self.fit == "crop":
-            if self.crop is None:
-                raise ConfigError("fit=crop needs the size to cut out: set crop, or fit=letterbox to look at all of it")
-            if isinstance(self.resize, int):
-                too_large = min(self.crop) > self.resize  # the longer side may have room for more
-            else:
-                too_large = any(cut > side for cut, side in zip(self.crop, self.resize or self.crop, strict=True))
-            if too_large:
-                raise ConfigError(
-                    f"crop={list(self.crop)} is larger than resize={_shown(self.resize)}: lower crop or raise resize"
-                )
-            object.__setattr__(self, "size", self.crop)
-        elif self.size is None and isinstance(self.resize, tuple):
-            object.__setattr__(self, "size", self.resize)
-        elif self.size is None and self.fit == "stretch" and self.resize is not None:
-            object.__setattr__(self, "size", (self.resize, self.resize))
 
     def adapted(self, sizes: Sequence[Size], multiple: int = 1) -> "Frame":
         """The frame with its size set for images of these sizes, if it is still open.
@@ -112,7 +87,7 @@ class Frame:
         if self.size is None:
             raise ConfigError("the image size is found from the training images: call MVTecDataModule.setup first")
         if self.fit == "crop":
-            return self._cropped(original)
+            return self._cropped(original, self.size)
         if self.fit == "stretch" or _alike(original, self.shape or self.size):
             return Geometry(self.size, (0, 0), self.size)
         scale = min(self.size[0] / original[0], self.size[1] / original[1])
@@ -120,8 +95,7 @@ class Frame:
         top, left = ((room - side) // 2 for room, side in zip(self.size, resized, strict=True))
         return Geometry((resized[0], resized[1]), (-top, -left), self.size)
 
-    def _cropped(self, original: Size) -> Geometry:
-        assert self.crop is not None
+    def _cropped(self, original: Size, crop: Size) -> Geometry:
         height, width = original
         if isinstance(self.resize, int):
             short, long = sorted(original)
@@ -129,14 +103,14 @@ class Frame:
             resized = (self.resize, long) if height <= width else (long, self.resize)
         else:
             resized = self.resize or original
-        if resized[0] < self.crop[0] or resized[1] < self.crop[1]:
+        if resized[0] < crop[0] or resized[1] < crop[1]:
             raise DataError(
                 f"image of {height}x{width} pixels is {resized[0]}x{resized[1]} when cropped, "
-                f"smaller than crop={list(self.crop)}: set resize, or lower crop"
+                f"smaller than crop={list(crop)}: set resize, or lower crop"
             )
         # Python's round, half to even, as torchvision's CenterCrop
-        top, left = round((resized[0] - self.crop[0]) / 2), round((resized[1] - self.crop[1]) / 2)
-        return Geometry(resized, (top, left), self.crop)
+        top, left = round((resized[0] - crop[0]) / 2), round((resized[1] - crop[1]) / 2)
+        return Geometry(resized, (top, left), crop)
 
 
 def make_frame(
@@ -149,22 +123,32 @@ def make_frame(
 
     Args:
         resize: see `Frame`.
-        crop: see `Frame`; not used by another fit than "crop".
+        crop: what is cut out, for "crop".
         fit: None for "crop" where a crop is set, else "stretch" to a size and "letterbox" to a side.
         adapted: `size` and `shape` that were found for other images, see `Frame.adapted`.
 
     Raises:
-        ConfigError: a value cannot work.
+        ConfigError: a value cannot work, or the values do not go together.
     """
     if fit is not None and fit not in FITS:
         raise ConfigError(f"fit={fit!r} is not known: choose {', '.join(FITS)} or null")
     to = resize if isinstance(resize, int) else as_size("resize", resize)
     cut = as_size("crop", crop)
     chosen: Fit = fit or ("crop" if cut else "stretch" if isinstance(to, tuple) else "letterbox")
-    if chosen == "crop":
-        return Frame(chosen, to, cut)
-    found = {name: as_size(f"adapted.{name}", size) for name, size in (adapted or {}).items()}
-    return Frame(chosen, to, size=found.get("size"), shape=found.get("shape"))
+    if isinstance(to, int) and to < 1:
+        raise ConfigError(f"resize={to} must be at least 1")
+    if chosen != "crop":
+        found = {name: as_size(f"adapted.{name}", size) for name, size in (adapted or {}).items()}
+        whole = (to, to) if isinstance(to, int) and chosen == "stretch" else to if isinstance(to, tuple) else None
+        return Frame(chosen, to, found.get("size") or whole, found.get("shape"))
+    if cut is None:
+        raise ConfigError("fit=crop needs the size to cut out: set crop, or fit=letterbox to look at all of it")
+    room = (to, max(cut)) if isinstance(to, int) else to or cut  # the longer side may have room for more
+    wanted = (min(cut), max(cut)) if isinstance(to, int) else cut
+    if wanted[0] > room[0] or wanted[1] > room[1]:
+        shown = list(to) if isinstance(to, tuple) else to
+        raise ConfigError(f"crop={list(cut)} is larger than resize={shown}: lower crop or raise resize")
+    return Frame(chosen, to, cut)
 
 
 def as_size(name: str, value: int | Sequence[int] | None) -> Size | None:
@@ -184,7 +168,3 @@ def as_size(name: str, value: int | Sequence[int] | None) -> Size | None:
 def _alike(first: Size, second: Size) -> bool:
     """Whether two sizes have the same aspect ratio, to a hundredth."""
     return abs(math.log(first[0] * second[1] / (first[1] * second[0]))) <= 0.01
-
-
-def _shown(resize: int | Size | None) -> int | list[int] | None:
-    return list(resize) if isinstance(resize, tuple) else resize

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,13 @@ from oddpatch.types import IGNORE
 
 #: Pixels of an image from which on it is resized a part at a time: as floats it takes four times its bytes and more.
 LARGE = 2**24
+
+
+class Placement(NamedTuple):
+    """What decides how the mask of an image is prepared, beside the settings."""
+
+    size: Size  # of the image in its file
+    registration: Registration | None = None  # onto the reference, where images are aligned
 
 
 class Preprocess(nn.Module):
@@ -124,7 +131,7 @@ class Preprocess(nn.Module):
         sizes = {"size": frame.size, "shape": frame.shape}
         return {
             "resize": list(frame.resize) if isinstance(frame.resize, tuple) else frame.resize,
-            "crop": list(frame.crop) if frame.crop else None,
+            "crop": list(frame.size) if frame.size and frame.fit == "crop" else None,
             "mean": list(self.mean),
             "std": list(self.std),
             "interpolation": self.interpolation,
@@ -234,14 +241,19 @@ class Preprocess(nn.Module):
         return read_image(path, self.full_scale, max_pixels or self.max_pixels, keep_uint8=True)
 
     def load(self, path: str | Path) -> Tensor:
-        """Read an image file and prepare it: (3, h, w) float32.
+        """Read an image file and prepare it: (3, h, w) float32, see `prepare`."""
+        return self.prepare(path)[0]
+
+    def prepare(self, path: str | Path) -> tuple[Tensor, "Placement"]:
+        """Read an image file and prepare it: (3, h, w) float32, and where its mask belongs.
 
         Raises:
             DataError: it cannot be read or prepared; the file is named.
         """
         image = self.read(path)
         try:
-            return self(image)
+            registration = self.register(image)
+            return self(image, registration), Placement((image.shape[1], image.shape[2]), registration)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
 
@@ -295,17 +307,10 @@ class Preprocess(nn.Module):
         return registration
 
     def _lay_out(self, mask: Tensor, padding: int) -> Tensor:
-        place = self.geometry((mask.shape[-2], mask.shape[-1]))
+        (rows, columns), (top, left), (height, width) = place = self.geometry((mask.shape[-2], mask.shape[-1]))
         moved = F.interpolate(mask[None, None], place.resized, mode="nearest-exact")[0]  # (1, H', W')
-        rows, columns = place.inside
-        (top, left), (height, width) = place.offset, place.size
-        if not place.padded:
-            return moved[:, top : top + height, left : left + width].contiguous()
-        laid = torch.full((1, height, width), padding, dtype=mask.dtype)
-        laid[:, rows, columns] = moved[
-            :, rows.start + top : rows.stop + top, columns.start + left : columns.stop + left
-        ]
-        return laid
+        # Where a side is negative, it is cut off.
+        return F.pad(moved, (-left, left + width - columns, -top, top + height - rows), value=padding).contiguous()
 
     def to_image(self, normalised: Tensor) -> Tensor:
         """Undo the normalisation for pictures: (..., 3, h, w) in [0, 1]."""
