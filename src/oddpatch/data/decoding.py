@@ -93,7 +93,7 @@ def read_image(
             be scaled.
     """
     with _naming(path):
-        return _rgb_tensor(_stored(path, max_pixels), full_scale, keep_uint8)
+        return _rgb_tensor(_pixels(_open(path, max_pixels)), full_scale, keep_uint8)
 
 
 def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: int | None = None) -> Tensor:
@@ -112,8 +112,8 @@ def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: in
     """
     with _naming(name):
         if isinstance(image, Image.Image):
-            return _rgb_tensor(_pixels(_upright(image.copy())), full_scale)
-        if image.dtype.kind == "i" or (image.dtype.itemsize > 2 and image.dtype.kind == "u"):
+            image = _pixels(_upright(image.copy()))
+        elif image.dtype.kind == "i" or (image.dtype.itemsize > 2 and image.dtype.kind == "u"):
             raise DataError(f"{image.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
         return _rgb_tensor(image, full_scale)
 
@@ -188,11 +188,9 @@ def _highest(path: str | Path, max_pixels: int | None) -> int:
 
 
 def _decoded(path: str | Path, max_pixels: int | None) -> Array | None:
-    try:
-        with _naming(path):
-            return _stored(path, max_pixels)
-    except DataError:
-        return None
+    with suppress(DataError), _naming(path):
+        return _pixels(_open(path, max_pixels))
+    return None
 
 
 def _is_deep(array: Array) -> bool:
@@ -219,9 +217,7 @@ def read_mask(path: str | Path, threshold: float = 0.0) -> Tensor:
     """
     with _naming(path):
         image = _open(path)
-        if isinstance(image, np.ndarray):
-            mask = _array_mask(image, threshold)
-        elif image.mode == "P":
+        if isinstance(image, Image.Image) and image.mode == "P":
             mask = _palette_mask(image, threshold)
         else:
             mask = _array_mask(_pixels(image), threshold)
@@ -259,12 +255,6 @@ def _pillow_formats() -> tuple[str, ...]:
     with suppress(ImportError):
         importlib.import_module("pillow_jxl")  # registers itself
     return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
-
-
-def _stored(path: str | Path, max_pixels: int | None) -> Array:
-    """Pixels of a file as they are stored, upright: (H, W) or (H, W, C)."""
-    image = _open(path, max_pixels)
-    return image if isinstance(image, np.ndarray) else _pixels(image)
 
 
 def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Array:
@@ -316,8 +306,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image) -> Array:
-    """Pixels of a decoded Pillow image: (H, W), or (H, W, C) with C = 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+def _pixels(image: Image.Image | Array) -> Array:
+    """Pixels of a decoded image: (H, W), or (H, W, C) with C = 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
+    if isinstance(image, np.ndarray):
+        return image
     mode = image.mode
     if mode.startswith("I"):
         array = np.asarray(image)
@@ -355,7 +347,7 @@ def _unit_range(array: Array, full_scale: int | None) -> Tensor:
             raise DataError(f"float values {low:g}..{high:g} are not all in [0, 1]: divide by the sensor's full scale")
         return torch.from_numpy(array.astype(np.float32))
     if array.dtype in (np.bool_, np.uint8):
-        return torch.from_numpy(array).float().div_(_full_scale(array))
+        return torch.from_numpy(array).float().div_(1 if array.dtype == np.bool_ else 255)
     if array.dtype.kind not in "iu":
         raise DataError(f"{array.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
     scale = full_scale or 65535
@@ -368,10 +360,6 @@ def _unit_range(array: Array, full_scale: int | None) -> Tensor:
             f"values up to {high} are beyond the full scale of {scale}: set data.full_scale={wider} and fit again"
         )
     return torch.from_numpy(array).float().div_(scale)
-
-
-def _full_scale(array: Array) -> int:
-    return {"b": 1, "f": 1}.get(array.dtype.kind, 255 if array.dtype.itemsize == 1 else 65535)
 
 
 def _array_mask(array: Array, threshold: float) -> NDArray[np.bool_]:
@@ -387,7 +375,8 @@ def _array_mask(array: Array, threshold: float) -> NDArray[np.bool_]:
             raise DataError(
                 f"float values {low:g}..{high:g} have no full scale for mask_threshold={threshold}: set it to 0"
             )
-    defect = array > threshold * _full_scale(array) if threshold > 0 else array != 0
+    full_scale = {"b": 1, "f": 1}.get(array.dtype.kind, 255 if array.dtype.itemsize == 1 else 65535)
+    defect = array > threshold * full_scale if threshold > 0 else array != 0
     return np.asarray(defect.any(axis=-1) if defect.ndim == 3 else defect, np.bool_)
 
 

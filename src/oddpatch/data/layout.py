@@ -215,10 +215,12 @@ def _scan_test(base: Path, warnings: list[str], left_out: list[LeftOut]) -> list
     _refuse_masks(types.values(), _sorting(base))
     defects = [name for name in types if name != GOOD]
     _check_folder_names(base, defects, warnings)
-    orphans = {name: folder for name, (folder, _) in masks.items() if name not in types and name != GOOD}
-    for name, folder in orphans.items():
-        known = ", ".join(defects) or "no defect type"
-        raise DataError(f"{folder} holds masks, but there are no images in {base / 'test' / name}; test has {known}")
+    for name, (folder, _) in masks.items():
+        if name not in types and name != GOOD:
+            known = ", ".join(defects) or "no defect type"
+            raise DataError(
+                f"{folder} holds masks, but there are no images in {base / 'test' / name}; test has {known}"
+            )
     samples = []
     for name, (folder, images) in types.items():
         if name == GOOD:
@@ -289,13 +291,11 @@ def pair_masks(folder: Path, images: list[str], mask_folder: Path, masks: list[s
 
 def _owners(stems: Collection[str], masks: list[str]) -> dict[str, list[str]]:
     """Image stems that each mask could belong to."""
+    named = {mask: [_stem(mask)] if _stem(mask) in stems else [] for mask in masks}
     suffixed: dict[str, list[str]] = {}
-    named: dict[str, list[str]] = {}
     for mask in masks:
-        stem = _stem(mask)
-        base = stem.removesuffix(MASK_SUFFIX)
-        suffixed[mask] = [base] if base != stem and base in stems else []
-        named[mask] = [stem] if stem in stems else []
+        base = _stem(mask).removesuffix(MASK_SUFFIX)
+        suffixed[mask] = [base] if base != _stem(mask) and base in stems else []
     if all(suffixed.values()) != all(named.values()):
         return suffixed if all(suffixed.values()) else named
     return {mask: suffixed[mask] + named[mask] for mask in masks}

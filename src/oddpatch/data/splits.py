@@ -27,9 +27,10 @@ def read_parts(manifest: Path) -> dict[str, str]:
     """
     try:
         with manifest.open(encoding="utf-8", newline="") as file:
-            rows: Any = csv.DictReader(file) if manifest.suffix.lower() == ".csv" else parse_json(file.read())["files"]
             if manifest.suffix.lower() == ".csv":
-                rows = [{**row, "path": from_cell(row["path"])} for row in rows]
+                rows: Any = [{**row, "path": from_cell(row["path"])} for row in csv.DictReader(file)]
+            else:
+                rows = parse_json(file.read())["files"]
             named = [(_normal(row["path"]), str(row["part"])) for row in rows]
     except FileNotFoundError:
         raise DataError(f"{manifest}: no such file: make it by `oddpatch data split`, or set data.split=null") from None
@@ -68,7 +69,8 @@ def follow(
     """
     parts = read_parts(manifest)
     tested = _tested_part(set(parts.values()), manifest, fold)
-    samples = {_identity(sample, category): sample for sample in [*found.train, *found.test]}
+    everything = [*found.train, *found.test]
+    samples = {_normal(sample.path.relative_to(category).as_posix()): sample for sample in everything}
     missing = sorted(parts.keys() - samples.keys())
     if missing:
         raise DataError(
@@ -87,7 +89,8 @@ def follow(
         raise ConfigError(f"{manifest}: leaves no good image to train on: make another split")
     unnamed = sorted(samples.keys() - parts.keys())
     left_out = [*found.left_out, *(LeftOut(samples[path].path, f"not named in {manifest}") for path in unnamed)]
-    return Layout(train, test, found.warnings + _left_out(unnamed, manifest), left_out, validation)
+    warnings = [f"{manifest}: left out {counted(len(unnamed), 'image')} that it does not name ({some(unnamed)})"]
+    return Layout(train, test, found.warnings + (warnings if unnamed else []), left_out, validation)
 
 
 def _tested_part(parts: set[str], manifest: Path, fold: int | None) -> str:
@@ -101,19 +104,9 @@ def _tested_part(parts: set[str], manifest: Path, fold: int | None) -> str:
     return f"{_FOLD}{fold}"
 
 
-def _identity(sample: Sample, category: Path) -> str:
-    return _normal(sample.path.relative_to(category).as_posix())
-
-
 def _normal(path: str) -> str:
     """As every way to write a path gives it back: JSON keeps a byte that is not UTF-8, CSV has it escaped."""
     return unicodedata.normalize("NFC", shown(path))
-
-
-def _left_out(names: list[str], manifest: Path) -> list[str]:
-    if not names:
-        return []
-    return [f"{manifest}: left out {counted(len(names), 'image')} that it does not name ({some(names)})"]
 
 
 def take_share(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:

@@ -58,17 +58,17 @@ def plan_unity(
     groups: dict[tuple[str, str], list[tuple[Capture, PurePath, NDArray[np.bool_] | None]]] = defaultdict(list)
     good: set[str] = set()
     for capture in captures:
-        relative = PurePath(capture.image.relative_to(source))
+        rest = PurePath(capture.image.relative_to(source))
         if defects:
             kind, mask = _by_label(capture, defects)
-            groups["" if kind == GOOD else "test", kind].append((capture, relative, mask))
-            continue
-        split, kind, rest = by_folder(relative, source)
-        if is_good(kind):
-            good.add(kind)
-            kind = GOOD
-        shown = _mask(capture, masks) if masks and kind != GOOD else None
-        groups[split, kind].append((capture, rest, shown))
+            split = "" if kind == GOOD else "test"
+        else:
+            split, kind, rest = by_folder(rest, source)
+            if is_good(kind):
+                good.add(kind)
+                kind = GOOD
+            mask = _mask(capture, masks) if masks and kind != GOOD else None
+        groups[split, kind].append((capture, rest, mask))
     if len(good) > 1:
         raise DataError(
             f"{source}: {' and '.join(sorted(good))} both mean good parts by their names: rename one folder"
@@ -130,11 +130,9 @@ def by_folder(relative: PurePath, source: Path) -> tuple[str, str, PurePath]:
     first, *rest = relative.parts
     split = ""
     if first in ("train", "test") and len(rest) > 1:
-        split, first, rest = first, rest[0], rest[1:]
-    else:
-        for prefix in ("train", "test"):
-            if first.startswith(f"{prefix}_"):
-                split, first = prefix, first.removeprefix(f"{prefix}_")
+        split, first, *rest = first, *rest
+    elif first.startswith(("train_", "test_")):
+        split, _, first = first.partition("_")
     if not rest or _SEQUENCE.fullmatch(first) or first.lower().startswith("solo"):
         raise DataError(
             f"{source / relative}: nothing tells whether it is good: sort captures into {GOOD} and DEFECT_TYPE, "

@@ -100,20 +100,17 @@ def masks_by_label(
         if capture.semantic is None and capture.instance is None:
             report.problems.append(f"{capture.image}: the JSON names no segmentation for it, so it has no mask")
             continue
-        stem = target / capture.image.relative_to(_common(source, capture.image)).with_suffix("")
-        if instances:
-            jobs += [
-                _Job(
-                    inside(stem.parent, f"{stem.name}_instance{i.number}{MASK_SUFFIX}.png", capture.image),
-                    [(_file(capture), [i.value])],
-                    0,
-                    i.visible_pixels,
-                )
-                for i in capture.instances
-                if not labels or i.label in labels
-            ]
-        else:
+        base = source if source in capture.image.parents else capture.image.parent
+        stem = target / capture.image.relative_to(base).with_suffix("")
+        if not instances:
             jobs.append(label_job(capture, labels, Path(f"{stem}{MASK_SUFFIX}.png")))
+            continue
+        for instance in capture.instances:
+            if not labels or instance.label in labels:
+                name = f"{stem.name}_instance{instance.number}{MASK_SUFFIX}.png"
+                values = [(_file(capture), [instance.value])]
+                path = inside(stem.parent, name, capture.image)
+                jobs.append(_Job(path, values, expected=instance.visible_pixels))
     if not jobs:
         raise DataError(
             f"{source}: no instance of {', '.join(labels) or 'any label'} in {len(recording.captures)} captures"
@@ -173,17 +170,13 @@ def label_job(capture: Capture, labels: Sequence[str], path: Path) -> _Job:
         sources.append((capture.instance, [i.value for i in rest]))
     counted = [i.visible_pixels for i in capture.instances if i.label in labels]
     known = [count for count in counted if count is not None]
-    return _Job(path, sources, 0, sum(known) if known and len(known) == len(counted) else None)
+    return _Job(path, sources, expected=sum(known) if known and len(known) == len(counted) else None)
 
 
 def _file(capture: Capture) -> Path:
     if capture.instance is None:
         raise DataError(f"{capture.image}: has no instance segmentation: add its labeler, or leave --instances out")
     return capture.instance
-
-
-def _common(source: Path, image: Path) -> Path:
-    return source if source in image.parents else image.parent
 
 
 def _run(
