@@ -1,5 +1,6 @@
 """The data module: what it finds, in which order, on how many devices, and rendering in place of missing data."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -17,7 +18,7 @@ from torch import distributed
 from oddpatch.data import datamodule as module
 from oddpatch.data import loading
 from oddpatch.data.datamodule import MVTecDataModule
-from oddpatch.data.sharding import ShardedBatches, ShardedSampler
+from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 
@@ -147,17 +148,18 @@ def test_workers_auto(monkeypatch, tmp_path, cores, workers):
 
 
 @pytest.mark.parametrize(("length", "world"), [(10, 3), (2, 4), (0, 2), (7, 1)])
-def test_sharded_sampler_gives_every_item_once(monkeypatch, length, world):
-    sampler = ShardedSampler(range(length))
-    assert list(sampler) == list(range(length)), "without a process group"
+def test_sharded_batches_give_every_item_once(monkeypatch, length, world):
+    batches = ShardedBatches(range(length), 3)
+    assert list(itertools.chain(*batches)) == list(range(length)), "without a process group"
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: world)
     seen = []
     for rank in range(world):
         monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
-        assert len(sampler) == len(list(sampler))
-        assert all(index % world == rank for index in sampler)
-        seen += list(sampler)
+        assert len(batches) == len(list(batches))
+        own = list(itertools.chain(*batches))
+        assert all(index % world == rank for index in own)
+        seen += own
     assert sorted(seen) == list(range(length))
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from oddpatch.data.alignment import load_alignment
-from oddpatch.data.dataset import MVTecDataset, OnError
+from oddpatch.data.dataset import DatasetWrapper, MVTecDataset, OnError
 from oddpatch.data.decoding import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
 from oddpatch.data.layout import GOOD, Layout, Sample, categories, fingerprint, refuse_category, scan, scan_types
-from oddpatch.data.loading import Images, check_workers, make_loader, workers_that_fit
+from oddpatch.data.loading import check_workers, make_loader, workers_that_fit
 from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
@@ -32,7 +32,7 @@ PARTS: tuple[Part, ...] = ("train", "calibration", "validation", "test")
 
 
 #: Puts something around a dataset, such as a cache of what would be computed from it.
-Wrap = Callable[[MVTecDataset], Images]
+Wrap = Callable[[MVTecDataset], DatasetWrapper]
 
 
 class MVTecDataModule(LightningDataModule):

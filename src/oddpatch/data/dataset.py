@@ -199,6 +199,7 @@ class MVTecDataset(Dataset[Item | None]):
 class DatasetWrapper(Dataset[Any]):
     """Put around a dataset to give other items in place of its own."""
 
+    #: Whether reading it is work for other processes.
     decodes = True
 
     def __init__(self, dataset: MVTecDataset) -> None:

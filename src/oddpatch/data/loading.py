@@ -1,12 +1,12 @@
-"""How images are loaded: what a loader needs of a dataset, and how many processes read for it."""
+"""How images are loaded: what makes batches of a dataset, and how many processes read for it."""
 
 import os
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from oddpatch.data.dataset import DatasetWrapper, MVTecDataset
 from oddpatch.errors import ConfigError
 from oddpatch.limits import cores, free_shared_memory
 from oddpatch.resources import format_bytes
@@ -15,25 +15,12 @@ from oddpatch.resources import format_bytes
 PREFETCHED = 2
 
 
-class Images(Protocol):
-    """What a loader reads: a dataset, or what was put around it."""
-
-    #: Whether reading it is work for other processes.
-    decodes: bool
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Sequence[Any]) -> Sequence[Any]: ...
-
-    def collate(self, items: Sequence[Any]) -> Any:
-        """A batch of items."""
-
-
-def make_loader(images: Images, batches: Sampler[list[int]], num_workers: int) -> DataLoader[Any]:
+def make_loader(
+    images: MVTecDataset | DatasetWrapper, batches: Sampler[list[int]], num_workers: int
+) -> DataLoader[Any]:
     """A loader of these batches, which are lists of positions."""
-    dataset: Any = images
     return DataLoader(
-        dataset,
+        images,
         batch_sampler=batches,
         num_workers=num_workers if images.decodes else 0,
         collate_fn=images.collate,

@@ -46,7 +46,7 @@ def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part
     batch, _, height, width = images.shape
     step = max(part // (batch * height) // 16 * 16, 16)  # whole vectors, so that sums do not depend on the part
     parts = [
-        _resize_first(_floats(images[..., start : start + step]).permute(2, 0, 3, 1), rows, interpolation)
+        _resize_first(to_unit(images[..., start : start + step]).float().permute(2, 0, 3, 1), rows, interpolation)
         for start in range(0, width, step)
     ]  # (h, B, part of W, C) each
     moved = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (h, B, W, C)
@@ -54,8 +54,9 @@ def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part
     return moved.permute(1, 2, 3, 0)
 
 
-def _floats(images: Tensor) -> Tensor:
-    return images.float() if images.is_floating_point() else images.float().div_(255)
+def to_unit(image: Tensor) -> Tensor:
+    """A uint8 image as float32 in [0, 1]; one of floats as it is."""
+    return image if image.is_floating_point() else image.float().div_(255)
 
 
 def _resize_first(array: Tensor, axis: Axis, interpolation: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
 from oddpatch.data.geometry import Geometry, Size, make_frame
-from oddpatch.data.resampling import Axis, resample
+from oddpatch.data.resampling import Axis, resample, to_unit
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
 
@@ -357,11 +357,6 @@ class Preprocess(nn.Module):
             x, y, scale = torch.einsum("ij,jhw->ihw", matrix, torch.stack([x, y, torch.ones_like(x)]))
             x, y = x / scale, y / scale
         return x + 0.5, y + 0.5
-
-
-def to_unit(image: Tensor) -> Tensor:
-    """A uint8 image as float32 in [0, 1]; one of floats as it is."""
-    return image if image.is_floating_point() else image.float().div_(255)
 
 
 def _mirrored(part: slice, size: int) -> Tensor:
