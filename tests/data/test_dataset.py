@@ -1,7 +1,6 @@
 """Items and batches: ground truth, unusable files, workers."""
 
 import pickle
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from oddpatch.data.dataset import MVTecDataset, collate
+from oddpatch.data.dataset import MVTecDataset
 from oddpatch.data.layout import Sample
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
@@ -39,7 +38,7 @@ def samples(tmp_path):
 
 
 def load(dataset, batch_size=3, workers=0):
-    return list(DataLoader(dataset, batch_size, num_workers=workers, collate_fn=partial(collate, image_size=SIZE)))
+    return list(DataLoader(dataset, batch_size, num_workers=workers, collate_fn=dataset.collate))
 
 
 def joined(batches):
@@ -137,7 +136,7 @@ def test_masks_without_defect_are_reported(samples, workers):
     Image.fromarray(corner).save(samples[6].mask_path)
     preprocess = Preprocess(28, 20, [0.5] * 3, [0.5] * 3)
     dataset = MVTecDataset(samples, preprocess)
-    list(DataLoader(dataset, 3, num_workers=workers, collate_fn=partial(collate, image_size=(20, 20))))
+    list(DataLoader(dataset, 3, num_workers=workers, collate_fn=dataset.collate))
     empty, cropped = dataset.warnings()
     assert empty == f"1 of 2 masks: empty mask of an anomalous image ({samples[5].mask_path})"
     assert cropped == (
@@ -161,7 +160,7 @@ def test_masks_that_mark_the_background_are_reported(samples):
     Image.fromarray(frame).save(samples[6].mask_path)
     preprocess = Preprocess(28, 20, [0.5] * 3, [0.5] * 3)
     dataset = MVTecDataset(samples, preprocess)
-    list(DataLoader(dataset, 3, collate_fn=partial(collate, image_size=(20, 20))))
+    list(DataLoader(dataset, 3, collate_fn=dataset.collate))
     lost, background = dataset.warnings()
     assert lost.startswith("1 of 2 masks: no defect pixel is left"), "one outcome does not hide the other"
     assert background.startswith("2 of 2 masks: more than half of the image, or of its border, counts as defect")

@@ -133,8 +133,19 @@ class MVTecDataset(Dataset[Item | None]):
         return self.preprocess.load(self.samples[index].path)
 
     def collate(self, items: Sequence[Item | None]) -> Batch:
-        """`collate` at the size of these images."""
-        return collate(items, self.preprocess.image_size)
+        """Stack items, all with pixels or none, without those that were skipped; with none left, B = 0."""
+        kept = [item for item in items if item is not None]
+        size = self.preprocess.image_size
+        image, mask = torch.empty(0, 3, *size), torch.empty(0, 1, *size, dtype=torch.uint8)
+        if kept:
+            image, mask = torch.stack([item.image for item in kept]), torch.stack([item.mask for item in kept])
+        return Batch(
+            image=image,
+            mask=mask,
+            label=torch.tensor([item.label for item in kept], dtype=torch.int64),
+            index=torch.tensor([item.index for item in kept], dtype=torch.int64),
+            path=[item.path for item in kept],
+        )
 
     def _mask(self, index: int, original_size: Size, registration: Registration | None) -> Tensor:
         sample, region = self.samples[index], self.preprocess.roi_mask
@@ -228,23 +239,3 @@ def read_mask_of(sample: Sample, size: Size, threshold: float = 0.0) -> Tensor |
             f"{size[0]}x{size[1]}: save both in one size"
         )
     return mask
-
-
-def collate(items: Sequence[Item | None], image_size: tuple[int, int]) -> Batch:
-    """Stack items, leaving out those that were skipped; with none left, the batch has B = 0.
-
-    Args:
-        items: as `MVTecDataset` gives them: all with pixels, or none.
-        image_size: (h, w) of the items, needed if all were skipped.
-    """
-    kept = [item for item in items if item is not None]
-    image, mask = torch.empty(0, 3, *image_size), torch.empty(0, 1, *image_size, dtype=torch.uint8)
-    if kept:
-        image, mask = torch.stack([item.image for item in kept]), torch.stack([item.mask for item in kept])
-    return Batch(
-        image=image,
-        mask=mask,
-        label=torch.tensor([item.label for item in kept], dtype=torch.int64),
-        index=torch.tensor([item.index for item in kept], dtype=torch.int64),
-        path=[item.path for item in kept],
-    )

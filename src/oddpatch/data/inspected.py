@@ -40,9 +40,8 @@ def inspected_share(preprocess: Preprocess, sizes: Sequence[Size]) -> Inspected 
     """
     found: list[tuple[float, float, int]] = []
     for size, count in Counter(sizes).items():
-        framed = preprocess.alignment.size if preprocess.alignment else size
         try:
-            found.append((preprocess.share(size), preprocess.geometry(framed).share, count))
+            found.append((preprocess.share(size), preprocess.geometry(size).share, count))
         except DataError:
             continue
     if not found:

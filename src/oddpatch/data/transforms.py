@@ -150,12 +150,12 @@ class Preprocess(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
     def geometry(self, original_size: Size) -> Geometry:
-        """Where an image of `original_size` (of the reference's, if it is aligned) comes to lie.
+        """Where an image of `original_size`, or the reference that it is aligned to, comes to lie.
 
         Raises:
             DataError: it is smaller than the crop.
         """
-        return self.frame.place(original_size)
+        return self.frame.place(self.alignment.size if self.alignment else original_size)
 
     def share(self, original_size: Size, registration: Registration | None = None) -> float:
         """Share of an image's area that is inspected: the part in the frame and, if there is a `roi`, in that.
@@ -165,7 +165,7 @@ class Preprocess(nn.Module):
             registration: what `register` gave for the image; None, with an alignment, for one like the reference.
         """
         if self.roi_mask is None and registration is None:
-            return self.geometry(self.alignment.size if self.alignment else original_size).share
+            return self.geometry(original_size).share
         if self.alignment and registration is None:
             original_size, registration = self.alignment.size, Registration(np.eye(3), 1.0)
         seen = torch.ones(self.image_size) if self.roi_mask is None else self.roi_mask[0].float()
@@ -202,7 +202,13 @@ class Preprocess(nn.Module):
             )
         if self.alignment:
             image = self._align(image if floating else to_unit(image), registration)
-        self._check_roi((image.shape[-2], image.shape[-1]))
+        size = (image.shape[-2], image.shape[-1])
+        if self._roi_size not in (None, size):
+            height, width = self._roi_size or size
+            raise DataError(
+                f"image of {size[0]}x{size[1]} pixels, but roi was drawn on {height}x{width}: "
+                "give images of one size, or a roi of theirs"
+            )
         batch = image if image.ndim == 4 else image[None]  # (B, 3, H, W)
         batch = self._frame(batch)  # (B, 3, h, w)
         if self.interpolation == "bicubic":
@@ -214,17 +220,17 @@ class Preprocess(nn.Module):
     def _frame(self, batch: Tensor) -> Tensor:
         """Resize images (B, 3, H, W) and lay them into the frame (B, 3, h, w)."""
         place = self.geometry((batch.shape[2], batch.shape[3]))
-        shown = place.inside
-        spans = [(part.start + offset, part.stop + offset) for part, offset in zip(shown, place.offset, strict=True)]
         rows, columns = (
-            Axis(size, resized, *span)
-            for size, resized, span in zip(batch.shape[2:], place.resized, spans, strict=True)
+            Axis(size, resized, part.start + offset, part.stop + offset)
+            for size, resized, part, offset in zip(
+                batch.shape[2:], place.resized, place.inside, place.offset, strict=True
+            )
         )
         framed = resample(batch, rows, columns, self.interpolation, part=LARGE)
         if not place.padded:
             return framed
         # Mirrored, so that padding looks like the part itself wherever it goes on as it ends.
-        for dim, (part, size) in enumerate(zip(shown, place.size, strict=True), start=2):
+        for dim, (part, size) in enumerate(zip(place.inside, place.size, strict=True), start=2):
             framed = framed.index_select(dim, _mirrored(part, size).to(framed.device))
         return framed
 
@@ -244,7 +250,7 @@ class Preprocess(nn.Module):
         """Read an image file and prepare it: (3, h, w) float32, see `prepare`."""
         return self.prepare(path)[0]
 
-    def prepare(self, path: str | Path) -> tuple[Tensor, "Placement"]:
+    def prepare(self, path: str | Path) -> tuple[Tensor, Placement]:
         """Read an image file and prepare it: (3, h, w) float32, and where its mask belongs.
 
         Raises:
@@ -263,14 +269,6 @@ class Preprocess(nn.Module):
             return torch.stack([self._align(single, registration) for single in image])
         moved = self.alignment.warp(image.cpu(), registration or self.alignment.register(image.cpu()))
         return moved.to(image.device)
-
-    def _check_roi(self, size: Size) -> None:
-        if self._roi_size not in (None, size):
-            height, width = self._roi_size or size
-            raise DataError(
-                f"image of {size[0]}x{size[1]} pixels, but roi was drawn on {height}x{width}: "
-                "give images of one size, or a roi of theirs"
-            )
 
     @staticmethod
     def _column(values: Sequence[float], like: Tensor) -> Tensor:
@@ -293,7 +291,7 @@ class Preprocess(nn.Module):
 
     def uniform_mask(self, value: int, original_size: Size) -> Tensor:
         """(1, h, w) uint8 of one value, IGNORE in the padding of an image of `original_size` (H, W)."""
-        place = self.geometry(self.alignment.size if self.alignment else original_size)
+        place = self.geometry(original_size)
         mask = torch.full((1, *place.size), IGNORE, dtype=torch.uint8)
         mask[:, *place.inside] = value
         return mask
@@ -336,7 +334,7 @@ class Preprocess(nn.Module):
         """
         x, y = self._pixel_centres(original_size, maps.device, registration)  # (H, W) each
         framed = self.alignment.size if self.alignment else original_size
-        resized, offset, size = place = self.geometry(framed)
+        resized, offset, size = place = self.geometry(original_size)
         axes, inside = [], torch.ones_like(x, dtype=torch.bool)
         for axis, centres in ((1, x), (0, y)):
             position = centres * (resized[axis] / framed[axis]) - offset[axis]  # in map pixels, 0..length over the crop
