@@ -16,13 +16,15 @@ from oddpatch.data.inspected import inspected_share
 from oddpatch.data.layout import GOOD, MASK_SUFFIX, categories, describe_left_out, is_good, left_out_beside, scan
 from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, summary, walk
-from oddpatch.datatools.fingerprints import Fingerprint, fingerprints, near_pairs, oddness, robust_z, spacing
+from oddpatch.datatools.fingerprints import Fingerprint, fingerprint, near_pairs, oddness, robust_z, spacing
 from oddpatch.datatools.shifts import Shift, shifts
-from oddpatch.datatools.writing import MANIFEST, Output, Progress, join_masks, make_dataset
+from oddpatch.datatools.writing import MANIFEST, Output, join_masks, make_dataset
 from oddpatch.errors import DataError
+from oddpatch.pool import Progress, run_many
 
 #: Robust z-scores above which a training image is worth a look. Good images of MVTec bottle stay below 2.7.
 SUSPECT_Z, BRIGHTNESS_Z = 4.0, 6.0
+_WORTH_A_WORKER = 100  # images
 _FEWEST = 20  # training images for which scores of that kind mean something
 #: Images nearer than both are nearly the same: a share of their contrast, and of the median distance of a training
 #: image to the nearest other. One photograph moved by a pixel and saved as JPEG is at 0.4 of the latter at most.
@@ -124,7 +126,8 @@ def check(category: Path, workers: int | None = None, progress: Progress | None 
         raise DataError("; ".join(lines))
     scales = {"train": find_full_scale(train), "test": find_full_scale(test)}
     full_scale = max(filter(None, scales.values()), default=None)
-    prints = dict(zip(images, fingerprints(images, full_scale, workers, progress), strict=True))
+    found = run_many(partial(fingerprint, full_scale=full_scale), images, _WORTH_A_WORKER, workers, progress)
+    prints = dict(zip(images, found, strict=True))
     report.counts = dict(sorted(Counter(p.parent.relative_to(category).as_posix() for p in images + masks).items()))
     if full_scale != scales["train"]:
         detail = f"values up to {full_scale}, the training images up to {scales['train'] or 255}"

@@ -1,9 +1,7 @@
 """What one image looks like in a few numbers, and which images are nearly the same."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.decoding import read_image
-from oddpatch.datatools.writing import Progress
 from oddpatch.errors import DataError
-from oddpatch.pool import run_many
 
 THUMBNAIL = 32  # pixels a side
 _SAMPLE = 500  # images whose nearest neighbours tell how far apart images lie
@@ -51,16 +47,6 @@ def fingerprint(path: Path, full_scale: int | None = None) -> Fingerprint:
     kind = "grey" if same else "colour"
     r, g, b, _ = cv2.mean(array)
     return Fingerprint("", size, kind, digest.hexdigest(), thumbnail, mean, (r, g, b), focus)
-
-
-def fingerprints(
-    paths: Sequence[Path],
-    full_scale: int | None = None,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> list[Fingerprint]:
-    """Describe many images, in order, in several processes where that pays."""
-    return run_many(partial(fingerprint, full_scale=full_scale), paths, 100, workers, progress)
 
 
 def distances(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:

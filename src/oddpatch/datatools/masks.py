@@ -97,20 +97,20 @@ def masks_by_label(
     jobs: list[_Job] = []
     report = MaskReport(problems=summary(recording.left_out))
     for capture in recording.captures:
-        if capture.semantic is None and capture.instance is None:
-            report.problems.append(f"{capture.image}: the JSON names no segmentation for it, so it has no mask")
+        if capture.instance is None and (instances or capture.semantic is None):
+            kind = "instance segmentation" if instances else "segmentation"
+            report.problems.append(f"{capture.image}: the JSON names no {kind} for it, so it has no mask")
             continue
         base = source if source in capture.image.parents else capture.image.parent
         stem = target / capture.image.relative_to(base).with_suffix("")
         if not instances:
             jobs.append(label_job(capture, labels, Path(f"{stem}{MASK_SUFFIX}.png")))
             continue
-        for instance in capture.instances:
-            if not labels or instance.label in labels:
-                name = f"{stem.name}_instance{instance.number}{MASK_SUFFIX}.png"
-                values = [(_file(capture), [instance.value])]
+        for item in capture.instances:
+            if capture.instance and (not labels or item.label in labels):
+                name = f"{stem.name}_instance{item.number}{MASK_SUFFIX}.png"
                 path = inside(stem.parent, name, capture.image)
-                jobs.append(_Job(path, values, expected=instance.visible_pixels))
+                jobs.append(_Job(path, [(capture.instance, [item.value])], expected=item.visible_pixels))
     if not jobs:
         raise DataError(
             f"{source}: no instance of {', '.join(labels) or 'any label'} in {len(recording.captures)} captures"
@@ -171,12 +171,6 @@ def label_job(capture: Capture, labels: Sequence[str], path: Path) -> _Job:
     counted = [i.visible_pixels for i in capture.instances if i.label in labels]
     known = [count for count in counted if count is not None]
     return _Job(path, sources, expected=sum(known) if known and len(known) == len(counted) else None)
-
-
-def _file(capture: Capture) -> Path:
-    if capture.instance is None:
-        raise DataError(f"{capture.image}: has no instance segmentation: add its labeler, or leave --instances out")
-    return capture.instance
 
 
 def _run(

@@ -177,20 +177,18 @@ def _write(design: tuple[str, int, int], draft: Path, job: Job) -> None:
     scene = design_scene(*design)
     rendered = render_one(scene, design[2], job)
     image = _encode(cv2.cvtColor(rendered.image, cv2.COLOR_RGB2BGR))
-    _save(draft / job.split / job.defect_type / f"{job.stem}.png", image)
+    files = {draft / job.split / job.defect_type / f"{job.stem}.png": image}
     if job.defect_type != "good":
-        _save(draft / "ground_truth" / job.defect_type / f"{job.stem}_mask.png", _encode(rendered.mask))
+        files[draft / "ground_truth" / job.defect_type / f"{job.stem}_mask.png"] = _encode(rendered.mask)
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     folder = draft / "unity_solo" / f"{job.split}_{job.defect_type}"
     unity_solo.write_sequence(folder, job.index, image, rendered.owner, rendered.instances, scene.labels(), scene.fov)
 
 
 def _encode(image: Any) -> bytes:
     return bytes(cv2.imencode(".png", image)[1])
-
-
-def _save(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def render_one(scene: Scene, seed: int, job: Job, spoil: bool = True) -> Rendered:
