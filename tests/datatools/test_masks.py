@@ -146,6 +146,20 @@ def test_wrong_count_is_reported(rendered, tmp_path):
     assert "but the renderer counted" in masks_by_label(copy, tmp_path / "out", [label]).problems[0]
 
 
+def test_a_capture_without_instance_segmentation_is_said(rendered, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(rendered, copy)
+    path = min(copy.rglob("*frame_data.json"))
+    frame = json.loads(path.read_text())
+    annotations = frame["captures"][0]["annotations"]
+    annotations[:] = [one for one in annotations if "Semantic" in one["@type"]]
+    path.write_text(json.dumps(frame))
+    report = masks_by_label(copy, tmp_path / "out", [], instances=True, dry_run=True)
+    (problem,) = report.problems
+    assert problem.startswith(str(path.parent / "step0.camera.png"))
+    assert "names no instance segmentation" in problem
+
+
 def test_colours_with_tolerance_against_numpy(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 8, (20, 30, 3), np.uint8)
     (tmp_path / "in/sub").mkdir(parents=True)
