@@ -74,40 +74,31 @@ class Column:
 
 def columns_of(runs: Sequence[FinishedRun]) -> list[Column]:
     """The runs, those of the same settings together, in the order of their names."""
-    together: dict[str, list[FinishedRun]] = defaultdict(list)
-    settings: dict[str, dict[str, Any]] = {}
+    named: dict[tuple[str, str, str], dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in _told_apart(runs):
-        found = _settings(run)
-        key = repr((_name(run), sorted(found.items(), key=str)))
-        together[key].append(run)
-        settings[key] = found
-    named: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for key, members in together.items():
-        named[_name(members[0])].append(key)
+        named[_name(run)][repr(sorted(_settings(run).items(), key=str))].append(run)
     columns = []
-    for name, keys in sorted(named.items()):
-        for key, differing in zip(keys, _differing([settings[key] for key in keys]), strict=True):
-            columns.append(Column(name[0], name[1], name[2], differing, tuple(together[key])))
+    for name, alike in sorted(named.items()):
+        differing = _differing([_settings(members[0]) for members in alike.values()])
+        columns += [Column(*name, *column) for column in zip(differing, map(tuple, alike.values()), strict=True)]
     return columns
 
 
 def _told_apart(runs: Sequence[FinishedRun]) -> Iterator[FinishedRun]:
     """The runs; those of own categories that have one name and other test images say which, by where these were."""
     sets: dict[str, dict[str | None, str]] = defaultdict(dict)  # by category: where each set of test images was
-    own = [run_dataset(run) == OWN for run in runs]
-    for run in (run for run, is_own in zip(runs, own, strict=True) if is_own):
-        root = run.settings["data"].get("root")
-        sets[run.category].setdefault(run.metrics.get("test_set"), str(root or run.folder))
-    for run, is_own in zip(runs, own, strict=True):
-        places = sets[run.category] if is_own else {}
-        if len(places) < 2:
+    for run in runs:
+        if run_dataset(run) == OWN:
+            root = run.settings["data"].get("root")
+            sets[run.category].setdefault(run.metrics.get("test_set"), str(root or run.folder))
+    for run in runs:
+        places, known = sets[run.category], run.metrics.get("test_set")
+        if run_dataset(run) != OWN or len(places) < 2:
             yield run
-            continue
-        known = run.metrics.get("test_set")
-        told = places[known]
-        if list(places.values()).count(told) > 1:  # they have changed where they are
-            told += f", test set {known[:8] if known else 'unknown'}"
-        yield replace(run, images=told)
+        elif list(places.values()).count(places[known]) == 1:
+            yield replace(run, images=places[known])
+        else:  # they have changed where they are
+            yield replace(run, images=f"{places[known]}, test set {known[:8] if known else 'unknown'}")
 
 
 def _name(run: FinishedRun) -> tuple[str, str, str]:

@@ -4,15 +4,15 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from oddpatch.files import shown, to_cell
 from oddpatch.report.datasets import DATASETS
 from oddpatch.report.table import RANDOM, Cell, Grid, Heading, Report, Row
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
 _LATEX |= {"✓": r"$\checkmark$", "✗": r"$\times$", "†": r"$\dagger$"}
@@ -41,11 +41,8 @@ def section_of(dataset: str) -> str:
     return DATASETS[dataset].title if dataset in DATASETS else "own data"
 
 
-def print_terminal(report: Report, console: "Console | None" = None) -> None:
+def print_terminal(report: Report, console: Console | None = None) -> None:
     """A table for each metric, in parts where it is wider than the terminal, and below what the columns are."""
-    from rich.console import Console
-    from rich.text import Text
-
     console = console or Console()
     for grid in report.grids:
         for columns in _fitting(grid, console.width):
@@ -57,8 +54,6 @@ def print_terminal(report: Report, console: "Console | None" = None) -> None:
 
 def to_text(report: Report) -> str:
     """What `print_terminal` prints, 120 characters wide."""
-    from rich.console import Console
-
     text = io.StringIO()
     print_terminal(report, Console(file=text, width=120))
     return text.getvalue()
@@ -83,10 +78,7 @@ def _fitting(grid: Grid, width: int) -> list[list[int]]:
     return parts
 
 
-def _part(grid: Grid, columns: list[int]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
+def _part(grid: Grid, columns: list[int]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold", title=grid.title, title_justify="left")
     table.add_column("", no_wrap=True)
     for position in columns:

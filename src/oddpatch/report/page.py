@@ -6,6 +6,8 @@ from oddpatch.report.templates import render
 
 # From pale to deep blue, even in lightness, which the colour-blind see as well.
 _PALE, _DEEP = (247, 251, 255), (8, 69, 148)
+# Share of the way up to which black has more contrast with the colour than white, as WCAG 2 defines contrast.
+_BLACK_UP_TO = 0.7225
 
 
 def to_html(report: Report, title: str = "oddpatch: results") -> str:
@@ -35,21 +37,8 @@ def _ends(grid: Grid) -> tuple[float, float]:
 
 def heat_style(share: float) -> str:
     """Background for a share of the way from pale to deep, and black or white on it, whichever reads better."""
-    color = (round(pale + share * (deep - pale)) for pale, deep in zip(_PALE, _DEEP, strict=True))
-    background = tuple(color)
-    text = "#000" if contrast(background, (0, 0, 0)) >= contrast(background, (255, 255, 255)) else "#fff"
-    return f"background: {_css(background)}; color: {text}"
-
-
-def contrast(first: tuple[int, ...], second: tuple[int, ...]) -> float:
-    """Contrast ratio of two sRGB colours as WCAG 2 defines it, from 1 to 21."""
-    light, dark = sorted((_luminance(first), _luminance(second)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(color: tuple[int, ...]) -> float:
-    linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    color = tuple(round(pale + share * (deep - pale)) for pale, deep in zip(_PALE, _DEEP, strict=True))
+    return f"background: {_css(color)}; color: {'#000' if share <= _BLACK_UP_TO else '#fff'}"
 
 
 def _css(color: tuple[int, ...]) -> str:
