@@ -40,6 +40,12 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that appears under its name when it is complete, as `replacing` has it."""
+    with replacing(path, "w" if isinstance(content, str) else "wb") as file:
+        file.write(content)
+
+
 def inside(base: Path, name: str | Path, source: object) -> Path:
     """`base / name` for a name that a file gives: it must lie in `base`, links resolved, whether it exists or not.
 

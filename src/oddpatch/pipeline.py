@@ -2,7 +2,7 @@
 
 import logging
 import math
-import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,10 +100,7 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
     Raises:
         ConfigError, DataError, WeightsError: before anything expensive has begun.
     """
-    seed = check_seed(cfg.seed)
-    distributed.join(cfg.trainer, cfg.paths.output_dir)
-    folder = _writable(Path(cfg.paths.output_dir))
-    L.seed_everything(seed, workers=True, verbose=False)
+    folder = begin(cfg)
     backbone = building.make(cfg.backbone)
     multiple = math.lcm(*(math.ceil(stride) for stride in backbone.info.strides))
     data = building.make(cfg.data, mean=backbone.info.mean, std=backbone.info.std, multiple=multiple)
@@ -168,10 +165,7 @@ def rebuild(cfg: DictConfig) -> Run:
     """
     if OmegaConf.is_missing(cfg, "run"):
         raise ConfigError("which run? give its folder: oddpatch eval run=outputs/FOLDER")
-    seed = check_seed(cfg.seed)
-    distributed.join(cfg.trainer, cfg.paths.output_dir)
-    folder = _writable(Path(cfg.paths.output_dir))
-    L.seed_everything(seed, workers=True, verbose=False)
+    folder = begin(cfg)
     trust = cfg.trust if isinstance(cfg.trust, str) else list(cfg.trust or ())
     model, about = factory.restore(Path(cfg.run), trust)
     changes: Any = OmegaConf.to_container(cfg.data, resolve=True)
@@ -245,15 +239,19 @@ def _class(name: str) -> type[AnomalyModule]:
         raise ConfigError(f"learning: {str(error).splitlines()[0]}: is its name spelt right?") from None
 
 
-def _writable(folder: Path) -> Path:
+def begin(cfg: DictConfig) -> Path:
+    """The run's folder, held and known to be writable; the processes of a run joined and seeded."""
+    seed = check_seed(cfg.seed)
+    distributed.join(cfg.trainer, cfg.paths.output_dir)
+    folder = Path(cfg.paths.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         hold(folder)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror}): set paths.output_dir to another folder"
         ) from error
+    L.seed_everything(seed, workers=True, verbose=False)
     return folder

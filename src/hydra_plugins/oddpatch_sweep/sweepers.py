@@ -90,10 +90,9 @@ class _OddpatchSweeper(Sweeper):
         return plan(self.hydra_context.config_loader, self.config, combinations)
 
     def _save_config(self, folder: Path) -> None:
-        from oddpatch.files import replacing
+        from oddpatch.files import write_whole
 
-        with replacing(folder / "multirun.yaml") as file:
-            file.write(OmegaConf.to_yaml(self.config))
+        write_whole(folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
 
 
 @dataclass

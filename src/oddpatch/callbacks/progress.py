@@ -54,10 +54,6 @@ class Progress(ProgressBar):
         """One batch of training images was used."""
         self._show(batch_idx + 1, int(trainer.num_training_batches), pl_module.training_status)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Leave the line to the bar of the fit."""
-        self._close()
-
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -83,10 +79,8 @@ class Progress(ProgressBar):
         """One batch of test images was scored."""
         self._show(batch_idx + 1, int(trainer.num_test_batches[dataloader_idx]), "scoring test images")
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Give the line back."""
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any, exception: BaseException | None = None) -> None:
+        """Give the line back: to the bar of the fit, or to the terminal."""
         self._close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Give the terminal back."""
-        self._close()
+    on_train_end = on_exception = on_test_end

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from oddpatch.callbacks.loggers import log_result
 from oddpatch.errors import ConfigError
 from oddpatch.figures.run import write_figures
-from oddpatch.files import replacing
+from oddpatch.files import write_whole
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.metrics.uncertainty.bootstrap import Confidence
 from oddpatch.report.html import render_report
@@ -121,9 +121,7 @@ class HtmlReport(Writer):
 
     def write(self, result: TestResult, trainer: L.Trainer) -> None:
         """Write the report."""
-        page = render_report(result, self.folder)
-        with replacing(self.folder / "report.html") as file:
-            file.write(page)
+        write_whole(self.folder / "report.html", render_report(result, self.folder))
 
 
 class Log(Writer):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.files import replacing
+from oddpatch.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,8 +102,7 @@ class Sheet:
 
     def save(self, path: Path) -> None:
         """Write `png`, whole or not at all."""
-        with replacing(path, "wb") as file:
-            file.write(self.png())
+        write_whole(path, self.png())
 
     def png(self) -> bytes:
         """A PNG; one that would be too large for a report gets 256 colours, or fewer."""

@@ -10,7 +10,7 @@ from oddpatch.data.layout import GOOD
 from oddpatch.figures.curves import draw_curves
 from oddpatch.figures.drawing import Look, draw_example, draw_overview
 from oddpatch.figures.histogram import draw_scores
-from oddpatch.files import replacing
+from oddpatch.files import write_whole
 from oddpatch.results.test_result import TestResult
 
 #: Bytes of a picture's name, so that the longest stem still makes a file name.
@@ -33,8 +33,7 @@ def write_figures(result: TestResult, folder: Path) -> None:
             if _OWN_FILES.fullmatch(path.name):
                 path.unlink()
     for name, png in (*figures.items(), *pictures.items()):
-        with replacing(folder / f"{name}.png", "wb") as file:
-            file.write(png)
+        write_whole(folder / f"{name}.png", png)
 
 
 def draw(result: TestResult) -> tuple[dict[str, bytes], dict[str, bytes]]:

@@ -83,28 +83,25 @@ def read_run(folder: Path) -> FinishedRun:
 
 def _wrong_metric(metrics: Mapping[str, Any]) -> str | None:
     """The first of what is used of `metrics.json` that is of another type, by its name."""
-    names, settings, limits = (metrics.get(key) for key in ("run", "settings", "fpr_limits"))
-    size = names.get("image_size") if isinstance(names, dict) else None
-    named = ("model", "backbone", "data", "category")
+    limits = metrics.get("fpr_limits")
+    names, settings = (found if isinstance(found := metrics.get(key), dict) else {} for key in ("run", "settings"))
+    parts = ("model", "backbone", "data")
     checks = {
         "num_test_images": type(metrics["num_test_images"]) is int and metrics["num_test_images"] >= 0,
-        "run": isinstance(names, dict) and all(isinstance(names.get(name), str) for name in named),
+        "run": all(isinstance(names.get(name), str) for name in (*parts, "category")),
         "test_set": isinstance(metrics.get("test_set"), str | None),
-        "run.experiment": not isinstance(names, dict) or isinstance(names.get("experiment"), str | None),
-        "run.image_size": _is_size(size),
-        "settings": isinstance(settings, dict),
+        "run.experiment": isinstance(names.get("experiment"), str | None),
+        "run.image_size": _is_pair(names.get("image_size"), lambda side: type(side) is int),
+        "settings": isinstance(metrics.get("settings"), dict),
         "fpr_limits": isinstance(limits, list) and all(map(is_number, limits)),
         "weights": isinstance(metrics.get("weights"), str | None),
         "num_train_images": type(metrics.get("num_train_images")) is int,
         "absent": _maps(metrics.get("absent", {}), lambda reason: isinstance(reason, str)),
-        "confidence": _maps(metrics.get("confidence", {}), _is_interval),
+        "confidence": _maps(metrics.get("confidence", {}), lambda ends: _is_pair(ends, is_number)),
         "image_auroc_by_defect_type": _maps(metrics.get("image_auroc_by_defect_type", {}), is_number),
+        **{f"settings.{part}": _is_part(settings.get(part), named=True) for part in parts},
+        "settings.calibration": _is_part(settings.get("calibration"), named=False),
     }
-    if isinstance(settings, dict):
-        checks |= {
-            f"settings.{part}": _is_part(settings.get(part), named=part != "calibration")
-            for part in ("model", "backbone", "data", "calibration")
-        }
     checks |= {
         name: is_number(value)
         for name, value in metrics.items()
@@ -117,12 +114,8 @@ def _maps(value: Any, right: Callable[[Any], bool]) -> bool:
     return isinstance(value, dict) and all(right(one) for one in value.values())
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(side) is int for side in value)
-
-
-def _is_interval(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(is_number(end) for end in value)
+def _is_pair(value: Any, right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(right, value))
 
 
 def is_number(value: Any) -> TypeGuard[float]:

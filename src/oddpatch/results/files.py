@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from oddpatch.files import replacing, to_cell
+from oddpatch.files import replacing, to_cell, write_whole
 from oddpatch.metrics.operating import operating_figures, overlap_histogram
 from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME
 from oddpatch.results import METRICS, PREDICTIONS
@@ -21,9 +21,7 @@ _METHOD = "percentile bootstrap over images, good and anomalous apart"
 def write_results(result: TestResult, folder: Path) -> None:
     """Write all three, each under a temporary name first; statistics that an earlier test left are removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / METRICS) as file:
-        json.dump(to_json(result), file, indent=2)
-        file.write("\n")
+    write_whole(folder / METRICS, json.dumps(to_json(result), indent=2) + "\n")
     with replacing(folder / PREDICTIONS) as file:
         csv.writer(file).writerows(
             [repr(value) if isinstance(value, float) else to_cell(value) for value in row] for row in table(result)

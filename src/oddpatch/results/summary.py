@@ -108,9 +108,9 @@ def _metrics(result: TestResult) -> Table:
             table.add_row(name, f"{value:.4f}", note)
     for source, threshold in result.thresholds.sources.items():
         table.add_row(f"threshold ({source})", f"{threshold:.4g}", THRESHOLDS[source])
-        for name in ("recall", "fpr", "precision", "f1"):
+        for name, called in RATES.items():
             if (rate := result.metrics.get(f"image_{name}@{source}")) is not None:
-                table.add_row(f"  {RATES[name]}", f"{rate:.4f}", "")
+                table.add_row(f"  {called}", f"{rate:.4f}", "")
     return table
 
 
@@ -118,12 +118,8 @@ def _types(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What `by_type` gives."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("type", overflow="fold")
-    for title in (
-        "images",
-        "image AUROC",
-        *(["called anomalous"] if rows[0]["is_anomalous"] is not None else []),
-        "median score",
-    ):
+    judged = [] if rows[0]["is_anomalous"] is None else ["called anomalous"]
+    for title in ("images", "image AUROC", *judged, "median score"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         anomalous = [] if row["is_anomalous"] is None else [str(row["is_anomalous"])]

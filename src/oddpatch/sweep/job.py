@@ -106,7 +106,9 @@ def _run(cfg: DictConfig, script: Path, folder: Path, record: Record) -> float |
     known = (record.cuda_visible_devices, record.threads)
     told = ["unset" if value is None else value or "empty" for value in known]
     log.info("%s: CUDA_VISIBLE_DEVICES=%s OMP_NUM_THREADS=%s", folder.name, *told)
-    _clear(folder)
+    # An earlier result would pass for this run's if it fails; and what a killed run was writing is of no use.
+    (folder / METRICS).unlink(missing_ok=True)
+    remove_leftovers(folder)
     record.write(folder)
     start = time.monotonic()
     group = Path(HydraConfig.get().sweep.dir).resolve().name
@@ -139,12 +141,6 @@ def _run(cfg: DictConfig, script: Path, folder: Path, record: Record) -> float |
         raise JobError(f"{folder.name}: {record.reason}")
     log.info("%s: done in %.0f s", folder.name, record.seconds)
     return record.objective
-
-
-def _clear(folder: Path) -> None:
-    """Take away an earlier result, which would pass for this run's if it fails, and what a killed run was writing."""
-    (folder / METRICS).unlink(missing_ok=True)
-    remove_leftovers(folder)
 
 
 def objective(folder: Path, name: str) -> float | None:

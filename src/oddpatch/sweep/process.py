@@ -66,9 +66,10 @@ def run_script(
         _kill_server()
         raise
     tell.close()
+    reason = ""
     try:
-        # The job's last words come before its end; without any, the pipe closes as it dies.
-        reason = _hear(told)
+        with suppress(EOFError):  # the job's last words come before its end; without any, the pipe closes as it dies
+            reason = str(told.recv())
         process.join()
     except BaseException as error:
         _stop(process, error)
@@ -95,13 +96,6 @@ def _kill_server() -> None:
     server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)
-
-
-def _hear(told: Connection) -> str:
-    try:
-        return str(told.recv())
-    except EOFError:
-        return ""
 
 
 def _describe(code: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
-from oddpatch.files import parse_json, replacing, shown
+from oddpatch.files import parse_json, shown, write_whole
 from oddpatch.report.runs import is_number
 from oddpatch.sweep.identity import Identity
 
@@ -38,9 +38,8 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Write the record into a job's folder, whole or not at all."""
-        with replacing(folder / NAME) as file:
-            json.dump({**asdict(self), "identity": self.identity._asdict()}, file, indent=2)
-            file.write("\n")
+        content = {**asdict(self), "identity": self.identity._asdict()}
+        write_whole(folder / NAME, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":

@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from oddpatch.files import replacing
+from oddpatch.files import write_whole
 from oddpatch.locking import Holder
 from oddpatch.sweep.outcome import Outcome, run_all
 from oddpatch.sweep.plan import Job
@@ -107,8 +107,7 @@ class Search:
         best = self.study.best_trial
         overrides = _overrides(best)
         log.info("best of %d trials: %.4f with %s", self.finished, best.value, " ".join(overrides))
-        with replacing(path) as file:
-            file.write(OmegaConf.to_yaml({"value": best.value, "trial": best.number, "overrides": overrides}))
+        write_whole(path, OmegaConf.to_yaml({"value": best.value, "trial": best.number, "overrides": overrides}))
 
 
 def _overrides(trial: Trial | FrozenTrial) -> list[str]:

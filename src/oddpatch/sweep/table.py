@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oddpatch.errors import CheckpointError, OddpatchError
-from oddpatch.files import replacing, shown, to_cell
+from oddpatch.files import replacing, shown, to_cell, write_whole
 from oddpatch.report.formats import print_terminal
 from oddpatch.report.page import to_html
 from oddpatch.report.runs import is_number, read_run
@@ -126,8 +126,7 @@ def write_html(table: Sequence[Mapping[str, Any]], counted: str, path: Path, rep
     page = render(
         "sweep.html", title=title, count=counted, rows=table, metrics=metrics, title_of=title_of, reported=reported
     )
-    with replacing(path) as file:
-        file.write(page)
+    write_whole(path, page)
 
 
 def conclude(outcomes: Sequence[Outcome], folder: Path, objective: str) -> None:
@@ -148,8 +147,7 @@ def print_report(folders: Sequence[Path], page: Path) -> bool:
             return False
         report = build_report(runs, with_published=True)
         print_terminal(report)
-        with replacing(page) as file:
-            file.write(to_html(report, f"Sweep {page.parent.name}"))
+        write_whole(page, to_html(report, f"Sweep {page.parent.name}"))
     except OddpatchError as error:
         # The jobs are what a sweep is for, and their outcome is still to be shown.
         log.warning("there is no report: %s", error)
