@@ -33,8 +33,9 @@ def check_types(target: Any, settings: Mapping[str, Any], name: str) -> None:
     for key, value in settings.items():
         if key not in hints or (allowed := _flat(hints[key])) is None or _fits(value, allowed):
             continue
-        wanted = " or ".join(text for kind, text in _NAMES.items() if kind in allowed - _implied(allowed))
-        raise ConfigError(f"{name}.{key}={value!r} must be {wanted}" if name else f"{key}={value!r} must be {wanted}")
+        told = allowed - {int} if float in allowed else allowed
+        wanted = " or ".join(text for kind, text in _NAMES.items() if kind in told)
+        raise ConfigError(f"{name}.{key}={value!r} must be {wanted}".removeprefix("."))
 
 
 def check_seed(seed: Any) -> int:
@@ -57,26 +58,21 @@ def check_area(area: int, image_size: tuple[int, int], name: str) -> None:
 
 def _flat(hint: Any) -> set[type] | None:
     """The number types, bool, NoneType and list that an annotation allows; None if it allows more than these."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        parts = [_flat(part) for part in typing.get_args(hint)]
-        return None if None in parts else set().union(*(part for part in parts if part))
-    if hint in (int, float, bool, type(None)):
+    if hint in (int, bool, type(None)):
         return {hint}
-    if typing.get_origin(hint) in (list, tuple, Sequence):
-        inner = [_flat(part) for part in typing.get_args(hint) if part is not Ellipsis]
-        return None if None in inner else {list}.union(*(part for part in inner if part))
-    return None
-
-
-def _implied(allowed: set[type]) -> set[type]:
-    return {int} if float in allowed else set()
+    if hint is float:
+        return {int, float}
+    origin = typing.get_origin(hint)
+    if origin not in (typing.Union, types.UnionType, list, tuple, Sequence):
+        return None
+    parts = [_flat(part) for part in typing.get_args(hint) if part is not Ellipsis]
+    outer: set[type] = set() if origin in (typing.Union, types.UnionType) else {list}
+    return None if None in parts else outer.union(*filter(None, parts))
 
 
 def _fits(value: Any, allowed: set[type]) -> bool:
     if isinstance(value, list | tuple):
         return list in allowed and all(_fits(one, allowed) for one in value)
-    if value is None or isinstance(value, bool):
-        return type(value) in allowed
-    if isinstance(value, int):
-        return bool(allowed & {int, float})
-    return isinstance(value, float) and float in allowed and not math.isnan(value)
+    if isinstance(value, bool):
+        return bool in allowed
+    return isinstance(value, tuple(allowed)) and not (isinstance(value, float) and math.isnan(value))

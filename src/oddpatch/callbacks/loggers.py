@@ -57,7 +57,7 @@ def _overlays(example: Example, look: Look) -> dict[str, dict[str, Any]]:
 def _log_to_tensorboard(logger: TensorBoardLogger, result: TestResult) -> None:
     from PIL import Image
 
-    for drawn in draw(result):
-        for name, png in drawn.items():
-            picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-            logger.experiment.add_image(f"figures/{name}", picture, dataformats="HWC")
+    figures, pictures = draw(result)
+    for name, png in {**figures, **pictures}.items():
+        picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        logger.experiment.add_image(f"figures/{name}", picture, dataformats="HWC")

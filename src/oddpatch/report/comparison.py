@@ -115,8 +115,7 @@ def _pixel_differences(
 ) -> tuple[list[Difference], dict[str, str]]:
     without = [run for run in runs if not (run.folder / FILE_NAME).is_file()]
     if without:
-        reason = "; ".join(_why_without(run) for run in without)
-        return [], {"pixel metrics": reason}
+        return [], {"pixel metrics": "; ".join(map(_why_without, without))}
     statistics = [PixelStatistics.load(run.folder / FILE_NAME) for run in runs]
     for run, of_run in zip(runs, statistics, strict=True):
         if of_run.num_images != len(order):

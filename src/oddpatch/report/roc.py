@@ -75,11 +75,9 @@ def pixel_curve(run: FinishedRun, name: str) -> Curve | None:
     if not path.is_file():
         return None
     statistics = PixelStatistics.load(path)
-    rates = []
-    for histograms in (statistics.normal, statistics.defect):
-        counts = histograms.sum(axis=0)[::-1]  # (K,) from the highest scores
-        rates.append(np.append(0.0, np.cumsum(counts) / counts.sum()))
-    return Curve(name, rates[0], rates[1], _auroc(run, "pixel_auroc"))
+    counts = [part.sum(axis=0)[::-1] for part in (statistics.normal, statistics.defect)]  # (K,) from the highest scores
+    fpr, tpr = (np.append(0.0, np.cumsum(of_class) / of_class.sum()) for of_class in counts)
+    return Curve(name, fpr, tpr, _auroc(run, "pixel_auroc"))
 
 
 def _auroc(run: FinishedRun, metric: str) -> float:

@@ -115,7 +115,8 @@ def _headings(columns: Sequence[Column], with_published: bool) -> tuple[list[Hea
         if reason and not column.is_random:  # which are marked already
             notes.append(f"{number} is beside no published numbers: {reason}")
         for letter, match in enumerate(found):
-            told = (*match.differences, _cite(match))
+            titles = dict.fromkeys(source.title for source in match.published.sources)
+            told = (*match.differences, "; ".join(titles))
             label = f"{match.published.variant} [{match.published.sources[0].source_id}]"
             headings.append(Heading(f"{number}{chr(ord('a') + letter)}", label, told, column, match))
     for limit in sorted({run.fpr_limit or PUBLISHED_LIMIT for c in columns for run in c.runs} - {PUBLISHED_LIMIT}):
@@ -133,10 +134,6 @@ def _matches(column: Column) -> tuple[list[Match], str]:
             return found, ""
         reason = reason or why
     return [], reason
-
-
-def _cite(match: Match) -> str:
-    return "; ".join(dict.fromkeys(source.title for source in match.published.sources))
 
 
 def _grid(metric: str, headings: Sequence[Heading], runs: Sequence[FinishedRun], tolerance: float) -> Grid:
