@@ -21,6 +21,12 @@ REMEDIES = {
     errno.EIO: "see to the disk",
 }
 
+#: The extra that a package comes with, by the name that it is imported by.
+EXTRAS = {
+    "dotenv": "train", "hydra": "train", "lightning": "train", "omegaconf": "train", "torchmetrics": "train",
+    "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino",
+}  # fmt: skip
+
 
 class OddpatchError(Exception):
     """Base of every error that is the user's to mend; the command line prints it without a traceback."""
@@ -63,6 +69,8 @@ def in_one_line(error: BaseException) -> str | None:
         key = str(getattr(error, "full_key", None) or "")
         hint = ": is ${ in the name of the folder to write to? set hydra.run.dir to another" if "hydra." in key else ""
         return f"{key}: {first}{hint}" if key else first
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
+        return f"{error.name} is not installed: pip install 'oddpatch[{extra}]'"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's
         return f"trainer: {' '.join(str(error).split())}"
     if isinstance(error, OSError):

@@ -1,0 +1,77 @@
+"""Without the extras, a fitted run inspects images; what needs an extra names it in one line."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT, make_dataset
+from test_pipeline import run, tiny
+
+from oddpatch.errors import EXTRAS, in_one_line
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+#: Calls the command line where nothing that comes with an extra can be imported.
+BLOCKED = """
+import json, sys
+sys.modules.update(dict.fromkeys(json.loads(sys.argv[1])))
+from oddpatch.cli.main import main
+for command in json.loads(sys.argv[2]):
+    sys.argv, code = ["oddpatch", *command], 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code or 0
+    print("exit", code, file=sys.stderr)
+"""
+
+
+def required(extra):
+    """Names of the packages of an extra."""
+    return {re.split(r"[\[<>=]", text)[0] for text in PROJECT["optional-dependencies"][extra]}
+
+
+def test_the_extras_that_are_named_hold_the_packages():
+    names = {"dotenv": "python-dotenv", "hydra": "hydra-core"}
+    for module, extra in EXTRAS.items():
+        assert names.get(module, module) in required(extra)
+        assert names.get(module, module) not in {re.split(r"[<>=]", text)[0] for text in PROJECT["dependencies"]}
+
+
+def test_what_is_missing_is_told_with_its_extra():
+    error = ModuleNotFoundError("No module named 'lightning'", name="lightning.pytorch")
+    assert in_one_line(error) == "lightning.pytorch is not installed: pip install 'oddpatch[train]'"
+    assert in_one_line(ModuleNotFoundError("No module named 'mine'", name="mine")) is None
+
+
+def test_a_run_is_used_without_any_extra(tmp_path):
+    make_dataset(tmp_path)
+    run(tiny(tmp_path, tmp_path / "run", "backbone=resnet18", "model=patchcore"))
+    images, spot = tmp_path / "tile", str(tmp_path / "tile/test/spot/000.png")
+    folder = str(tmp_path / "run")
+    commands = [
+        ["predict", folder, spot, "--save", "heatmap,overlay,mask,map", "--out", str(tmp_path / "out")],
+        ["explain", folder, spot, "--out", str(tmp_path / "explained.png")],
+        ["update", folder, str(images / "test/good"), "--out", str(tmp_path / "more")],
+        ["report", folder, "--format", "html", "--output", str(tmp_path / "table.html")],
+        ["compare", folder, folder],
+        ["data", "check", str(tmp_path), "tile"],
+        ["init", str(tmp_path / "own")],
+        ["train"],
+        ["eval", f"run={folder}"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, json.dumps(list(EXTRAS)), json.dumps(commands)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    codes = [int(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("exit ")]
+    assert codes == [1, 0, 0, 0, 0, 0, 0, 2, 2], done.stderr
+    assert done.stderr.count("error: hydra is not installed: pip install 'oddpatch[train]'") == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"].keys() - {"train", "dev"})
+def test_an_extra_is_explained(extra):
+    assert f"`{extra}`" in (ROOT / "docs/install.md").read_text()
