@@ -17,7 +17,7 @@ def init(folder: Annotated[Path, typer.Argument(help="Folder to write; it may ex
 
     with as_file(files("oddpatch.cli") / "starting") as starting:
         texts = {path.relative_to(starting): path.read_text(encoding="utf-8") for path in starting.rglob("*.yaml")}
-    for path in texts:
+    for path in sorted(texts):
         if (folder / path).exists():
             raise ConfigError(f"{folder / path} exists: choose another folder, or move it away")
     for path, text in sorted(texts.items()):
