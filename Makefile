@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Paths are relative, so a checkout in a folder with spaces works.
 
-.PHONY: run test check format clean
+.PHONY: run test coverage check format clean
 
 run: .venv/.installed
 	$(BIN)/python train.py $(ARGS)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+coverage: .venv/.installed
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .
@@ -29,4 +33,4 @@ format: .venv/.installed
 	touch .venv/.installed
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
