@@ -1,5 +1,7 @@
+import json
 import warnings
 from dataclasses import replace
+from pathlib import Path, PurePath
 from types import SimpleNamespace
 
 import lightning as L
@@ -406,6 +408,37 @@ def test_tensorboard_gets_every_picture(tmp_path):
     assert "name: reader" in (tmp_path / "tb/hparams.yaml").read_text()
 
 
+def test_mlflow_gets_the_config_the_metrics_and_every_picture(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    from oddpatch.callbacks.mlflow import MLflowLogger
+
+    monkeypatch.chdir(tmp_path)  # where it keeps what belongs to a database of this machine
+    logger = MLflowLogger("oddpatch", "first", "sqlite:///mlflow.db")
+    logger.log_metrics({"au_pro@0.05": 0.5})
+    run(mixed(), tmp_path / "run", loggers=[logger])
+    client = mlflow.MlflowClient("sqlite:///mlflow.db")
+    (found,) = client.search_runs([client.get_experiment_by_name("oddpatch").experiment_id])
+    assert (found.info.run_name, found.info.status) == ("first", "FINISHED")
+    assert found.data.params == {"model/name": "reader"}
+    assert found.data.metrics["au_pro_at_0.05"] == 0.5
+    result = json.loads(Path(client.download_artifacts(found.info.run_id, "metrics.json")).read_text())
+    assert found.data.metrics["image_auroc"] == pytest.approx(result["image_auroc"], rel=1e-6)  # Lightning's float32
+    stored = {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
+    assert stored == {"metrics.json", "figures"}
+    pictures = [PurePath(artifact.path).stem for artifact in client.list_artifacts(found.info.run_id, "figures")]
+    assert sorted(pictures) == names(tmp_path / "run")
+
+
+def test_mlflow_that_is_not_installed_is_one_line(monkeypatch):
+    from lightning.pytorch.loggers import mlflow
+
+    from oddpatch.callbacks.mlflow import MLflowLogger
+
+    monkeypatch.setattr(mlflow, "_MLFLOW_AVAILABLE", False)
+    with pytest.raises(ConfigError, match=r"^logger=mlflow needs MLflow: pip install 'oddpatch\[mlflow\]'$"):
+        MLflowLogger("oddpatch", None, "sqlite:///mlflow.db")
+
+
 def test_loggers_that_take_no_images_are_left_alone(tmp_path):
     from lightning.pytorch.loggers import CSVLogger
 
@@ -433,9 +466,10 @@ def test_pictures_come_by_default_and_can_be_left_out(tmp_path):
     ("config", "override", "name"),
     [("train", "data=mvtec", "padim-effnet_lite0-bottle"), ("eval", "run=/runs/a", "/runs/a")],
 )
-def test_runs_in_wandb_are_named_after_what_they_are(config, override, name):
+def test_runs_in_wandb_and_mlflow_are_named_after_what_they_are(config, override, name):
     from hydra.core.hydra_config import HydraConfig
 
-    cfg = composed(config, override, "logger=wandb")
-    HydraConfig.instance().set_config(cfg)
-    assert cfg.logger.wandb.name == name
+    for logger, setting in {"wandb": "name", "mlflow": "run_name"}.items():
+        cfg = composed(config, override, f"logger={logger}")
+        HydraConfig.instance().set_config(cfg)
+        assert cfg.logger[logger][setting] == name

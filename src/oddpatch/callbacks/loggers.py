@@ -1,4 +1,5 @@
-"""What loggers get of a test beside the metrics: W&B a summary, a table and images, TensorBoard the pictures."""
+"""What loggers get of a test beside the metrics: W&B a summary, a table and images, TensorBoard the pictures, MLflow
+the result and the pictures."""
 
 import io
 from collections.abc import Iterable
@@ -6,9 +7,12 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from PIL import Image
 
+from oddpatch.callbacks.mlflow import MLflowLogger
 from oddpatch.figures.drawing import Look, caption
 from oddpatch.figures.run import choose_look, draw
+from oddpatch.results import METRICS
 from oddpatch.results.examples import Example
 from oddpatch.results.files import table, to_json
 from oddpatch.results.test_result import TestResult
@@ -21,17 +25,18 @@ _SUMMARY = (
 
 
 def log_result(loggers: Iterable[Any], result: TestResult) -> None:
-    """Give the result to W&B and TensorBoard; other loggers, which get the metrics alone, are left alone."""
+    """Give the result to W&B, TensorBoard and MLflow; other loggers, which get the metrics alone, are left alone."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _log_to_wandb(logger, result)
         elif isinstance(logger, TensorBoardLogger) and result.examples is not None:
             _log_to_tensorboard(logger, result)
+        elif isinstance(logger, MLflowLogger):
+            _log_to_mlflow(logger, result)
 
 
 def _log_to_wandb(logger: WandbLogger, result: TestResult) -> None:
     import wandb
-    from PIL import Image
 
     metrics, (header, *rows), look = to_json(result), table(result), choose_look(result)
     logger.experiment.summary.update({key: metrics[key] for key in _SUMMARY if metrics.get(key)})
@@ -55,9 +60,14 @@ def _overlays(example: Example, look: Look) -> dict[str, dict[str, Any]]:
 
 
 def _log_to_tensorboard(logger: TensorBoardLogger, result: TestResult) -> None:
-    from PIL import Image
+    for drawn in draw(result):
+        for name, png in drawn.items():
+            picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+            logger.experiment.add_image(f"figures/{name}", picture, dataformats="HWC")
 
-    figures, pictures = draw(result)
-    for name, png in {**figures, **pictures}.items():
-        picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        logger.experiment.add_image(f"figures/{name}", picture, dataformats="HWC")
+
+def _log_to_mlflow(logger: MLflowLogger, result: TestResult) -> None:
+    logger.experiment.log_dict(logger.run_id, to_json(result), METRICS)
+    for drawn in draw(result) if result.examples is not None else ():
+        for name, png in drawn.items():
+            logger.experiment.log_image(logger.run_id, Image.open(io.BytesIO(png)), f"figures/{name}.png")

@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from oddpatch.callbacks.loggers import log_result
+from oddpatch.callbacks.mlflow import MLflowLogger
 from oddpatch.errors import ConfigError
 from oddpatch.figures.run import write_figures
 from oddpatch.files import write_whole
@@ -125,13 +126,13 @@ class HtmlReport(Writer):
 
 
 class Log(Writer):
-    """Gives W&B and TensorBoard more than the metrics: the config, to filter runs by, and what they can show."""
+    """Gives W&B, TensorBoard and MLflow more than metrics: the config, to filter runs by, and what they can show."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Before anything else, so that a run that fails can be identified too."""
         assert isinstance(pl_module, AnomalyModule)
         for logger in trainer.loggers:
-            if isinstance(logger, (WandbLogger, TensorBoardLogger)):
+            if isinstance(logger, WandbLogger | TensorBoardLogger | MLflowLogger):
                 logger.log_hyperparams(pl_module.config)
 
     def write(self, result: TestResult, trainer: L.Trainer) -> None:
