@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from oddpatch import hub
 from oddpatch.errors import ConfigError
 from oddpatch.inference import detector
 from oddpatch.locking import RUN
@@ -74,9 +75,29 @@ class AnomalyDetector(detector.AnomalyDetector):
         trust: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
-        """See `oddpatch.inference.detector.AnomalyDetector.load`."""
-        loaded = super().load(run, device=device, engine=engine, trust=trust, **settings)
-        loaded.run = Path(run)
+        """The detector of a finished run, of a checkpoint file, or of a run on the Hugging Face Hub.
+
+        >>> AnomalyDetector.load("hf://user/housing@v2")
+
+        Args:
+            run: the run's folder, a checkpoint, or hf://OWNER/NAME@REVISION (a branch, tag or commit; may be left out).
+            device: see `oddpatch.inference.detector.AnomalyDetector.load`, as for the others.
+            engine: see there.
+            trust: see there.
+            settings: see there.
+
+        Raises:
+            CheckpointError: there is none, it cannot be read, or its files are not those that were uploaded.
+            ConfigError: see `oddpatch.inference.detector.AnomalyDetector`.
+            ResourceError: the hub cannot be reached.
+        """
+        kept, folder = None, Path(run)
+        if isinstance(run, str) and run.startswith(hub.SCHEME):
+            kept = tempfile.TemporaryDirectory(prefix="oddpatch-run-")
+            folder = Path(kept.name)
+            hub.fetch(hub.parse_address(run), folder)
+        loaded = super().load(folder, device=device, engine=engine, trust=trust, **settings)
+        loaded.run, loaded._kept = folder, kept
         return loaded
 
     def evaluate(self, category: str | Path, **settings: Any) -> "TestResult":
@@ -115,6 +136,25 @@ class AnomalyDetector(detector.AnomalyDetector):
         with drafting(target) as draft:
             shutil.copytree(run, draft / "new", ignore=shutil.ignore_patterns(RUN), symlinks=True)
             (draft / "new").rename(target)
+
+    def push_to_hub(self, repo: str, private: bool = False) -> str:
+        """Upload the run to the Hugging Face Hub: tensors, their description and a model card, but no image.
+
+        >>> detector.push_to_hub("user/housing")
+
+        Args:
+            repo: OWNER/NAME; made if there is none, else it gets a new commit.
+            private: whether one that is made is for its owner alone.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: `repo` is no such name, this is no detector of a run, or huggingface_hub is not installed.
+            CheckpointError: the run cannot be read.
+            ResourceError: the hub cannot be reached, or refuses.
+        """
+        return hub.push(self._run_folder(), hub.parse_address(repo), private)
 
     def _run_folder(self) -> Path:
         if self.run is None or not self.run.is_dir():
