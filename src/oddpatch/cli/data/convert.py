@@ -11,8 +11,8 @@ from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say
 
 def convert(
     layout: str = typer.Argument(
-        help="mvtec_ad2, mvtec_loco, visa, btad, mpdd, deeppcb, kolektor, or one's own: folder, beside (with masks "
-        "beside their images)."
+        help="mvtec_ad2, mvtec_loco, visa, btad, mpdd, deeppcb, kolektor, labels: coco, lookout (Amazon Lookout for "
+        "Vision), or one's own: folder, beside (with masks beside their images)."
     ),
     source: Path = typer.Argument(help="Folder of the dataset as its owner packs it."),
     target: Path = typer.Argument(help="Folder of the categories; TARGET/CATEGORY is made."),
