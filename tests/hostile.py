@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyod.models.ecod  # noqa: F401  loads its own libraries before anything is watched
 import torch
 from torch import nn
 
@@ -281,6 +282,26 @@ def payloads(canary: Path) -> dict[str, Change]:
     detectors = {"_target_": "oddpatch.models.ensemble.EnsembleDetector", "maps": None}
     for name, one in {"os.system": {**call, "_partial_": True}, "a backbone": member, "none": None}.items():
         found[f"member is {name}"] = put("config.model", {**detectors, "member": one})
+
+    # Outlier detectors: classes of another package.
+    outliers = {"_target_": "oddpatch.models.pyod.PyOD", "finest_stride": 1}
+    ecod = {"_target_": "pyod.models.ecod.ECOD", "_partial_": True}
+    for name, one in {
+        "os.system": {**call, "_partial_": True},
+        "unpickling": {"_target_": "pyod.utils.persistence.load", "path": str(canary), "_partial_": True},
+        "what ecod imports": {**ecod, "_target_": "pyod.models.ecod.Parallel"},
+        "a fetching one": {**ecod, "_target_": "pyod.models.embedding.EmbeddingOD", "encoder": "x"},
+        "abstract": {**ecod, "_target_": "pyod.models.base.BaseDetector"},
+        "of scikit-learn": {**ecod, "_target_": "sklearn.svm.OneClassSVM"},
+        "ours": {**PATCHCORE, "_partial_": True},
+        "built at once": {"_target_": ecod["_target_"]},
+        "given a class": {**ecod, "n_jobs": call},
+        "given nothing it takes": {**ecod, "x": 1},
+        "given a text": {**ecod, "contamination": "os.system"},
+        "text": "pyod.models.ecod.ECOD",
+        "none": None,
+    }.items():
+        found[f"outlier detector is {name}"] = put("config.model", {**outliers, "detector": one})
 
     # Missing, or of another type.
     for path in (

@@ -23,6 +23,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "maps": [2, 1], "member": {"coreset_ratio": 0.5, "smoothing": 1.0, "finest_stride": 4},
     },
     "spade": {"k": 5, "smoothing": 1.0},
+    "lunar": {"coreset_size": 600, "steps": 40, "smoothing": 1.0, "finest_stride": 4},
+    "pyod": {"coreset_size": 600, "smoothing": 1.0, "finest_stride": 4},
 }  # fmt: skip
 
 

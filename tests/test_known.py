@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 import oddpatch
+from oddpatch import known
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.known import BASES, KINDS, check_plain, known_class, may_be_known, read_spec
 
@@ -33,8 +34,8 @@ def class_of(name):
 
 
 def concrete():
-    """By kind, every concrete class of the package that is of it, found by importing everything."""
-    loaded = list(modules())
+    """By kind, every concrete class of the package that is of it, found by importing everything; and one of PyOD."""
+    loaded = [*modules(), importlib.import_module("pyod.models.ecod")]
     return {
         kind: {
             f"{value.__module__}.{value.__qualname__}"
@@ -76,7 +77,7 @@ def test_parts_are_arguments_of_their_class():
         parts = getattr(one, "parts", {})
         assert parts.keys() <= inspect.signature(one).parameters.keys()
         assert all(kind in KINDS and given in ("object", "maker", "makers") for kind, given in parts.values())
-    assert sum(bool(getattr(one, "parts", {})) for one in found) == 3
+    assert sum(bool(getattr(one, "parts", {})) for one in found) == 5
 
 
 def test_no_public_attribute_of_the_package_can_be_reached():
@@ -171,6 +172,54 @@ def test_a_selector_is_a_name_or_a_class_of_its_kind():
     for hidden in ({"_target_": "os.system"}, PATCHCORE, {**described, "_partial_": True}, {"a": 1}, [described]):
         with pytest.raises(CheckpointError):
             read_spec({**PATCHCORE, "selector": hidden}, "model", "file")
+
+
+PYOD = {"_target_": "oddpatch.models.pyod.PyOD"}
+ECOD = {"_target_": "pyod.models.ecod.ECOD", "_partial_": True}
+
+
+def test_a_detector_of_pyod_is_built_where_it_belongs():
+    described = {**PYOD, "detector": {"_target_": "pyod.models.knn.KNN", "n_neighbors": 3, "_partial_": True}}
+    assert read_spec(described, "model", "file").make(**GRID).make().n_neighbors == 3
+    for kind in KINDS:
+        if kind != "outlier":
+            with pytest.raises(CheckpointError, match="asks for"):
+                read_spec({"_target_": ECOD["_target_"]}, kind, "file")
+    for place in ({**PATCHCORE, "selector": ECOD}, {**PATCHCORE, "k": ECOD}, {**PYOD, "detector": PATCHCORE}):
+        with pytest.raises(CheckpointError):
+            read_spec(place, "model", "file")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pyod.models.base.BaseDetector", "pyod.models.base_dl.BaseDeepLearningDetector", "pyod.models.ecod.column_ecdf",
+        "pyod.models.ecod.Parallel", "pyod.models.ecod.BaseDetector", "pyod.models.ecod.ECOD.fit",
+        "pyod.models.embedding.EmbeddingOD", "pyod.models.embedding.MultiModalOD", "pyod.models.audio_ae.AudioAE",
+        "pyod.utils.persistence.load", "pyod.models.absent.A", "pyod.ecod.ECOD", "pyod.models.knn.ECOD",
+        "pyod.models.kpca.PyODKernelPCA", "os.system", "sklearn.svm.OneClassSVM", "numpy.load", None, 1,
+    ],
+)  # fmt: skip
+def test_nothing_else_of_pyod_is_known(name):
+    with pytest.raises(CheckpointError):
+        read_spec({**PYOD, "detector": {"_target_": name, "_partial_": True}}, "model", "file")
+
+
+@pytest.mark.parametrize(
+    "hidden", [{"metric": {"_target_": "os.system"}}, {"_args_": [1]}, {"_partial_": False}, {"x": (1,)}, {"a": [ECOD]}]
+)
+def test_arguments_of_a_detector_of_pyod_are_plain_values(hidden):
+    with pytest.raises(CheckpointError):
+        read_spec({**PYOD, "detector": {**ECOD, **hidden}}, "model", "file")
+
+
+def test_a_file_that_needs_pyod_says_so_where_it_is_not_installed(monkeypatch):
+    roots = known._roots
+    monkeypatch.setattr(known, "_roots", lambda package: [] if package == "pyod" else roots(package))
+    with pytest.raises(
+        CheckpointError, match=r"needs PyOD, which is not installed: pip install 'oddpatch\[outlier\]'$"
+    ):
+        read_spec({**PYOD, "detector": ECOD}, "model", "file")
 
 
 class Text(str):

@@ -1,14 +1,15 @@
 """Objects that a file describes: our own classes, plain values, and nothing else.
 
 Hydra calls whatever a config names, which is right for what a user composes, and would let a checkpoint run any code.
-What comes out of a file is read here first, all of it. A class must be one of ours, of a kind that belongs at its
-place: of the full name PACKAGE.MODULE.CLASS, where the package is that kind's, the module is one of its files, and that
-module itself defines the class, as a concrete subclass of the kind's base. Of all that a file names, only such modules
-are imported. Everything else must be a plain value. A user's own class or function is built only if the user names
-its package. docs/security.md says what that promises.
+What comes out of a file is read here first, all of it. A class must be one of ours, or an outlier detector of PyOD, of
+a kind that belongs at its place: of the full name PACKAGE.MODULE.CLASS, where the package is that kind's, the module is
+one of its files, and that module itself defines the class, as a concrete subclass of the kind's base. Of all that a
+file names, only such modules are imported. Everything else must be a plain value. A user's own class or function is
+built only if the user names its package. docs/security.md says what that promises.
 """
 
 import importlib
+import importlib.util
 import inspect
 import logging
 import math
@@ -23,7 +24,7 @@ from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["backbone", "model", "selector", "calibration", "data"]
+Kind = Literal["backbone", "model", "selector", "outlier", "calibration", "data"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DATA_MODULES = ("oddpatch.data.datamodule.MVTecDataModule", "oddpatch.data.few.FewImages")
 
@@ -32,14 +33,17 @@ BASES: dict[Kind, str] = {
     "backbone": "oddpatch.backbones.base.Backbone",
     "model": "oddpatch.models.base.Detector",
     "selector": "oddpatch.models.selectors.Selector",
+    "outlier": "pyod.models.base.BaseDetector",
     "calibration": "oddpatch.models.calibration.Calibration",
     "data": "oddpatch.data.datamodule.MVTecDataModule",
 }
 #: What people call it.
 CALLED: dict[Kind, str] = {
-    "backbone": "backbone", "model": "detector", "selector": "selector", "calibration": "calibration",
-    "data": "data module",
+    "backbone": "backbone", "model": "detector", "selector": "selector", "outlier": "outlier detector",
+    "calibration": "calibration", "data": "data module",
 }  # fmt: skip
+#: Modules of PyOD that fetch networks, or read files that their input names: nothing of them is built for a file.
+FETCHING = ("pyod.models.embedding", "pyod.models.audio_ae")
 
 
 #: Deeper or larger than any config: containers that hold themselves, or each other many times, would never end.
@@ -155,8 +159,16 @@ def may_be_known(name: Any, kind: Kind | None = None) -> bool:
         return False
     if ".".join(path[:2]) not in {base.rsplit(".", 2)[0] for of, base in BASES.items() if kind in (of, None)}:
         return False
+    if ".".join(path[:3]) in FETCHING:
+        return False
     # By its listing: a file system that ignores case would find more.
-    return f"{path[2]}.py" in {file.name for file in (Path(__file__).parent / path[1]).iterdir()}
+    return any(f"{path[2]}.py" in {file.name for file in (root / path[1]).iterdir()} for root in _roots(path[0]))
+
+
+def _roots(package: str) -> list[Path]:
+    """The folders of a package, none if it is not installed; it is not imported."""
+    found = importlib.util.find_spec(package)
+    return [Path(root) for root in (found and found.submodule_search_locations) or ()]
 
 
 def known_class(name: Any, kind: Kind) -> type | None:
@@ -245,8 +257,12 @@ def _plain_or_trusted(value: Any, place: str, source: object, trust: Sequence[st
 
 def _refusal(target: object, kind: Kind | None, place: str, source: object) -> str:
     package = target.partition(".")[0] if isinstance(target, str) else ""
+    if kind == "outlier" and package == "pyod" and not _roots(package):
+        return f"{source}: {_short(place)} needs PyOD, which is not installed: pip install 'oddpatch[outlier]'"
     told = f"{source}: {_short(place)} asks for {_short(repr(target))}: a file may ask for " + (
-        f"a {CALLED[kind]} of oddpatch" if kind else "plain values there"
+        f"{'an outlier detector of PyOD' if kind == 'outlier' else f'a {CALLED[kind]} of oddpatch'}"
+        if kind
+        else "plain values there"
     )
     if package and package != "oddpatch" and package.isidentifier():
         told += f", and for classes of your own if you trust the file and name their package: --trust {_short(package)}"

@@ -25,6 +25,8 @@ MEMBER = {"embedding": "joined", "coreset_ratio": 0.2, "finest_stride": 1}
 #: What the methods need to work on so few channels and images; a new one should need nothing.
 SMALL = {
     "padim": {"num_features": 6}, "spade": {"k": 3}, "patchcore": MEMBER, "subspacead": {"finest_stride": 1},
+    "lunar": {"coreset_size": 200, "steps": 5, "finest_stride": 1},
+    "pyod": {"finest_stride": 1},
     "patchcore_ensemble": {"maps": [1, 1], "member": MEMBER, "holdout": 0.25},
 }  # fmt: skip
 #: Every method of configs/model, and settings of them that keep other things.

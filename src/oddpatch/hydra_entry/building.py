@@ -1,6 +1,7 @@
 """Objects from what a user composed."""
 
 import difflib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,9 @@ from omegaconf import OmegaConf
 
 from oddpatch.errors import ConfigError, OddpatchError
 from oddpatch.settings import check_types
+
+#: Optional packages that a config may name classes of, and the extras that install them.
+EXTRAS = {"pyod": "outlier"}
 
 
 def make(part: Any, **kwargs: Any) -> Any:
@@ -33,11 +37,26 @@ def make(part: Any, **kwargs: Any) -> Any:
             raise error.__cause__ from None
         if str(error).startswith("Error locating target"):
             reason = str(error).splitlines()[0].partition(", set env var")[0]
+            if missing := _missing_package(error):
+                extra = f"'oddpatch[{EXTRAS[missing]}]'" if missing in EXTRAS else missing
+                raise ConfigError(
+                    f"{name or 'config'}: {reason}: {missing} is not installed: pip install {extra}"
+                ) from None
             raise ConfigError(f"{name or 'config'}: {reason}: is its name spelt right?") from None
         raise
     _require_settings(build.func, settings, name)
     check_types(build.func, settings, name)
     return build(**texts, **kwargs)
+
+
+def _missing_package(error: BaseException | None) -> str | None:
+    """The package whose absence an error comes from."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            return package if importlib.util.find_spec(package) is None else None
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _require_settings(target: Any, settings: Mapping[str, Any], name: str) -> None:

@@ -46,6 +46,8 @@ class Detector(nn.Module, ABC):
     fitted_buffers: tuple[str, ...] = ()
     #: False for methods that score whole images only: their predictions have no anomaly map.
     localizes: bool = True
+    #: Whether `torch.export` can follow `forward`; where it cannot, `forward` says so in one line.
+    exportable: bool = True
     #: Whether `update` and `forward` look at nothing outside `self.region`; others refuse `data.roi`.
     inspects_regions: bool = False
     #: The settings that lower `required_memory`, as an error suggests them.
@@ -171,8 +173,10 @@ class Detector(nn.Module, ABC):
 
     @torch.no_grad()
     def share(self, ranks: "Ranks") -> None:
-        """Give every rank the buffers of rank zero, which has fitted."""
+        """Give every rank the state of rank zero, which has fitted."""
         for detector in self.detectors_within:
+            for tensor in detector._learned():
+                ranks.broadcast_(tensor)
             own = dict(detector.named_buffers(recurse=False))
             shapes = ranks.exchange({name: (tuple(b.shape), b.dtype) for name, b in own.items()})[0]
             for name, (shape, dtype) in shapes.items():
@@ -181,6 +185,11 @@ class Detector(nn.Module, ABC):
                 if not ranks.first:
                     setattr(detector, name, buffer)
             detector.is_fitted = True
+
+    def _learned(self) -> list[Tensor]:
+        """Parameters and buffers of the networks within, but of no other detector: their shapes are known unfitted."""
+        others = tuple(f"{name}." for name, part in self.named_modules() if isinstance(part, Detector) and name)
+        return [value for name, value in self.state_dict().items() if "." in name and not name.startswith(others)]
 
     def allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Memory for one of the buffers, to be filled."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_progress
 from oddpatch.models.state import RunningMoments
+from oddpatch.ops.maps import mean_of_highest
 from oddpatch.ops.patches import align
 
 
@@ -84,8 +85,7 @@ class SubspaceAD(PatchDetector):
 
     def score_images(self, scores: Tensor, patches: Tensor, anomaly_map: Tensor) -> Tensor:
         """Mean of the highest pixels inside the region."""
-        pixels = self.region.values(anomaly_map).view(anomaly_map.shape[0], -1)
-        return pixels.topk(max(1, int(self.top * pixels.shape[1])), dim=1).values.mean(dim=1)
+        return mean_of_highest(self.region.values(anomaly_map).view(anomaly_map.shape[0], -1), self.top)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """The covariance and its eigenvectors, or the work on the patches of one image, of which a few copies exist."""

@@ -42,6 +42,11 @@ def anomaly_map(
     return (rows @ scores @ columns.mT).unsqueeze(1)
 
 
+def mean_of_highest(pixels: Tensor, share: float) -> Tensor:
+    """Mean (B,) of the highest share, at least one, of the pixels (B, n) of each image."""
+    return pixels.topk(max(1, int(share * pixels.shape[1])), dim=1).values.mean(dim=1)
+
+
 @lru_cache(maxsize=32)
 def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, radius: int | None) -> Tensor:
     """The (size_out, size_in) matrix that resizes and then smooths along one axis."""
