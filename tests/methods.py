@@ -17,11 +17,13 @@ METHODS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 CHANNELS, STRIDES, SIZE = [6, 8, 10], [4, 8, 16], (64, 64)
 #: What a method needs to work on so few channels and images; a new one should need nothing.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "dfm": {"pooling": 1},
     "padim": {"num_features": 12, "smoothing": 1.0},
     "patchcore": {"coreset_ratio": 0.5, "smoothing": 1.0, "finest_stride": 4},
     "patchcore_ensemble": {
         "maps": [2, 1], "member": {"coreset_ratio": 0.5, "smoothing": 1.0, "finest_stride": 4},
     },
+    "procon": {"coreset_ratio": 0.5},
     "spade": {"k": 5, "smoothing": 1.0},
     "lunar": {"coreset_size": 600, "steps": 40, "smoothing": 1.0, "finest_stride": 4},
     "pyod": {"coreset_size": 600, "smoothing": 1.0, "finest_stride": 4},

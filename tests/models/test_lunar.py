@@ -221,5 +221,5 @@ def test_the_memory_of_training_is_stated(chunk, monkeypatch):
 def test_the_image_score_may_be_the_mean_of_the_top_share():
     detector = fitted(LUNAR(CHANNELS, STRIDES, **SMALL, top=0.1))
     score, heat = detector(features(2, seed=1), SIZE)
-    highest = np.sort(heat.flatten(1).numpy())[:, -int(0.1 * heat[0].numel()) :]
+    highest = np.sort(heat.flatten(1).numpy())[:, -round(0.1 * heat[0].numel()) :]
     np.testing.assert_allclose(score, highest.mean(1), rtol=1e-5, atol=1e-6)

@@ -1,34 +1,21 @@
 """SubspaceAD against the released code's numbers and a plain computation."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from methods import CHANNELS, SIZE, STRIDES, features
+from vectors import fitted, vector, vector_maps
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.subspacead import SubspaceAD
 
-VECTORS = Path(__file__).parents[3] / "shared" / "method_vectors"
-
-
-def vector_maps(kind):
-    layers = np.load(VECTORS / "features.npz")[kind].astype(np.float32)  # (L, n, H, W, C)
-    return [torch.from_numpy(layer.transpose(0, 3, 1, 2).copy()) for layer in layers[1:]]  # the layers that it averages
-
-
-def fitted(detector, maps, batch=3):
-    for index in torch.arange(len(maps[0])).split(batch):
-        detector.update([m[index] for m in maps], index)
-    detector.fit()
-    return detector
+LAYERS = [1, 2, 3]  # that it averages
 
 
 @pytest.mark.vector
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_equals_the_released_code(batch):
-    train, test, expected = vector_maps("train"), vector_maps("test"), np.load(VECTORS / "subspacead.npz")
+    train, test, expected = vector_maps("train", LAYERS), vector_maps("test", LAYERS), vector("subspacead")
     detector = fitted(SubspaceAD([24] * 3, [4] * 3, finest_stride=1), train, batch)
     score, heat = detector(test, (40, 48))
     assert detector.basis.shape[1] == expected["ev99_k"]
@@ -47,9 +34,9 @@ def test_equals_the_released_code(batch):
 
 @pytest.mark.vector
 def test_two_shots_and_another_share_equal_the_released_code():
-    expected = np.load(VECTORS / "subspacead.npz")
+    expected = vector("subspacead")
     detector = SubspaceAD([24] * 3, [4] * 3, variance=0.95, finest_stride=1)
-    score, _ = fitted(detector, [m[:2] for m in vector_maps("train")])(vector_maps("test"), (40, 48))
+    score, _ = fitted(detector, [m[:2] for m in vector_maps("train", LAYERS)])(vector_maps("test", LAYERS), (40, 48))
     assert detector.basis.shape[1] == expected["ev95_shot2_k"]
     np.testing.assert_allclose(score, expected["ev95_shot2_score"], rtol=1e-5)
 
@@ -80,7 +67,7 @@ def test_shares_are_shares(settings):
 def test_without_images_or_without_variance_it_says_so():
     with pytest.raises(DataError, match="at least one good image"):
         SubspaceAD(CHANNELS, STRIDES).fit()
-    with pytest.raises(DataError, match="all patches of the good images are alike"):
+    with pytest.raises(DataError, match="all of the good images have the same features"):
         fitted(SubspaceAD([3], [8]), [torch.ones(4, 3, 4, 4)])
 
 

@@ -13,6 +13,7 @@ from oddpatch.ops import coreset
 from oddpatch.ops.coreset import (
     StreamingCoreset,
     approximate_greedy,
+    density_subset,
     k_center_greedy,
     random_subset,
 )
@@ -211,3 +212,26 @@ def test_streamed_coreset_of_too_little() -> None:
     with pytest.raises(ConfigError, match=r"cannot select 21 points .* raise max_rows=40"):
         held.select(21)
     assert len(held.select(20)[0]) == 20
+
+
+# -- by density -------------------------------------------------------------------------------------------------------
+
+
+def test_density_keeps_fewer_of_what_lies_close_together():
+    drawn = torch.Generator().manual_seed(0)
+    dense, sparse = 0.01 * torch.randn(9000, 3, generator=drawn), 10 * torch.randn(1000, 3, generator=drawn)
+    picks = density_subset(torch.cat([dense, sparse]), 1000, torch.Generator().manual_seed(1))
+    assert len(picks.unique()) == 1000
+    assert (picks >= 9000).float().mean() > 0.5  # of which a random subset holds a tenth
+
+
+def test_density_keeps_as_many_as_are_asked_for_where_all_points_are_equal():
+    picks = density_subset(torch.zeros(500, 2), 37, torch.Generator().manual_seed(0), rounds=10)
+    assert len(picks.unique()) == 37
+
+
+def test_density_is_that_of_its_seed():
+    points = torch.randn(600, 4, generator=torch.Generator().manual_seed(3))
+    first, again, other = (density_subset(points, 50, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

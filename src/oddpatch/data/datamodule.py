@@ -259,6 +259,12 @@ class MVTecDataModule(LightningDataModule):
         self.held_out = [position for position, fold in enumerate(folds) if fold >= 0]
         self.fitted = [position for position, fold in enumerate(folds) if fold < 0 or fit_too]
 
+    def fit_to_test_images(self) -> None:
+        """Fit to the test images in place of the good ones, as images of which nothing is known."""
+        self.train_samples = [Sample(sample.path, 0, "", None) for sample in self.test_samples]
+        self._train = self._dataset(self.train_samples)
+        self.hold_out([-1] * len(self.train_samples), fit_too=True)
+
     @property
     def validation_parts(self) -> list[Part]:
         """What each of the validation loaders gives: "calibration" (good images) or "validation" (labelled ones).

@@ -12,4 +12,6 @@ def names(cfg: DictConfig) -> dict[str, Any]:
     called = {
         key: str(choices.get(key) or cfg[key]._target_.rpartition(".")[2]) for key in ("model", "backbone", "data")
     }
+    if cfg.learning._target_ == "oddpatch.learning.zero_shot.ZeroShot":
+        called["model"] += " (zero-shot)"  # its numbers are not to be compared with those of others
     return {**called, "category": cfg.data.category, "experiment": choices.get("experiment")}

@@ -12,7 +12,7 @@ from oddpatch.errors import ConfigError, NotFittedError
 from oddpatch.models.calibration import Calibration
 from oddpatch.models.region import RegionOfInterest
 from oddpatch.models.state import Accumulator
-from oddpatch.ops.maps import anomaly_map
+from oddpatch.ops.maps import anomaly_map, mean_of_highest
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Detector(nn.Module, ABC):
 
     Args:
         channels: channels C_l of each feature map the backbone gives, finest first.
-        strides: its strides, in image pixels per feature position.
+        strides: its strides, in image pixels per feature position; 0 of a class token, a map of a single position
+            that describes the whole image.
         finest_stride: maps of a smaller stride are left out (their features are too generic for most methods).
     """
 
@@ -59,7 +60,8 @@ class Detector(nn.Module, ABC):
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], finest_stride: int = 1) -> None:
         super().__init__()
-        self.layers = [i for i, stride in enumerate(strides) if stride >= finest_stride]
+        self.layers = [i for i, stride in enumerate(strides) if stride and stride >= finest_stride]
+        self.token_layers = [i for i, stride in enumerate(strides) if not stride]
         if not self.layers:
             raise ConfigError(
                 f"finest_stride={finest_stride} leaves none of the backbone's maps (strides {list(strides)}): "
@@ -68,7 +70,8 @@ class Detector(nn.Module, ABC):
         self.channels = [channels[i] for i in self.layers]
         self.strides = [strides[i] for i in self.layers]
         #: Smallest shapes (C, h, w) of the backbone's maps whose grids divide each other as those of an image do.
-        self._least_shapes = [(c, max(strides) // s, max(strides) // s) for c, s in zip(channels, strides, strict=True)]
+        sides = [max(strides) // stride if stride else 1 for stride in strides]
+        self._least_shapes = [(c, side, side) for c, side in zip(channels, sides, strict=True)]
         #: What the buffer `fitted` says, known without reading a tensor.
         self.is_fitted = False
         self.register_buffer("fitted", torch.tensor(False))
@@ -95,6 +98,17 @@ class Detector(nn.Module, ABC):
     def select(self, features: list[Tensor]) -> list[Tensor]:
         """The maps this detector uses, of all that the backbone gave."""
         return [features[i] for i in self.layers]
+
+    def class_token(self, features: list[Tensor]) -> Tensor:
+        """Unit vectors (B, C) that describe whole images: the deepest class token, or the mean of the deepest map.
+
+        The mean is of the patches that are inspected, and stands in where the backbone gives no class token.
+        """
+        if self.token_layers:
+            token = features[self.token_layers[-1]].flatten(1)
+        else:
+            token = self.region.average(features[self.layers[-1]])
+        return nn.functional.normalize(token.double()).float()
 
     @abstractmethod
     def update(self, features: list[Tensor], index: Tensor) -> None:
@@ -278,17 +292,29 @@ class PatchDetector(Detector):
     Args:
         channels, strides, finest_stride: see `Detector`.
         smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
+        smoothing_radius: cut-off of that filter in pixels; None for four sigma.
+        top: share of the highest values whose mean is the score of an image; None for the largest patch score.
+        top_of: whether these are "pixels" of the map or "patches".
     """
 
     inspects_regions = True
-    #: Cut-off of that filter in pixels; None for four sigma.
-    smoothing_radius: int | None = None
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], finest_stride: int = 1, smoothing: float = 4.0
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        finest_stride: int = 1,
+        smoothing: float = 4.0,
+        smoothing_radius: int | None = None,
+        top: float | None = None,
+        top_of: str = "pixels",
     ) -> None:
         super().__init__(channels, strides, finest_stride)
-        self.smoothing = smoothing
+        if top is not None and not 0 < top < 1:
+            raise ConfigError(f"top={top} is a share: choose above 0 and below 1, or null for the largest patch score")
+        if top_of not in ("pixels", "patches"):
+            raise ConfigError(f"top_of={top_of!r}: choose pixels or patches")
+        self.smoothing, self.smoothing_radius, self.top, self.top_of = smoothing, smoothing_radius, top, top_of
 
     @abstractmethod
     def embed(self, features: list[Tensor]) -> Tensor:
@@ -303,8 +329,12 @@ class PatchDetector(Detector):
         """Scores (B, P) of patches (B, P, D)."""
 
     def score_images(self, scores: Tensor, patches: Tensor, anomaly_map: Tensor) -> Tensor:
-        """Scores (B,) of images: here the largest of their patches' scores (B, P)."""
-        return scores.amax(dim=1)
+        """Scores (B,) of images, of their patches' scores (B, P) or of their map: the largest, or the `top` mean."""
+        if self.top is None:
+            return scores.amax(dim=1)
+        if self.top_of == "pixels":
+            scores = self.region.values(anomaly_map).view(anomaly_map.shape[0], -1)
+        return mean_of_highest(scores, self.top)
 
     def patches(self, features: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
         """Embeddings (B, P, D) of the patches that are inspected, and the grid (h, w) in which they lie."""

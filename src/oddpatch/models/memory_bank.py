@@ -10,7 +10,6 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn
 from oddpatch.models.selectors import Selector, make_selector
 from oddpatch.models.state import Rows
-from oddpatch.ops.maps import mean_of_highest
 from oddpatch.ops.patches import join_patches
 
 
@@ -26,15 +25,13 @@ class MemoryBankDetector(PatchDetector):
         selector: which of them: "random", "greedy" or "approximate_greedy" (k-center, see `PatchCore`), or a `Selector`
             of your own.
         patch_size: odd side of the neighbourhood, in positions of each layer, over which features are averaged.
-        top: share of the pixels of the map, the highest, whose mean is the image score; None for the largest patch
-            score.
-        smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
+        top, smoothing: see `PatchDetector`.
         seed: of everything that is drawn.
         finest_stride: feature maps of smaller stride are left out.
     """
 
     parts: ClassVar = {"selector": ("selector", "object")}
-    fitted_buffers = ("memory_bank",)
+    fitted_buffers: tuple[str, ...] = ("memory_bank",)
     memory_bank: Tensor  # (M, D)
 
     def __init__(
@@ -49,16 +46,14 @@ class MemoryBankDetector(PatchDetector):
         seed: int = 0,
         finest_stride: int = 8,
     ) -> None:
-        super().__init__(channels, strides, finest_stride, smoothing)
+        super().__init__(channels, strides, finest_stride, smoothing, top=top)
         if coreset_size is not None and coreset_size < 1:
             raise ConfigError(f"coreset_size={coreset_size}: choose at least 1, or null for all patches")
         if patch_size < 1 or patch_size % 2 == 0:
             raise ConfigError(f"patch_size={patch_size}: choose an odd number, so that a patch has a centre")
-        if top is not None and not 0 < top < 1:
-            raise ConfigError(f"top={top} is a share: choose above 0 and below 1, or null for the largest patch score")
         self.coreset_size = coreset_size
         self.selector = make_selector(selector)
-        self.patch_size, self.top, self.seed = patch_size, top, seed
+        self.patch_size, self.seed = patch_size, seed
         self.dim = sum(self.channels)
         self.rows = Rows()
         self.register_buffer("memory_bank", torch.empty(0))
@@ -88,12 +83,6 @@ class MemoryBankDetector(PatchDetector):
     def bank_size(self, total: int) -> int:
         """How many of `total` patches are kept."""
         return total if self.coreset_size is None else min(self.coreset_size, total)
-
-    def score_images(self, scores: Tensor, patches: Tensor, anomaly_map: Tensor) -> Tensor:
-        """The largest patch score, or the mean of the highest pixels inside the region."""
-        if self.top is None:
-            return super().score_images(scores, patches, anomaly_map)
-        return mean_of_highest(self.region.values(anomaly_map).view(anomaly_map.shape[0], -1), self.top)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """All patches twice, while they are joined, or what is done with those that are kept."""

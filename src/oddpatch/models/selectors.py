@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError
-from oddpatch.ops.coreset import OtherGroups, ProgressFn, approximate_greedy, k_center_greedy, random_subset
+from oddpatch.ops.coreset import (
+    OtherGroups,
+    ProgressFn,
+    approximate_greedy,
+    density_subset,
+    k_center_greedy,
+    random_subset,
+)
 
 
 class Selector(ABC):
@@ -80,12 +87,28 @@ class Random(Selector):
         return random_subset(len(points), count, generator).to(points.device)
 
 
+class Density(Selector):
+    """Fewer of points that lie close together than of others (SuperADD)."""
+
+    def __call__(
+        self,
+        points: Tensor,
+        count: int,
+        generator: torch.Generator,
+        progress: ProgressFn | None = None,
+        others: OtherGroups | None = None,
+    ) -> Tensor:
+        """See `density_subset`."""
+        return density_subset(points, count, generator, progress=progress)
+
+
 class KeepAll(Greedy):
     """Every point; where fewer are asked for, greedily."""
 
 
 SELECTORS: dict[str, type[Selector]] = {
-    "greedy": Greedy, "approximate_greedy": ApproximateGreedy, "random": Random, "none": KeepAll,
+    "greedy": Greedy, "approximate_greedy": ApproximateGreedy, "random": Random, "density": Density,
+    "none": KeepAll,
 }  # fmt: skip
 
 

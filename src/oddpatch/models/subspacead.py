@@ -8,8 +8,8 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_progress
 from oddpatch.models.state import RunningMoments
-from oddpatch.ops.maps import mean_of_highest
 from oddpatch.ops.patches import align
+from oddpatch.ops.statistics import principal_components
 
 
 class SubspaceAD(PatchDetector):
@@ -25,7 +25,6 @@ class SubspaceAD(PatchDetector):
     """
 
     fitted_buffers = ("mean", "basis")
-    smoothing_radius = 1
     mean: Tensor  # (C,)
     basis: Tensor  # (C, r) orthonormal columns
 
@@ -38,11 +37,10 @@ class SubspaceAD(PatchDetector):
         smoothing: float = 4.0,
         finest_stride: int = 8,
     ) -> None:
-        super().__init__(channels, strides, finest_stride, smoothing)
-        for name, value in (("variance", variance), ("top", top)):
-            if not 0 < value < 1:
-                raise ConfigError(f"{name}={value} is a share: choose above 0 and below 1")
-        self.variance, self.top = variance, top
+        super().__init__(channels, strides, finest_stride, smoothing, smoothing_radius=1, top=top)
+        if not 0 < variance < 1:
+            raise ConfigError(f"variance={variance} is a share: choose above 0 and below 1")
+        self.variance = variance
         self.averages = len(set(self.channels)) == 1
         self.dim = self.channels[0] if self.averages else sum(self.channels)
         self.moments = RunningMoments()
@@ -70,22 +68,14 @@ class SubspaceAD(PatchDetector):
         if self.moments.count < 2:
             raise DataError("SubspaceAD needs at least one good image, it was given none: add images")
         _, mean, scatter = self.moments.take()
-        values, vectors = torch.linalg.eigh(scatter[0])  # rising
-        share = values.flip(0).clamp_(min=0).cumsum(0)  # (C,)
-        if not share[-1] > 0:
-            raise DataError("SubspaceAD: all patches of the good images are alike: add images that differ")
-        rank = int((share < self.variance * share[-1]).sum()) + 1
-        self.mean, self.basis = mean[0].float(), vectors[:, -rank:].float().contiguous()
+        _, basis = principal_components(scatter[0], self.variance)
+        self.mean, self.basis = mean[0].float(), basis.float()
         self.finish()
 
     def score_patches(self, patches: Tensor) -> Tensor:
         """Squared residuals (B, P)."""
         centred = patches - self.mean
         return (centred - centred @ self.basis @ self.basis.mT).square().sum(dim=2)
-
-    def score_images(self, scores: Tensor, patches: Tensor, anomaly_map: Tensor) -> Tensor:
-        """Mean of the highest pixels inside the region."""
-        return mean_of_highest(self.region.values(anomaly_map).view(anomaly_map.shape[0], -1), self.top)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """The covariance and its eigenvectors, or the work on the patches of one image, of which a few copies exist."""

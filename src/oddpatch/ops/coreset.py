@@ -15,6 +15,7 @@ from oddpatch.ops.neighbours import (
     chunks,
     full_precision,
     lengths,
+    nearest,
     pairs_below,
     require_finite,
     squared_distances,
@@ -132,6 +133,63 @@ def random_subset(total: int, count: int, generator: torch.Generator) -> Tensor:
     """(count,) distinct indices of 0..total-1, each subset equally likely, in random order."""
     _require_count(count, total)
     return torch.randperm(total, generator=generator, device=generator.device)[:count]
+
+
+@torch.no_grad()
+def density_subset(
+    points: Tensor,
+    count: int,
+    generator: torch.Generator,
+    rounds: int = 100,
+    num_neighbours: int = 100,
+    progress: ProgressFn | None = None,
+) -> Tensor:
+    """Thin points by their density, as SuperADD (arXiv 2605.14808) does, in time that grows with their number.
+
+    In each round some points are drawn, an equal share of all. One with n others of the draw within a spacing is kept
+    with probability 1 / (1 + n), by one uniform number; the spacing grows until no more than the round's share of
+    `count` are kept. Places that are left over at the end go to random points. The released code counts a point among
+    its own neighbours, so that it drops half of the isolated ones; this does not.
+
+    Args:
+        points: (N, D).
+        count: how many to keep, 1..N.
+        generator: of the draws.
+        rounds: number of draws.
+        num_neighbours: most neighbours that are counted.
+        progress: told after each round.
+
+    Returns:
+        (count,) int64 distinct indices.
+    """
+    _require_count(count, len(points))
+    left = torch.randperm(len(points), generator=generator, device=generator.device).to(points.device)
+    share = len(points) / rounds
+    kept: list[Tensor] = []
+    for done in range(1, rounds + 1):
+        wanted = count * done // rounds - sum(map(len, kept))
+        drawn, left = left.tensor_split([max(wanted, int(share))])
+        if not wanted or not len(drawn):
+            continue
+        distances, _ = nearest(points[drawn], points[drawn], min(num_neighbours + 1, len(drawn)))
+        distances = distances[:, 1:]  # the first is the point itself, or one that equals it
+        uniform = torch.rand(len(drawn), generator=generator, device=generator.device).to(points.device)
+        chances = 1 / (1 + torch.arange(distances.shape[1] + 1, device=points.device))
+        spacing = 0.1 * float(distances.mean()) if distances.numel() else 0.0
+        while True:
+            chosen = uniform < chances[(distances < spacing).sum(dim=1)]
+            if chosen.sum() <= wanted:
+                break
+            if (distances < spacing).all() or not spacing:
+                chosen = torch.zeros_like(chosen).index_fill_(0, uniform.argsort()[:wanted], True)
+                break
+            spacing *= 1.1
+        kept.append(drawn[chosen])
+        left = torch.cat([left, drawn[~chosen]])
+        if progress:
+            progress(done, rounds, "coreset")
+    picked = torch.cat(kept)
+    return torch.cat([picked, left[: count - len(picked)]])
 
 
 class StreamingCoreset:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError
 
-INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+INTERPOLATIONS = ("bilinear", "bilinear_corners", "bicubic", "nearest")
 
 
 def anomaly_map(
@@ -30,7 +30,8 @@ def anomaly_map(
         image_size: (H, W) of the image.
         sigma: standard deviation of the Gaussian in image pixels, as `scipy.ndimage.gaussian_filter` (radius of four
             sigma, mirrored borders); 0 for none.
-        interpolation: "bilinear", "bicubic" or "nearest" (without antialiasing, half-pixel centres).
+        interpolation: "bilinear", "bicubic" or "nearest", without antialiasing, half-pixel centres; or
+            "bilinear_corners", the centres of the corners on each other.
         radius: where the Gaussian is cut off, in pixels, as OpenCV and torchvision do it: the pixel on the border is
             not mirrored itself. None for four sigma.
 
@@ -42,9 +43,9 @@ def anomaly_map(
     return (rows @ scores @ columns.mT).unsqueeze(1)
 
 
-def mean_of_highest(pixels: Tensor, share: float) -> Tensor:
-    """Mean (B,) of the highest share, at least one, of the pixels (B, n) of each image."""
-    return pixels.topk(max(1, int(share * pixels.shape[1])), dim=1).values.mean(dim=1)
+def mean_of_highest(values: Tensor, share: float) -> Tensor:
+    """Mean (B,) of the highest share, rounded to the nearest number and at least one, of values (B, n)."""
+    return values.topk(max(1, round(share * values.shape[1])), dim=1).values.mean(dim=1)
 
 
 @lru_cache(maxsize=32)
@@ -55,8 +56,9 @@ def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, 
     if sigma < 0:
         raise ConfigError(f"smoothing={sigma}: the standard deviation must be 0 (none) or more")
     unit = torch.eye(size_in, dtype=torch.float64).view(1, size_in, size_in, 1)  # channel i is the i-th unit vector
-    options = {} if interpolation == "nearest" else {"align_corners": False}
-    resized = F.interpolate(unit, size=(size_out, 1), mode=interpolation, **options)  # (1, size_in, size_out, 1)
+    mode, _, corners = interpolation.partition("_")
+    options = {} if mode == "nearest" else {"align_corners": bool(corners)}
+    resized = F.interpolate(unit, size=(size_out, 1), mode=mode, **options)  # (1, size_in, size_out, 1)
     matrix = resized[0, :, :, 0].T.numpy()  # (size_out, size_in)
     if sigma > 0:
         from scipy.ndimage import gaussian_filter1d

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, DataError
 
 # Channels up to which covariances are small: beyond, the threads of NumPy's LAPACK cost more than they gain.
 _SMALL = 128
@@ -175,3 +175,22 @@ def left_out_from_samples(samples: Tensor, epsilon: float) -> Tensor:
     remaining = epsilon * (inverse - 1 / (count * (epsilon + along[:, 0])))
     squared = count * (count - 2) / (count - 1) * ((count - 1) / count - remaining) / remaining
     return squared.clamp_(min=0).sqrt().float()
+
+
+def leading(variances: Tensor, share: float) -> int:
+    """The fewest of `variances` (D,), the largest first, that make up a share of their sum.
+
+    Raises:
+        DataError: there is no variance.
+    """
+    held = variances.clamp(min=0).cumsum(0)
+    if not held[-1] > 0:
+        raise DataError("all of the good images have the same features: add images that differ")
+    return int((held < share * held[-1]).sum()) + 1
+
+
+def principal_components(scatter: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (r,) and eigenvectors (D, r) of a scatter (D, D), rising, that hold a share of the variance."""
+    values, vectors = torch.linalg.eigh(scatter)  # rising
+    rank = leading(values.flip(0), share)
+    return values[-rank:], vectors[:, -rank:].contiguous()

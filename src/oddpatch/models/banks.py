@@ -1,0 +1,250 @@
+"""Memory banks of layers that are kept apart: what methods of frozen transformers have in common."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_progress
+from oddpatch.models.selectors import KeepAll, Selector, make_selector
+from oddpatch.models.state import Rows
+from oddpatch.ops.foreground import foreground
+from oddpatch.ops.neighbours import NearestIndex, plain_nearest
+from oddpatch.ops.patches import align
+from oddpatch.ops.projection import random_projection
+from oddpatch.types import Prediction
+
+#: Scores (B, P) of patches (B, P, D), given their distances (B, P, k) to their neighbours (B, P, k, D).
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def distance(patches: Tensor, distances: Tensor, neighbours: Tensor) -> Tensor:
+    """Root of the mean squared distance."""
+    return distances.square().mean(dim=2).sqrt()
+
+
+def cosine(patches: Tensor, distances: Tensor, neighbours: Tensor) -> Tensor:
+    """Mean of 1 - cosine, of unit vectors (AnomalyDINO)."""
+    return distances.square().mean(dim=2) / 2
+
+
+def soft_projection(patches: Tensor, distances: Tensor, neighbours: Tensor) -> Tensor:
+    """Length of what a mean of the neighbours leaves of a patch, weighted by their distances (ProCon).
+
+    The scale of the weights is the lower median of all squared distances of the image.
+    """
+    squared = distances.square()
+    scale = squared.flatten(1).median(dim=1).values.clamp(min=torch.finfo(squared.dtype).tiny)  # (B,)
+    weights = torch.softmax(-squared / scale[:, None, None], dim=2)  # (B, P, k)
+    return (patches - (weights[..., None] * neighbours).sum(dim=2)).norm(dim=2)
+
+
+RULES: dict[str, Rule] = {"distance": distance, "cosine": cosine, "soft_projection": soft_projection}
+
+
+class MemoryBanks(PatchDetector):
+    """Banks of good patches for every layer by itself; the score is how badly its neighbours explain a patch.
+
+    AnomalyDINO (arXiv 2405.14529), ProCon and SuperADD (arXiv 2605.14808) are settings of it, see `configs/model`.
+
+    Args:
+        channels: channels of each feature map the backbone gives.
+        strides: strides of each; coarser maps are brought to the finest grid bilinearly.
+        unit: patches are divided by their length (AnomalyDINO, ProCon).
+        reduced_dim: dimensions of a fixed random projection of each layer's patches (ProCon: 512); None for none.
+        coreset_ratio: share of all patches that each bank holds; at least `k` of them.
+        coreset_size: their number, instead of a share; of fewer patches all are kept.
+        selector: see `PatchCore`.
+        projection_dim: patches are selected in a random projection to so many dimensions (ProCon: 196); None for none.
+        num_banks: banks of each layer, each selected with a generator of its own; a patch takes the median of their
+            scores.
+        k: neighbours of a patch.
+        rule: how they score it, one of `RULES`.
+        per_channel: scores are divided by the number of channels of their layer (SuperADD).
+        mask_background: patches in the background, told from the features alone, score 0: see `foreground`.
+        top, top_of, smoothing, smoothing_radius: see `PatchDetector`.
+        seed: of the generators that draw projections and starting points.
+        finest_stride: feature maps of smaller stride are left out.
+    """
+
+    parts: ClassVar = {"selector": ("selector", "object")}
+    fitted_buffers = ("banks", "source")
+    banks: Tensor  # (banks, M, sum D_l): of each layer, in its columns, M patches of its own
+    source: Tensor  # (banks, M, L) index of the training image that each was taken from
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        unit: bool = True,
+        reduced_dim: int | None = None,
+        coreset_ratio: float | None = None,
+        coreset_size: int | None = None,
+        selector: str | Selector = "none",
+        projection_dim: int | None = None,
+        num_banks: int = 1,
+        k: int = 1,
+        rule: str = "distance",
+        per_channel: bool = False,
+        mask_background: bool = False,
+        top: float | None = None,
+        top_of: str = "pixels",
+        smoothing: float = 4.0,
+        smoothing_radius: int | None = None,
+        seed: int = 0,
+        finest_stride: int = 8,
+    ) -> None:
+        super().__init__(channels, strides, finest_stride, smoothing, smoothing_radius, top, top_of)
+        if rule not in RULES:
+            raise ConfigError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
+        for name, number in (
+            ("k", k), ("num_banks", num_banks), ("reduced_dim", reduced_dim), ("coreset_size", coreset_size),
+            ("projection_dim", projection_dim),
+        ):  # fmt: skip
+            if number is not None and number < 1:
+                raise ConfigError(f"{name}={number}: choose at least 1")
+        if num_banks % 2 == 0:
+            raise ConfigError(f"num_banks={num_banks}: choose an odd number, whose median is the score of one of them")
+        self.selector = make_selector(selector)
+        if not isinstance(self.selector, KeepAll) and (coreset_ratio is None) == (coreset_size is None):
+            raise ConfigError("set one of coreset_ratio and coreset_size, the other one to null, or selector=none")
+        if coreset_ratio is not None and not 0 < coreset_ratio <= 1:
+            raise ConfigError(f"coreset_ratio={coreset_ratio} is a share: choose above 0 and up to 1")
+        self.unit, self.k, self.per_channel, self.mask_background = unit, k, per_channel, mask_background
+        self.rule = RULES[rule]
+        self.coreset_ratio, self.coreset_size, self.projection_dim = coreset_ratio, coreset_size, projection_dim
+        self.num_banks, self.seed = num_banks, seed
+        self.dims = [min(c, reduced_dim or c) for c in self.channels]
+        for i, (c, dim) in enumerate(zip(self.channels, self.dims, strict=True)):
+            drawn = torch.Generator().manual_seed(seed)  # layers of as many channels share a matrix, as in ProCon
+            matrix = torch.randn(c, dim, generator=drawn) / c**0.5 if dim < c else None
+            self.register_buffer(f"reduction_{i}", matrix)  # (C_l, D_l)
+        for name in self.fitted_buffers:
+            self.register_buffer(name, torch.empty(0))
+        self.held = Rows()
+        self._indices: tuple[Tensor, list[list[NearestIndex]]] | None = None
+
+    def embed(self, features: list[Tensor]) -> Tensor:
+        """Patches (B, h, w, sum D_l) of all layers, and where the background is masked one more column: 1 or 0."""
+        maps = self.select(features)
+        grid = (maps[0].shape[2], maps[0].shape[3])
+        maps = [align(feature, grid, "bilinear") for feature in maps]
+        layers = []
+        for i, aligned in enumerate(maps):
+            patches = aligned.permute(0, 2, 3, 1)  # (B, h, w, C_l)
+            patches = F.normalize(patches, dim=3) if self.unit else patches
+            matrix = getattr(self, f"reduction_{i}")
+            layers.append(patches if matrix is None else patches @ matrix)
+        if self.mask_background:
+            layers.append(foreground(maps[-1])[..., None].to(layers[0]))
+        return torch.cat(layers, dim=3)
+
+    def accumulate(self, patches: Tensor, index: Tensor, positions: Tensor) -> None:
+        """Keep all patches (B, P, D)."""
+        self.held.add(index.repeat_interleave(patches.shape[1]), patches[..., : sum(self.dims)].flatten(0, 1))
+
+    @torch.no_grad()
+    def fit(self, progress: ProgressFn = no_progress) -> None:
+        """Select the banks.
+
+        Raises:
+            DataError: there is no image.
+            ConfigError: there are to be more neighbours than a bank has patches.
+        """
+        if not len(self.held):
+            raise DataError(f"{type(self).__name__} needs at least one good image, it was given none: add images")
+        index, patches = self.held.take()
+        count = self._count(len(patches))
+        if self.k > count:
+            raise ConfigError(f"k={self.k} neighbours of {count} patches: choose model.k up to {count}")
+        if count == len(patches):  # every bank would be the same
+            self.banks = patches[None]
+            self.source = index[None, :, None].expand(1, -1, len(self.dims)).contiguous()
+        else:
+            self.banks = patches.new_empty(self.num_banks, count, sum(self.dims))
+            self.source = index.new_empty(self.num_banks, count, len(self.dims))
+            for bank in range(self.num_banks):
+                room = self.banks[bank].split(self.dims, dim=1)
+                for layer, points in enumerate(patches.split(self.dims, dim=1)):
+                    picks = self._select(points, count, bank, progress)
+                    room[layer].copy_(points[picks])
+                    self.source[bank, :, layer] = index[picks]
+        self.finish()
+
+    def _select(self, points: Tensor, count: int, bank: int, progress: ProgressFn) -> Tensor:
+        drawn = torch.Generator().manual_seed(self.seed + bank)
+        if self.projection_dim is not None and self.selector.measures:
+            points = random_projection(points, self.projection_dim, drawn)
+        return self.selector(points, count, drawn, progress)
+
+    def _count(self, total: int) -> int:
+        """How many of so many patches a bank holds."""
+        if isinstance(self.selector, KeepAll):
+            return total
+        wanted = int(self.coreset_ratio * total) if self.coreset_ratio else self.coreset_size or total
+        return min(total, max(self.k, wanted))
+
+    @property
+    def indices(self) -> list[list[NearestIndex]]:
+        """The banks (bank, layer) made ready to be searched; made once for what was fitted or loaded."""
+        if self._indices is None or self._indices[0] is not self.banks:
+            made = [[NearestIndex(part) for part in bank.split(self.dims, dim=1)] for bank in self.banks]
+            self._indices = (self.banks, made)
+        return self._indices[1]
+
+    def _explain(self, patches: Tensor, bank: int, layer: int, own: Tensor | None = None) -> Tensor:
+        """Scores (B, P) of patches (B, P, D_l) by one bank, without its entries from the image `own` (1,)."""
+        held = self.banks[bank].split(self.dims, dim=1)[layer]  # (M, D_l)
+        if torch.compiler.is_exporting():
+            distances, found = plain_nearest(patches.flatten(0, 1), held, self.k)  # (B*P, k) both
+        else:
+            left_out = torch.nonzero(self.source[bank, :, layer] == own)[:, 0] if own is not None else None
+            k = min(self.k, len(held) - (0 if left_out is None else len(left_out)))
+            distances, found = self.indices[bank][layer].search(patches.flatten(0, 1), k, without=left_out)
+        distances, found = (t.unflatten(0, patches.shape[:2]) for t in (distances, found))
+        # Image by image: the neighbours take k times the room of the patches.
+        one = None if torch.compiler.is_exporting() else 1
+        parts = zip(*(t.split(one) if one else (t,) for t in (patches, distances, found)), strict=True)
+        scores = torch.cat([self.rule(p, d, held[f]) for p, d, f in parts])
+        return scores / self.channels[layer] if self.per_channel else scores
+
+    def score_patches(self, patches: Tensor, own: Tensor | None = None) -> Tensor:
+        """Scores (B, P): the mean over layers of the median over banks."""
+        layers = patches[..., : sum(self.dims)].split(self.dims, dim=2)
+        scores = torch.stack(
+            [
+                torch.stack([self._explain(part, bank, i, own) for bank in range(len(self.banks))]).median(dim=0).values
+                for i, part in enumerate(layers)
+            ]
+        ).mean(dim=0)
+        return scores * patches[..., -1] if self.mask_background else scores
+
+    def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
+        """As `forward` with the banks without the images' own entries, no others being selected in their place.
+
+        Raises:
+            ConfigError: all entries of a bank come from one of the images.
+        """
+        self.require_fitted()
+        patches, grid = self.patches(features)
+        for image in index:
+            if (self.source == image).all(dim=1).any():
+                raise ConfigError(
+                    "all entries of a bank come from one good image, which therefore cannot be left out: add images, "
+                    "raise model.coreset_size or model.coreset_ratio, or set calibration=none"
+                )
+        own = index.to(self.source.device)
+        scores = torch.cat([self.score_patches(one[None], own[i]) for i, one in enumerate(patches)])
+        heat = self.to_map(scores, grid, image_size)
+        return Prediction(self.score_images(scores, patches, heat), heat)
+
+    def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
+        """All patches, once more while they are joined, and the banks."""
+        held = self.probe(shapes).held
+        total = num_images * len(held)
+        count = self._count(total)
+        banks = 0 if count == total else self.num_banks * count * 4 * sum(self.dims)
+        return held.required(num_images) + banks, "lower data.resize and data.crop, or use fewer layers or images"
