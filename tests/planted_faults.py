@@ -124,7 +124,7 @@ FAULTS = [
     ),
     Fault(
         "a mask's value at the threshold is a defect", "data/decoding.py",
-        "array > threshold * _full_scale(array)", "array >= threshold * _full_scale(array)",
+        "array > threshold * full_scale", "array >= threshold * full_scale",
         "data/test_decoding.py -k threshold",
     ),
     Fault(
@@ -159,7 +159,8 @@ FAULTS = [
     ),
     Fault(
         "a batch less on some ranks", "data/sharding.py",
-        "longest = -(-len(self.sampler.positions) // Ranks().size)", "longest = len(self.sampler)",
+        "longest = -(-len(self.positions) // Ranks().size)",
+        "longest = len(self.positions[Ranks().rank :: Ranks().size])",
         "data/test_datamodule.py -k two_ranks",
     ),
     # Whole runs
