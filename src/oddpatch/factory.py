@@ -72,7 +72,7 @@ def _check_room(preprocess: dict[str, Any], backbone: Any) -> None:
     """Refuse a size of images that this machine has no memory for, before anything of that size is made."""
     height, width = Preprocess(**{**preprocess, "align": None, "roi": None}).image_size
     # The image, its feature maps, and the anomaly map with what it is made of; twice that while the network computes.
-    floats = 3 + 2 + sum(c / s**2 for c, s in zip(backbone.info.channels, backbone.info.strides, strict=True))
+    floats = 3 + 2 + sum(c / s**2 for c, s in zip(backbone.info.channels, backbone.info.strides, strict=True) if s)
     needed, free = 2 * 4 * height * width * floats, free_memory()
     if needed > free:
         raise ResourceError(

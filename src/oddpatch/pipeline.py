@@ -102,7 +102,7 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
     """
     folder = begin(cfg)
     backbone = building.make(cfg.backbone)
-    multiple = math.lcm(*(math.ceil(stride) for stride in backbone.info.strides))
+    multiple = math.lcm(*(math.ceil(stride) for stride in backbone.info.strides if stride))
     data = building.make(cfg.data, mean=backbone.info.mean, std=backbone.info.std, multiple=multiple)
     calibration = building.make(cfg.calibration)
     data.learns_from_defects = _class(cfg.learning._target_).learns_from_defects

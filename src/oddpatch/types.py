@@ -24,7 +24,7 @@ class FeatureInfo:
     """The feature maps that a backbone gives, and the images that it expects."""
 
     channels: list[int]  # C_l of each map, in the order in which they come
-    strides: list[int]  # image pixels per feature position of each map
+    strides: list[int]  # image pixels per feature position of each map; 0 of a class token, a map of one position
     layers: list[Any]  # what the backbone calls the layers that they are taken from
     #: Normalisation that the weights were trained with, per RGB channel, for images in [0, 1].
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -9,6 +9,7 @@ from oddpatch.backbones import base
 from oddpatch.backbones.efficientnet import EfficientNetBackbone
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.errors import ConfigError, WeightsError
+from oddpatch.models.padim import PaDiM
 
 
 # The port pads for a network's native image size, timm for the image it is given: they agree at that size.
@@ -206,3 +207,36 @@ def test_layers_in_any_order_come_finest_first_with_their_own_strides():
 def test_options_that_a_network_does_not_take_are_told():
     with pytest.raises(ConfigError, match=r"options=\{'bogus': 1\}: resnet18 does not take them .*: leave them out"):
         TimmBackbone("resnet18", [2], weights="random", options={"bogus": 1})
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"])
+def test_class_tokens_and_the_final_norm(name):
+    """Against the network's own forward through its blocks."""
+    options = {"dynamic_img_size": True}
+    plain = TimmBackbone(name, [1, 11], "random", options=options)
+    backbone = TimmBackbone(name, [1, 11], "random", options=options, norm=True, class_token=True)
+    backbone.network.load_state_dict(plain.network.state_dict(), strict=False)
+    assert backbone.info.channels == [192] * 4
+    assert backbone.info.strides == [16, 16, 0, 0]
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    first, last, first_token, last_token = backbone(images)
+    assert first.shape == last.shape == (2, 192, 4, 6)
+    assert first_token.shape == last_token.shape == (2, 192, 1, 1)
+    with torch.no_grad():
+        tokens = backbone.network.forward_features(images)  # ends with the final norm
+    prefix = backbone.network.num_prefix_tokens
+    torch.testing.assert_close(last_token[:, :, 0, 0], tokens[:, 0])
+    torch.testing.assert_close(last.flatten(2).mT, tokens[:, prefix:])
+    raw = plain(images)[0]
+    torch.testing.assert_close(first, backbone.network.norm(raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def test_only_transformers_have_class_tokens():
+    with pytest.raises(ConfigError, match="resnet18 is no transformer: leave norm and class_token out"):
+        TimmBackbone("resnet18", [1], "random", class_token=True)
+
+
+def test_methods_leave_class_tokens_alone_that_they_do_not_use():
+    detector = PaDiM([8, 8, 8], [4, 8, 0], num_features=8)
+    assert detector.channels == [8, 8]
+    detector.require_mergeable()

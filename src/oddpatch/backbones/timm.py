@@ -36,6 +36,8 @@ class TimmBackbone(Backbone):
         options: further keyword arguments of `timm.create_model` (such as `img_size`), none that load weights.
         tap: module within each chosen block of a transformer whose output is taken instead of the block's ("norm2":
             the normalised tokens between attention and MLP, where PatchCoreViT takes them).
+        norm: apply the final norm of a transformer to each chosen block (RAD, AnomalyDINO).
+        class_token: give the class tokens (B, C, 1, 1) of the chosen blocks too, as maps of stride 0 after the others.
 
     Raises:
         ConfigError: unknown model, or layers it does not have (the message lists those it has).
@@ -55,6 +57,8 @@ class TimmBackbone(Backbone):
         compile: bool = False,
         options: Mapping[str, Any] | None = None,
         tap: str | None = None,
+        norm: bool = False,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
@@ -82,20 +86,27 @@ class TimmBackbone(Backbone):
         pretrained = network.pretrained_cfg
         source = WeightsSource(name, package, tuple(files), pretrained.get("url"), pretrained.get("hf_hub_id"))
         self.weights_origin = load_weights(network, weights, source, partial(_adapt, network, source))
+        self.norm, self.class_token, tokens = norm, class_token, layers if class_token else []
         self.info = FeatureInfo(
-            channels=[info[i]["num_chs"] for i in layers],
-            strides=[info[i]["reduction"] for i in layers],
-            layers=layers,
+            channels=[info[i]["num_chs"] for i in (*layers, *tokens)],
+            strides=[*(info[i]["reduction"] for i in layers), *(0 for _ in tokens)],
+            layers=[*layers, *(f"class token {i}" for i in tokens)],
             mean=pretrained["mean"],
             std=pretrained["std"],
         )
 
         # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
-        network.prune_intermediate_layers(layers, prune_norm=True, prune_head=True)
-        self.network = network
+        network.prune_intermediate_layers(layers, prune_norm=not norm, prune_head=True)
+        self.network, self.blocks = network, layers
         self.tap = tap
         if tap is not None:
             _check_tap(network, tap, name)
+        if (norm or class_token) and not hasattr(network, "num_prefix_tokens"):
+            raise ConfigError(f"{name} is no transformer: leave norm and class_token out")
+        if class_token and getattr(network, "cls_token", None) is None:
+            raise ConfigError(f"{name} has no class token: leave class_token out")
+        if tap is not None and (norm or class_token):
+            raise ConfigError(f"tap={tap!r} takes what a block computes before its end: leave norm and class_token out")
         self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -109,14 +120,21 @@ class TimmBackbone(Backbone):
             ) from error
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        return self.network.forward_intermediates(
-            self.prepare(images), indices=self.info.layers, output_fmt="NCHW", intermediates_only=True, stop_early=True
-        )
+        options = {"norm": self.norm, "return_prefix_tokens": True} if self.norm or self.class_token else {}
+        taken = self.network.forward_intermediates(
+            self.prepare(images), indices=self.blocks, output_fmt="NCHW", intermediates_only=True, stop_early=True,
+            **options,
+        )  # fmt: skip
+        if not options:
+            return taken
+        maps, prefixes = zip(*taken, strict=True)
+        tokens = [prefix[:, 0, :, None, None] for prefix in prefixes] if self.class_token else []  # registers follow
+        return [*maps, *tokens]
 
     def _tapped(self, images: Tensor) -> list[Tensor]:
         """Maps of the tokens that module `tap` of each chosen block puts out."""
         taken: list[Tensor] = []
-        modules = [self.network.blocks[i].get_submodule(self.tap) for i in self.info.layers]
+        modules = [self.network.blocks[i].get_submodule(self.tap) for i in self.blocks]
         # Hooks live for this call only: a copy of the network must not write into this one's list.
         handles = [m.register_forward_hook(lambda module, given, tokens: taken.append(tokens)) for m in modules]
         try:

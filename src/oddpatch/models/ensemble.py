@@ -207,5 +207,6 @@ def _interleave(chosen: Prediction | None, others: Prediction | None, where: Ten
 
 def _group(strides: Sequence[int]) -> list[int]:
     """How many maps each backbone gives, if the strides of its maps rise."""
-    starts = [i for i in range(len(strides)) if i == 0 or strides[i] <= strides[i - 1]]
+    # A class token, of stride 0, belongs to the backbone of the maps before it.
+    starts = [i for i, s in enumerate(strides) if i == 0 or (s and (not strides[i - 1] or s <= strides[i - 1]))]
     return [stop - start for start, stop in pairwise([*starts, len(strides)])]
