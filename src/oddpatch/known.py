@@ -24,7 +24,7 @@ from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["backbone", "model", "selector", "outlier", "calibration", "data"]
+Kind = Literal["backbone", "model", "selector", "embedding", "outlier", "calibration", "data"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DATA_MODULES = ("oddpatch.data.datamodule.MVTecDataModule", "oddpatch.data.few.FewImages")
 
@@ -33,13 +33,15 @@ BASES: dict[Kind, str] = {
     "backbone": "oddpatch.backbones.base.Backbone",
     "model": "oddpatch.models.base.Detector",
     "selector": "oddpatch.models.selectors.Selector",
+    "embedding": "oddpatch.models.embeddings.Embedding",
     "outlier": "pyod.models.base.BaseDetector",
     "calibration": "oddpatch.models.calibration.Calibration",
     "data": "oddpatch.data.datamodule.MVTecDataModule",
 }
 #: What people call it.
 CALLED: dict[Kind, str] = {
-    "backbone": "backbone", "model": "detector", "selector": "selector", "outlier": "outlier detector",
+    "backbone": "backbone", "model": "detector", "selector": "selector", "embedding": "embedding",
+    "outlier": "outlier detector",
     "calibration": "calibration", "data": "data module",
 }  # fmt: skip
 #: Modules of PyOD that fetch networks, or read files that their input names: nothing of them is built for a file.

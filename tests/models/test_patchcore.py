@@ -111,8 +111,9 @@ def test_k_and_b_beyond_the_bank_use_all_of_it():
 
 
 def test_pooled_embedding_has_the_set_dimensions():
-    assert PatchCore([2000, 100], [8, 16]).dim == 1024
-    assert PatchCore(CHANNELS, STRIDES).dim == 12
+    wide = [torch.zeros(1, 2000, 2, 2), torch.zeros(1, 100, 1, 1)]
+    assert PatchCore([2000, 100], [8, 16]).embed(wide).shape == (1, 2, 2, 1024)
+    assert PatchCore(CHANNELS, STRIDES).embed(maps(2)).shape == (2, *GRID, 12)
     detector = PatchCore(CHANNELS, STRIDES, embedding_dim=9)
     assert detector.embed(maps(2)).shape == (2, *GRID, 9)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_progress
-from oddpatch.models.selectors import KeepAll, Selector, make_selector
+from oddpatch.models.selectors import Selector, make_selector
 from oddpatch.models.state import Rows
 from oddpatch.ops.foreground import foreground
 from oddpatch.ops.neighbours import NearestIndex, plain_nearest
@@ -109,7 +109,7 @@ class MemoryBanks(PatchDetector):
         if num_banks % 2 == 0:
             raise ConfigError(f"num_banks={num_banks}: choose an odd number, whose median is the score of one of them")
         self.selector = make_selector(selector)
-        if not isinstance(self.selector, KeepAll) and (coreset_ratio is None) == (coreset_size is None):
+        if not self.selector.keeps_all and (coreset_ratio is None) == (coreset_size is None):
             raise ConfigError("set one of coreset_ratio and coreset_size, the other one to null, or selector=none")
         if coreset_ratio is not None and not 0 < coreset_ratio <= 1:
             raise ConfigError(f"coreset_ratio={coreset_ratio} is a share: choose above 0 and up to 1")
@@ -178,11 +178,11 @@ class MemoryBanks(PatchDetector):
         drawn = torch.Generator().manual_seed(self.seed + bank)
         if self.projection_dim is not None and self.selector.measures:
             points = random_projection(points, self.projection_dim, drawn)
-        return self.selector(points, count, drawn, progress)
+        return self.selector(points, count, generator=drawn, progress=progress)
 
     def _count(self, total: int) -> int:
         """How many of so many patches a bank holds."""
-        if isinstance(self.selector, KeepAll):
+        if self.selector.keeps_all:
             return total
         wanted = int(self.coreset_ratio * total) if self.coreset_ratio else self.coreset_size or total
         return min(total, max(self.k, wanted))

@@ -78,7 +78,7 @@ class MemoryBankDetector(PatchDetector):
         count = self.bank_size(len(patches))
         if count == len(patches):
             return patches
-        return patches[self.selector(patches, count, generator, progress)]
+        return patches[self.selector(patches, count, generator=generator, progress=progress)]
 
     def bank_size(self, total: int) -> int:
         """How many of `total` patches are kept."""

@@ -1,8 +1,9 @@
 """PatchCore: distance to the nearest of a coreset of good patches (Roth et al., arXiv 2106.08265)."""
 
 import logging
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_progress
-from oddpatch.models.selectors import Greedy, KeepAll, Selector, make_selector
+from oddpatch.models.embeddings import Embedding
+from oddpatch.models.selectors import GREEDY, Selector, make_selector
 from oddpatch.models.state import Rows, Stream
 from oddpatch.ops.coreset import OtherGroups, StreamingCoreset
-from oddpatch.ops.neighbours import NearestIndex, plain_nearest
+from oddpatch.ops.neighbours import Metric, NearestIndex, plain_nearest
 from oddpatch.ops.patches import join_patches, pool_patches
 from oddpatch.ops.projection import random_projection
 from oddpatch.types import Prediction
@@ -35,7 +37,7 @@ class PatchCore(PatchDetector):
             authors' code: 128); None selects in the embedding itself.
         embedding: "pooled" is the authors' code, which adaptively pools each layer's neighbourhoods to `embedding_dim`
             values and those of all layers to `embedding_dim` again; "joined" averages each layer over `patch_size` and
-            joins the channels, as other published code does.
+            joins the channels, as other published code does; or an `Embedding` of your own.
         embedding_dim: of a "pooled" embedding (paper: 1024); None takes 1024, or the number of joined channels where
             that is less: pooling to more values than there are channels only repeats them.
         layer_dim: values to which each layer is pooled before that; None for `embedding_dim` (the authors' ensembles
@@ -55,7 +57,7 @@ class PatchCore(PatchDetector):
         finest_stride: feature maps of smaller stride are left out (paper: 8).
     """
 
-    parts: ClassVar = {"selector": ("selector", "object")}
+    parts: ClassVar = {"selector": ("selector", "object"), "embedding": ("embedding", "object")}
     fitted_buffers = ("memory_bank", "source")
     memory_bank: Tensor  # (M, D)
     source: Tensor  # (M, 2) index of the training image, and position in its grid, that each entry was taken from
@@ -68,7 +70,7 @@ class PatchCore(PatchDetector):
         coreset_size: int | None = None,
         selector: str | Selector = "greedy",
         projection_dim: int | None = None,
-        embedding: str = "pooled",
+        embedding: str | Embedding = "pooled",
         embedding_dim: int | None = None,
         layer_dim: int | None = None,
         patch_size: int = 3,
@@ -83,11 +85,18 @@ class PatchCore(PatchDetector):
         finest_stride: int = 8,
     ) -> None:
         super().__init__(channels, strides, finest_stride, smoothing)
-        for name, value, choices in (
-            ("embedding", embedding, ("joined", "pooled")),
-            ("distance", distance, ("euclidean", "cosine")),
+        dim = embedding_dim or min(1024, sum(self.channels))
+        embeddings = {
+            "pooled": partial(
+                pool_patches, patch_size=patch_size, stride=stride, dim=dim, mode=alignment, layer_dim=layer_dim
+            ),
+            "joined": partial(join_patches, patch_size=patch_size, stride=stride, mode=alignment),
+        }
+        for name, value, choices, own in (
+            ("embedding", embedding, embeddings, Embedding),
+            ("distance", distance, get_args(Metric), ()),
         ):
-            if value not in choices:
+            if not isinstance(value, own) and not (isinstance(value, str) and value in choices):
                 raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
         if coreset_size is None and (coreset_ratio is None or not 0 < coreset_ratio <= 1):
             raise ConfigError(f"coreset_ratio={coreset_ratio}: choose above 0 and up to 1, or give coreset_size")
@@ -101,7 +110,9 @@ class PatchCore(PatchDetector):
             if number is not None and number < least:
                 raise ConfigError(f"{name}={number}: choose at least {least}")
         self.selector = make_selector(selector)
-        if max_bank_memory is not None and (type(self.selector) is not Greedy or projection_dim is not None):
+        self.embedding: Callable[[list[Tensor]], Tensor]
+        self.embedding = embeddings[embedding] if isinstance(embedding, str) else embedding
+        if max_bank_memory is not None and (self.selector != GREEDY or projection_dim is not None):
             raise ConfigError(
                 f"max_bank_memory={max_bank_memory} reduces patches by k-center in the embedding itself, not with "
                 f"selector={selector} and projection_dim={projection_dim}: set selector=greedy and projection_dim=null"
@@ -109,12 +120,6 @@ class PatchCore(PatchDetector):
         self.coreset_ratio = coreset_ratio
         self.coreset_size = coreset_size
         self.projection_dim = projection_dim
-        self.embedding = embedding
-        self.embedding_dim = embedding_dim or min(1024, sum(self.channels))
-        self.layer_dim = layer_dim
-        self.patch_size = patch_size
-        self.stride = stride
-        self.alignment = alignment
         self.distance = distance
         self.k = k
         self.num_neighbors = num_neighbors
@@ -126,19 +131,9 @@ class PatchCore(PatchDetector):
         self.held = Rows() if max_bank_memory is None else Stream(max_bank_memory, self.generator)
         self._index: tuple[Tensor, NearestIndex] | None = None
 
-    @property
-    def dim(self) -> int:
-        """Dimensions D of an embedding."""
-        return self.embedding_dim if self.embedding == "pooled" else sum(self.channels)
-
     def embed(self, features: list[Tensor]) -> Tensor:
         """Embeddings (B, h, w, D) of every patch, of feature maps [(B, C_l, h_l, w_l)]."""
-        features = self.select(features)
-        if self.embedding == "pooled":
-            return pool_patches(
-                features, self.patch_size, self.stride, self.embedding_dim, self.alignment, self.layer_dim
-            )
-        return join_patches(features, self.patch_size, self.stride, self.alignment)
+        return self.embedding(self.select(features))
 
     def accumulate(self, patches: Tensor, index: Tensor, positions: Tensor) -> None:
         """Keep all patches (B, P, D), or within `max_bank_memory` some that stand for them."""
@@ -181,10 +176,10 @@ class PatchCore(PatchDetector):
         self.require_fitted()
         if not len(self.held):
             raise DataError("PatchCore was given no new good image to extend its memory bank by: add images")
-        if count is None and not isinstance(self.selector, KeepAll):
+        if count is None and not self.selector.keeps_all:
             count = len(self.memory_bank)
         self._hold(self.source[:, 0], self.memory_bank, self.source[:, 1])
-        self._fit(count, self.selector if self.selector.measures else Greedy(), progress)
+        self._fit(count, self.selector if self.selector.measures else GREEDY, progress)
 
     def _fit(self, count: int | None, selector: Selector, progress: ProgressFn) -> None:
         """Make a bank of `count` of the patches held, or of as many as the settings ask for."""
@@ -194,17 +189,17 @@ class PatchCore(PatchDetector):
             self.memory_bank, self.source = self._select_from_stream(self.held.coreset, count, progress)
         else:
             index, patches, positions = self.held.take()
-            others = OtherGroups(index) if self._measures_others(len(patches), count, selector) else None
+            others = OtherGroups(index) if self._measures_others(patches, count, selector) else None
             picks = self._select(patches, self._count(len(patches), count), selector, progress, others)
             if others is not None:
                 self._measure_left_out(others)
             self.memory_bank, self.source = patches[picks], torch.stack([index[picks], positions[picks]], dim=1)
         self.finish()
 
-    def _measures_others(self, total: int, count: int | None, selector: Selector) -> bool:
+    def _measures_others(self, patches: Tensor, count: int | None, selector: Selector) -> bool:
         """Whether the selection measures what `score_left_out` needs: distances in the embedding itself."""
-        in_embedding = self.projection_dim is None or self.projection_dim >= self.dim
-        selects = selector.tracks_others and self._count(total, count) < total
+        in_embedding = self.projection_dim is None or self.projection_dim >= patches.shape[1]
+        selects = selector.tracks_others and self._count(len(patches), count) < len(patches)
         return self.left_out_expected and selects and in_embedding and self.k == 1 and not self.is_fitted
 
     def _measure_left_out(self, others: OtherGroups) -> None:
@@ -225,7 +220,7 @@ class PatchCore(PatchDetector):
 
     def _count(self, total: int, count: int | None) -> int:
         """How many of `total` patches to keep: `count`, or what the settings say."""
-        if count is None and isinstance(self.selector, KeepAll):
+        if count is None and self.selector.keeps_all:
             return total
         count = count or self.coreset_size
         if count is not None:
@@ -252,7 +247,7 @@ class PatchCore(PatchDetector):
         points = F.normalize(patches) if self.distance == "cosine" and selector.measures else patches
         if self.projection_dim is not None and selector.measures:
             points = random_projection(points, self.projection_dim, self.generator)
-        return selector(points, count, self.generator, progress, others)
+        return selector(points, count, generator=self.generator, progress=progress, others=others)
 
     @property
     def index(self) -> NearestIndex:
@@ -353,10 +348,10 @@ class PatchCore(PatchDetector):
         held = self.probe(shapes).held
         rows = num_images * len(held)
         bank = self._count(rows, None)
-        if self.max_bank_memory is not None:
-            rows = min(rows, self.max_bank_memory // (4 * self.dim + 16))
+        if isinstance(held, Stream):
+            rows = min(rows, held.room)
             remedy = "lower model.max_bank_memory"
-        elif type(self.selector) is Greedy and self.projection_dim is None:
+        elif self.selector == GREEDY and self.projection_dim is None:
             remedy = "set model.max_bank_memory, which reduces patches as they stream in"
         else:
             remedy = "set model.max_bank_memory with model.selector=greedy model.projection_dim=null"

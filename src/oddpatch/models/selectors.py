@@ -1,6 +1,9 @@
 """Which patches a memory bank keeps: PatchCore's `selector`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +26,8 @@ class Selector(ABC):
     measures: bool = True
     #: Whether it keeps an `OtherGroups` up to date, which makes leaving an image out cheap.
     tracks_others: bool = False
+    #: Whether every point is kept where no number is asked for.
+    keeps_all: bool = False
 
     @abstractmethod
     def __call__(
@@ -36,80 +41,35 @@ class Selector(ABC):
         """Distinct indices (count,) of points (N, D), in the order of picking; what is drawn, `generator` draws."""
 
 
-class Greedy(Selector):
-    """k-center: each pick is the point that is farthest from those before (the paper)."""
+@dataclass(frozen=True)
+class _Function(Selector):
+    """A function of `oddpatch.ops.coreset`."""
 
-    tracks_others = True
+    pick: Callable[..., Tensor]
+    measures: bool = True
+    tracks_others: bool = True
+    keeps_all: bool = False
 
-    def __call__(
-        self,
-        points: Tensor,
-        count: int,
-        generator: torch.Generator,
-        progress: ProgressFn | None = None,
-        others: OtherGroups | None = None,
-    ) -> Tensor:
-        """See `k_center_greedy`."""
-        return k_center_greedy(points, count, generator=generator, progress=progress, others=others)
+    def __call__(self, points: Tensor, count: int, *args: Any, **kwargs: Any) -> Tensor:
+        return self.pick(points, count, *args, **kwargs)
 
 
-class ApproximateGreedy(Selector):
-    """k-center whose distances begin as the mean to ten random points (the authors' code)."""
-
-    tracks_others = True
-
-    def __call__(
-        self,
-        points: Tensor,
-        count: int,
-        generator: torch.Generator,
-        progress: ProgressFn | None = None,
-        others: OtherGroups | None = None,
-    ) -> Tensor:
-        """See `approximate_greedy`."""
-        return approximate_greedy(points, count, generator, progress=progress, others=others)
+def _random(points: Tensor, count: int, generator: torch.Generator, **_: Any) -> Tensor:
+    return random_subset(len(points), count, generator).to(points.device)
 
 
-class Random(Selector):
-    """Each subset equally likely."""
-
-    measures = False
-
-    def __call__(
-        self,
-        points: Tensor,
-        count: int,
-        generator: torch.Generator,
-        progress: ProgressFn | None = None,
-        others: OtherGroups | None = None,
-    ) -> Tensor:
-        """See `random_subset`."""
-        return random_subset(len(points), count, generator).to(points.device)
+def _density(points: Tensor, count: int, generator: torch.Generator, progress: ProgressFn | None, **_: Any) -> Tensor:
+    return density_subset(points, count, generator, progress=progress)
 
 
-class Density(Selector):
-    """Fewer of points that lie close together than of others (SuperADD)."""
-
-    def __call__(
-        self,
-        points: Tensor,
-        count: int,
-        generator: torch.Generator,
-        progress: ProgressFn | None = None,
-        others: OtherGroups | None = None,
-    ) -> Tensor:
-        """See `density_subset`."""
-        return density_subset(points, count, generator, progress=progress)
-
-
-class KeepAll(Greedy):
-    """Every point; where fewer are asked for, greedily."""
-
-
-SELECTORS: dict[str, type[Selector]] = {
-    "greedy": Greedy, "approximate_greedy": ApproximateGreedy, "random": Random, "density": Density,
-    "none": KeepAll,
-}  # fmt: skip
+GREEDY = _Function(k_center_greedy)
+SELECTORS: dict[str, Selector] = {
+    "greedy": GREEDY,
+    "approximate_greedy": _Function(approximate_greedy),
+    "random": _Function(_random, measures=False, tracks_others=False),
+    "density": _Function(_density, tracks_others=False),
+    "none": _Function(k_center_greedy, keeps_all=True),
+}
 
 
 def make_selector(selector: str | Selector) -> Selector:
@@ -122,4 +82,4 @@ def make_selector(selector: str | Selector) -> Selector:
         return selector
     if not isinstance(selector, str) or selector not in SELECTORS:
         raise ConfigError(f"selector={selector!r}: choose one of {', '.join(SELECTORS)}")
-    return SELECTORS[selector]()
+    return SELECTORS[selector]

@@ -128,6 +128,11 @@ class Stream(Accumulator):
     def __len__(self) -> int:
         return self._probed if self.coreset is None else self.coreset.num_seen
 
+    @property
+    def room(self) -> int:
+        """Patches like those it was given while probing that `max_bytes` holds."""
+        return self.max_bytes * self._probed // self._bytes
+
     def add(self, index: Tensor, points: Tensor, positions: Tensor) -> None:
         """Add points (n, D), found at `positions` (n,) of the grid of the images `index` (n,)."""
         if self.probing:
