@@ -32,12 +32,12 @@ def plan(source: Path, options: Options) -> list[Plan]:
         by_name[path.name].append(path)
     good, items, boxes = [], [], 0
     for document in sorted(path for path in source.rglob("*.json") if path.is_file()):
-        for path, annotations, size, types in _read(document, source, by_name):
+        for path, annotations, size, names in _read(document, source, by_name):
             if not annotations:
                 good.append(path)
                 continue
             boxes += sum(not one.get("segmentation") for one in annotations)
-            types = sorted({types[one["category_id"]] for one in annotations})
+            types = sorted({names[one["category_id"]] for one in annotations})
             kind = types[0] if len(types) == 1 else MIXED
             items.append(Item(path, "test", kind, path.name, _mask(annotations, size, path)))
     if not good and not items:
