@@ -11,10 +11,10 @@ import tifffile
 import torch
 from conftest import ROOT, make_dataset, use_tiny_backbone
 from PIL import Image
-from test_pipeline import run, tiny
+from test_pipeline import config, run, tiny
 from typer.testing import CliRunner
 
-from oddpatch import AnomalyDetector, factory
+from oddpatch import AnomalyDetector, factory, pipeline
 from oddpatch.cli.main import app
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.hydra_entry.calling import composed
@@ -154,6 +154,12 @@ def test_evaluation_is_that_of_eval_py(tiles, tmp_path, tiny_backbone):
     (folder,) = (tmp_path / "saved/eval").iterdir()
     assert {"metrics.json", "predictions.csv", "report.html"} <= {path.name for path in folder.iterdir()}
     assert detector.evaluate(tiles / "tile", **{"callbacks.pictures": None}).metrics == result.metrics
+
+
+def test_eval_py_says_that_good_parts_alone_are_nothing_to_test_on(tiles, tmp_path, tiny_backbone):
+    AnomalyDetector.fit(good(tiles), **SETTINGS).save(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"train/good holds images of good parts alone.*: add \+data.root=FOLDER"):
+        pipeline.rebuild(config("eval", f"run={tmp_path / 'saved'}", out=tmp_path / "eval"))
 
 
 def test_what_a_caller_composed_and_drew_before_stays(tiles, tiny_backbone):

@@ -18,9 +18,10 @@ from torchmetrics import Metric
 from oddpatch import factory
 from oddpatch.checkpoint import write_checkpoint
 from oddpatch.data.datamodule import MVTecDataModule, files_named
+from oddpatch.data.layout import is_category
 from oddpatch.data.walk import Walk
 from oddpatch.datatools import splitting
-from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.errors import CheckpointError, ConfigError, DataError
 from oddpatch.hydra_entry import building
 from oddpatch.hydra_entry.naming import names
 from oddpatch.known import KINDS, read_spec
@@ -181,6 +182,11 @@ def rebuild(cfg: DictConfig) -> Run:
         read_spec(settings, "data", cfg.run, trust), mean=model.preprocess.mean, std=model.preprocess.std
     )
     data.used |= files_named(described.get("align"), described.get("roi"))
+    if (images := data.root / data.category).is_dir() and not is_category(images):
+        raise DataError(
+            f"{images} holds images of good parts alone, which nothing can be tested on: add +data.root=FOLDER "
+            "+data.category=CATEGORY, for a category with train/good and test in it"
+        )
     if data.preprocess.settings() != {**model.preprocess.settings(), "max_pixels": data.preprocess.max_pixels}:
         raise ConfigError(
             f"data gives {data.preprocess}, the run was fitted with {model.preprocess}: "
