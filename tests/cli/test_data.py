@@ -81,7 +81,7 @@ def test_wrong_settings_are_one_line(category, tmp_path):
         ("masks", tmp_path, tmp_path / "o", "--rgb", "red"),
         ("split", category, tmp_path / "s.json"),
         ("split", category, tmp_path / "s.json", "--folds", 3, "--fold", 3),
-        ("convert", "coco", tmp_path, tmp_path / "o"),
+        ("convert", "imagenet", tmp_path, tmp_path / "o"),
     ):
         with pytest.raises(ConfigError) as error:
             run(*args)

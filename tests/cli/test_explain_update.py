@@ -321,13 +321,13 @@ def test_an_update_that_was_killed_leaves_nothing_that_stops_the_next(run, more,
 
 
 def test_two_updates_at_once_make_two_versions(run, more, monkeypatch, capsys):
-    original = factory.restore
+    original = update.restore_memory_bank
 
     def restore(*args, **kwargs):
         (run.parent / "run-v2").mkdir(exist_ok=True)  # another process is faster
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(update, "restore", restore)
+    monkeypatch.setattr(update, "restore_memory_bank", restore)
     code, told, _ = oddpatch(monkeypatch, capsys, "update", run, more)
     assert code == 0
     assert f"written: {run.parent / 'run-v3'}" in told

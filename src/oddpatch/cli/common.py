@@ -1,10 +1,14 @@
 """Options that several commands share, and how they print."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from oddpatch.files import shown
+
+if TYPE_CHECKING:
+    from oddpatch.data.walk import LeftOut
 
 Trust = Annotated[
     list[str] | None,
@@ -18,3 +22,16 @@ Trust = Annotated[
 def tell(text: object, err: bool = False) -> None:
     """Print one line, which may hold the names of files: they change no terminal."""
     typer.echo(shown(text), err=err)
+
+
+def warn_of_left_out(left_out: "Iterable[LeftOut]") -> None:
+    """Print a line on stderr for each reason why files or folders were not looked at."""
+    from oddpatch.data.walk import summary
+
+    for line in summary(left_out):
+        tell(f"warning: {line}", err=True)
+
+
+def split_names(text: str) -> list[str]:
+    """Names that a text separates by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oddpatch.cli.common import Trust, tell
+from oddpatch.cli.common import Trust, split_names, tell, warn_of_left_out
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import shown
 from oddpatch.wording import counted
@@ -58,7 +58,6 @@ def predict(
     from rich.console import Console
     from rich.progress import Progress
 
-    from oddpatch.data.walk import summary
     from oddpatch.inference.detector import AnomalyDetector
     from oddpatch.inference.outputs import Save, Tally, to_record
     from oddpatch.inference.outputs import save as write
@@ -78,8 +77,7 @@ def predict(
     if kinds - {Save.map} and detector.pixel_threshold is None:
         raise ConfigError(f"--save={save}: the run has no pixel threshold: give --pixel-threshold VALUE, or save map")
     terminal = sys.stdout.isatty() and not json_lines
-    for line in summary(source.left_out):
-        tell(f"warning: {line}", err=True)
+    warn_of_left_out(source.left_out)
     tally = Tally()
     results = detector.stream(source, batch_size, partial(write, out, kinds) if kinds else None)
     with (
@@ -103,12 +101,10 @@ def predict(
 def _kinds(text: str) -> "set[Save]":
     from oddpatch.inference.outputs import Save
 
-    known = ", ".join(Save)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
+    for name in split_names(text):
         if name not in set(Save):
-            raise ConfigError(f"--save={text}: {name!r} is not known: choose among {known}")
-    return {Save(name) for name in names}
+            raise ConfigError(f"--save={text}: {name!r} is not known: choose among {', '.join(Save)}")
+    return {Save(name) for name in split_names(text)}
 
 
 def _number(text: str) -> float | str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from oddpatch.cli.common import Trust, tell
+from oddpatch.cli.common import Trust, tell, warn_of_left_out
 from oddpatch.wording import counted
 
 
@@ -20,12 +20,10 @@ def update(
     trust: Trust = None,
 ) -> None:
     """Add good images to a fitted PatchCore without the old ones, and write it as a new version."""
-    from oddpatch.data.walk import summary
     from oddpatch.inference.update import good_images, update
 
     found = good_images(folder)
-    for line in summary(found.left_out):
-        tell(f"warning: {line}", err=True)
+    warn_of_left_out(found.left_out)
     done = update(run, found, folder, out, coreset_size, batch_size, trust or ())
     tell(done.thresholds)
     tell(

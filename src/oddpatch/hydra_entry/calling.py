@@ -13,14 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-import oddpatch
 from oddpatch.errors import ConfigError
-from oddpatch.hydra_entry.composition import explain, is_of_composition
+from oddpatch.hydra_entry.composition import CONFIGS, explain, is_of_composition
 from oddpatch.hydra_entry.overrides import quoted
-
-_PACKAGE = Path(oddpatch.__file__).parent
-#: What a user composes.
-CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs") if path.is_dir())
 
 
 @contextmanager

@@ -58,12 +58,10 @@ def explain(
     """
     if top < 1:
         raise ConfigError(f"--top={top}: choose at least 1")
-    model, about = restore(run, trust)
-    detector = memory_bank_of(model, run, "explain")
-    names = train_images_of(about, run)
+    model, detector, about = restore_memory_bank(run, trust, "explain")
     preprocess = model.preprocess
     preprocessed = preprocess.load(image)  # (3, H, W)
-    matches = find_matches(model, detector, preprocessed, names)
+    matches = find_matches(model, detector, preprocessed, about["train_images"])
     if not animate:
         matches = most_anomalous(matches, top, detector.patch_size * matches[0].patch.width)
     root = root or Path(about["config"]["data"]["root"])
@@ -83,33 +81,27 @@ def explain(
     return Explanation(matches, absent, root, out)
 
 
-def memory_bank_of(model: AnomalyModel, run: Path, command: str) -> PatchCore:
-    """The detector of a run if it keeps a memory bank of patches.
+def restore_memory_bank(
+    run: Path, trust: Sequence[str], command: str
+) -> tuple[AnomalyModel, PatchCore, dict[str, Any]]:
+    """A run that keeps a memory bank of patches: its model, the detector of that, and the checkpoint's description.
 
     Raises:
         ConfigError: it is of another method.
-        CheckpointError: the memory bank does not say which image each patch comes from.
+        CheckpointError: it cannot be read, or does not say which image each patch comes from.
     """
-    if not isinstance(model.detector, PatchCore):
-        method = type(model.detector).__name__
+    model, about = restore(run, trust)
+    detector = model.detector
+    if not isinstance(detector, PatchCore):
+        method = type(detector).__name__
         raise ConfigError(
             f"{run} was fitted with {method}, which keeps no memory bank of patches: {command} takes a run of PatchCore"
         )
-    detector = model.detector
     if detector.source.shape != (len(detector.memory_bank), 2) or detector.source.dtype != torch.int64:
         raise CheckpointError(f"{run}: the memory bank does not say where its patches come from: train again")
-    return detector
-
-
-def train_images_of(about: dict[str, Any], run: Path) -> list[str]:
-    """Paths of the training images, by index, as the checkpoint's description names them.
-
-    Raises:
-        CheckpointError: it names none.
-    """
     if not about["train_images"]:
         raise CheckpointError(f"{run} does not name its training images: train again")
-    return list(about["train_images"])
+    return model, detector, about
 
 
 @torch.inference_mode()

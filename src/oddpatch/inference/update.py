@@ -13,8 +13,8 @@ from oddpatch.checkpoint import read_checkpoint, write_checkpoint, written_by
 from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.factory import CHECKPOINT, restore
-from oddpatch.inference.explain import memory_bank_of, train_images_of
+from oddpatch.factory import CHECKPOINT
+from oddpatch.inference.explain import restore_memory_bank
 from oddpatch.inference.throughput import in_order
 from oddpatch.metrics.thresholds import max_excluding
 from oddpatch.models.base import AnomalyModel
@@ -65,14 +65,12 @@ def update(
     for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: choose at least 1")
-    images, left_out = found
+    images = found.files
     target = new_version(run, out)
     with drafting(target) as scratch:  # which is there when it is complete
-        model, about = restore(run, trust)
-        detector = memory_bank_of(model, run, "update")
-        names = train_images_of(about, run)
+        model, detector, about = restore_memory_bank(run, trust, "update")
         before = len(detector.memory_bank)
-        start = len(names)
+        start = first_new = len(about["train_images"])
         for batch in _batches(model, images, batch_size):
             model.update(batch, torch.arange(start, start := start + len(batch)))  # (B, 3, h, w), (B,)
         detector.extend(coreset_size)
@@ -80,19 +78,12 @@ def update(
 
         content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
         content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
-        content["oddpatch"] = describe_update(
-            about,
-            model.calibration,
-            run,
-            folder,
-            [str(path.resolve()) for path in images],
-            [f"{path}: {why}" for path, why in left_out],
-        )
+        content["oddpatch"] = describe_update(about, model.calibration, run, folder, found)
         write_checkpoint(content, scratch / "new" / CHECKPOINT)
         while target.exists():  # another process was faster
             target = new_version(run, out)
         (scratch / "new").rename(target)
-    new = int((detector.source[:, 0] >= len(names)).sum())
+    new = int((detector.source[:, 0] >= first_new).sum())
     return Update(target, len(images), before, len(detector.memory_bank), new, thresholds)
 
 
@@ -182,14 +173,10 @@ def recalibrate(model: AnomalyModel, about: dict[str, Any], new: list[Path], bat
 
 
 def describe_update(
-    about: dict[str, Any],
-    calibration: Calibration,
-    run: Path,
-    folder: Path,
-    images: list[str],
-    left_out: list[str],
+    about: dict[str, Any], calibration: Calibration, run: Path, folder: Path, found: Walk
 ) -> dict[str, Any]:
     """The description of the new checkpoint: the old one's, with the new images and where they came from."""
+    images, left_out = [str(path.resolve()) for path in found.files], [f"{path}: {why}" for path, why in found.left_out]
     step = {"run": str(run.resolve()), "folder": str(folder.resolve()), "images": len(images), "left_out": left_out}
     return {
         **about,

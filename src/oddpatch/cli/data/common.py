@@ -37,11 +37,6 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         console.print(table)
 
 
-def split_names(text: str) -> list[str]:
-    """Names that a text separates by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def say(dry_run: bool, text: str) -> None:
     """Print what was written, or what would be."""
     tell(f"{'would write: ' if dry_run else ''}{text}")

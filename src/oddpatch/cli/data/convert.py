@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from oddpatch.cli.common import tell
+from oddpatch.cli.common import tell, warn_of_left_out
 from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say
 
 
@@ -28,7 +28,6 @@ def convert(
     force: bool = FORCE,
 ) -> None:
     """Turn a published layout into MVTec layout, checked against the counts its owner states."""
-    from oddpatch.data.walk import summary
     from oddpatch.datatools.converting import Options, counts, deviations, make_plans, write_plan
     from oddpatch.datatools.writing import check_folder
 
@@ -36,8 +35,7 @@ def convert(
     plans = make_plans(layout, source, options)
     for plan in plans:
         check_folder(target / plan.category, force)
-    for line in summary(dict.fromkeys(item for plan in plans for item in plan.left_out)):
-        tell(f"warning: {line}", err=True)
+    warn_of_left_out(dict.fromkeys(item for plan in plans for item in plan.left_out))
     for plan in plans:
         if not dry_run:
             with progress_bar(plan.category) as progress:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from oddpatch.cli.common import tell
+from oddpatch.cli.common import warn_of_left_out
 from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say
 
 
@@ -27,7 +27,6 @@ def extract_good(
     force: bool = FORCE,
 ) -> None:
     """Collect images of good parts; run again after an interruption, it goes on."""
-    from oddpatch.data.walk import summary
     from oddpatch.datatools.extracting import extract_good
 
     with progress_bar("images") as progress:
@@ -35,6 +34,5 @@ def extract_good(
             source, target, suffix=suffix, patterns=pattern or (), limit=limit, split=split, seed=seed, unique=unique,
             manifest=manifest, force=force, dry_run=dry_run, progress=progress,
         )  # fmt: skip
-    for line in summary(report.left_out):
-        tell(f"warning: {line}", err=True)
+    warn_of_left_out(report.left_out)
     say(dry_run, f"{report.copied} copied, {report.there} already there, {report.repeats} repeats; {report.manifest}")

@@ -6,8 +6,8 @@ from typing import Any
 
 import typer
 
-from oddpatch.cli.common import tell
-from oddpatch.cli.data.common import DRY, FORCE, progress_bar, say, split_names
+from oddpatch.cli.common import split_names, tell
+from oddpatch.cli.data.common import DRY, FORCE, progress_bar, say
 from oddpatch.files import shown
 from oddpatch.wording import counted
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import typer
 
-from oddpatch.cli.data.common import DRY, SEED, WORKERS, progress_bar, say, split_names
+from oddpatch.cli.common import split_names
+from oddpatch.cli.data.common import DRY, SEED, WORKERS, progress_bar, say
 
 
 def render(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import typer
 
-from oddpatch.cli.common import tell
-from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say, split_names
+from oddpatch.cli.common import split_names, warn_of_left_out
+from oddpatch.cli.data.common import DRY, FORCE, SEED, progress_bar, say
 
 
 def from_unity(
@@ -24,7 +24,6 @@ def from_unity(
     force: bool = FORCE,
 ) -> None:
     """Turn Unity Perception captures into MVTec layout, masks included."""
-    from oddpatch.data.walk import summary
     from oddpatch.datatools.converting import Options, counts, write_plan
     from oddpatch.datatools.from_unity import plan_unity
     from oddpatch.datatools.writing import check_folder
@@ -35,8 +34,7 @@ def from_unity(
         source, target.name, defects=split_names(defects), masks=split_names(labels), test_share=share, seed=seed,
         skip=skip,
     )  # fmt: skip
-    for line in summary(plan.left_out):
-        tell(f"warning: {line}", err=True)
+    warn_of_left_out(plan.left_out)
     if not dry_run:
         with progress_bar(target.name) as progress:
             write_plan(plan, target.parent, source, "unity", link=link, force=force, progress=progress)
