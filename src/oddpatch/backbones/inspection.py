@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from oddpatch.backbones.base import Backbone
+from oddpatch.backbones.nodes import Nodes
 from oddpatch.errors import ConfigError, WeightsError
 from oddpatch.files import read_yaml
 from oddpatch.known import known_class, read_spec
@@ -78,6 +79,24 @@ def settings_of(name: str) -> dict[str, Any]:
     )
     where = "" if folder else " (there is no configs/backbone here: run it in the checkout)"
     raise ConfigError(f"backbone {name!r} is unknown: give {known}, or the name of a timm model{where}")
+
+
+def nodes_of(name: str) -> Nodes:
+    """Channels and stride of every node that gives maps, of a torchvision network, or a timm model of this name.
+
+    Raises:
+        ConfigError: it is neither, or its graph cannot be traced.
+    """
+    import timm
+    import torchvision
+
+    if name not in torchvision.models.list_models(module=torchvision.models) and timm.is_model(name):
+        from oddpatch.backbones.timm import map_nodes as of_timm
+
+        return of_timm(name)
+    from oddpatch.backbones.torchvision import map_nodes as of_torchvision
+
+    return of_torchvision(name)
 
 
 def on_meta(settings: Mapping[str, Any]) -> Backbone:

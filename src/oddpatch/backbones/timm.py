@@ -1,4 +1,4 @@
-"""Feature maps of any timm model: stages of a CNN or Swin, blocks of a transformer."""
+"""Feature maps of any timm model: stages of a CNN or Swin, blocks of a transformer, or nodes by name."""
 
 import copy
 import difflib
@@ -11,8 +11,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from oddpatch.backbones import nodes
 from oddpatch.backbones.base import Backbone, check_layers
 from oddpatch.backbones.engine import Runtime
+from oddpatch.backbones.nodes import Nodes
 from oddpatch.backbones.weights import WeightsSource, load_weights
 from oddpatch.errors import ConfigError, WeightsError
 from oddpatch.types import FeatureInfo
@@ -27,7 +29,8 @@ class TimmBackbone(Backbone):
     Args:
         name: timm model name, with the tag of its weights where there are several ("resnet18.tv_in1k").
         layers: stage numbers (of a CNN: 0 is stride 2, 1 stride 4, 2 stride 8, ...; of a Swin: 0 is stride 4) or
-            block numbers (of a vision transformer, from 0); "all" or "stages" takes every one.
+            block numbers (of a vision transformer, from 0); "all" or "stages" takes every one. Or names of nodes that
+            give maps, such as "layer2" or "layer3.5.act2" (`oddpatch backbone nodes NAME` lists them).
         weights: "pretrained", "random", or the path of a state dict.
         package: pip package that carries the weights, with the parameter order of this network.
         files: further names under which the same weights are cached in `$TORCH_HOME/hub/checkpoints`.
@@ -47,7 +50,7 @@ class TimmBackbone(Backbone):
     def __init__(
         self,
         name: str,
-        layers: Sequence[int] | str,
+        layers: Sequence[int | str] | str,
         weights: str = "pretrained",
         package: str | None = None,
         files: Sequence[str] = (),
@@ -61,9 +64,7 @@ class TimmBackbone(Backbone):
         class_token: bool = False,
     ) -> None:
         super().__init__()
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.4)
-            raise ConfigError(f"backbone name={name!r}: timm has no such model: the nearest are {', '.join(near)}")
+        _require_model(name)
         loading = [key for key in options or {} if key.startswith("pretrained") or key in _LOADING]
         if loading:
             raise ConfigError(f"options has {loading[0]}: weights come from backbone.weights alone: leave it out")
@@ -81,37 +82,58 @@ class TimmBackbone(Backbone):
             i: f"{stage['num_chs']} channels, stride {stage['reduction']}" for i, stage in enumerate(info)
         }
         chosen: list[Any] = list(valid) if layers in ("all", "stages") else list(layers)
-        check_layers(chosen, valid, name)
-        layers = sorted(chosen)
+        by_name = bool(chosen) and all(isinstance(layer, str) for layer in chosen) and not isinstance(layers, str)
+        if by_name:
+            described = map_nodes(name, options)
+            taken: list[Any] = nodes.choose(chosen, described, name)
+            channels, strides = ([described[node][i] for node in taken] for i in (0, 1))
+        else:
+            check_layers(chosen, valid, name)
+            taken = sorted(chosen)
+            channels, strides = ([info[i][key] for i in taken] for key in ("num_chs", "reduction"))
         pretrained = network.pretrained_cfg
         source = WeightsSource(name, package, tuple(files), pretrained.get("url"), pretrained.get("hf_hub_id"))
         self.weights_origin = load_weights(network, weights, source, partial(_adapt, network, source))
-        self.norm, self.class_token, tokens = norm, class_token, layers if class_token else []
+        self.norm, self.class_token = norm, class_token
+        tokens = [f"class token {layer}" for layer in taken] if class_token else []
         self.info = FeatureInfo(
-            channels=[info[i]["num_chs"] for i in (*layers, *tokens)],
-            strides=[*(info[i]["reduction"] for i in layers), *(0 for _ in tokens)],
-            layers=[*layers, *(f"class token {i}" for i in tokens)],
+            channels=channels + channels[: len(tokens)],
+            strides=strides + [0] * len(tokens),
+            layers=[*taken, *tokens],
             mean=pretrained["mean"],
             std=pretrained["std"],
         )
 
-        # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
-        network.prune_intermediate_layers(layers, prune_norm=not norm, prune_head=True)
-        self.network, self.blocks = network, layers
         self.tap = tap
         if tap is not None:
+            if by_name:
+                raise ConfigError(
+                    f"tap={tap!r} is within a block of a transformer: give layers by number, or leave it out"
+                )
             _check_tap(network, tap, name)
-        if (norm or class_token) and not hasattr(network, "num_prefix_tokens"):
-            raise ConfigError(f"{name} is no transformer: leave norm and class_token out")
+        if (norm or class_token) and (by_name or tap is not None or not hasattr(network, "num_prefix_tokens")):
+            raise ConfigError(
+                f"norm and class_token belong to the ends of a transformer's blocks: choose layers of {name} by "
+                "number, without tap, or leave them out"
+            )
         if class_token and getattr(network, "cls_token", None) is None:
             raise ConfigError(f"{name} has no class token: leave class_token out")
-        if tap is not None and (norm or class_token):
-            raise ConfigError(f"tap={tap!r} takes what a block computes before its end: leave norm and class_token out")
+        # What lies behind the last layer is dropped: it would cost time, memory and room in the checkpoint.
+        self.network: Any
+        if by_name:
+            self.network = nodes.cut_at(network.eval(), taken, timm.models)
+        else:
+            network.prune_intermediate_layers(taken, prune_norm=not norm, prune_head=True)
+            self.network = network
+        self.by_name, self.chosen = by_name, taken
         self.freeze(channels_last, Runtime(engine, precision, compile))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the chosen layers; class and register tokens are dropped, NHWC maps become NCHW."""
         try:
+            if self.by_name:
+                maps = self.network(self.prepare(images))
+                return [maps[node] for node in self.chosen]
             return self._maps(images) if self.tap is None else self._tapped(images)
         except AssertionError as error:  # how timm reports sizes that an architecture cannot take
             height, width = images.shape[-2:]
@@ -122,7 +144,7 @@ class TimmBackbone(Backbone):
     def _maps(self, images: Tensor) -> list[Tensor]:
         options = {"norm": self.norm, "return_prefix_tokens": True} if self.norm or self.class_token else {}
         taken = self.network.forward_intermediates(
-            self.prepare(images), indices=self.blocks, output_fmt="NCHW", intermediates_only=True, stop_early=True,
+            self.prepare(images), indices=self.chosen, output_fmt="NCHW", intermediates_only=True, stop_early=True,
             **options,
         )  # fmt: skip
         if not options:
@@ -134,7 +156,7 @@ class TimmBackbone(Backbone):
     def _tapped(self, images: Tensor) -> list[Tensor]:
         """Maps of the tokens that module `tap` of each chosen block puts out."""
         taken: list[Tensor] = []
-        modules = [self.network.blocks[i].get_submodule(self.tap) for i in self.blocks]
+        modules = [self.network.blocks[i].get_submodule(self.tap) for i in self.chosen]
         # Hooks live for this call only: a copy of the network must not write into this one's list.
         handles = [m.register_forward_hook(lambda module, given, tokens: taken.append(tokens)) for m in modules]
         try:
@@ -158,6 +180,31 @@ class TimmBackbone(Backbone):
         fixed = copy.deepcopy(self)
         fixed.network.set_input_size(img_size=image_size)
         return fixed
+
+
+def _require_model(name: str) -> None:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5, cutoff=0.4)
+        raise ConfigError(f"backbone name={name!r}: timm has no such model: the nearest are {', '.join(near)}")
+
+
+def map_nodes(name: str, options: Mapping[str, Any] | None = None) -> Nodes:
+    """Every node of model `name` that gives maps, see `oddpatch.backbones.nodes.map_nodes`.
+
+    Raises:
+        ConfigError: timm has no such model, or its graph cannot be traced.
+    """
+    _require_model(name)
+    with torch.device("meta"):
+        network: Any = timm.create_model(name, num_classes=0, **dict(options or {})).eval()
+    pretrained = network.pretrained_cfg
+    side = pretrained["input_size"][-1] if pretrained.get("fixed_input_size") else nodes.PROBE
+    try:
+        return nodes.map_nodes(network, timm.models, side)
+    except Exception as error:  # what a network does that torch FX cannot follow fails in many ways
+        raise ConfigError(
+            f"{name} has no nodes by name, as torch FX cannot trace it ({type(error).__name__}): give layers by number"
+        ) from error
 
 
 def _check_tap(network: nn.Module, tap: str, name: str) -> None:

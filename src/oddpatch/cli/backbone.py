@@ -13,14 +13,18 @@ app = typer.Typer(help="Look at the networks that make features.", no_args_is_he
 
 
 @app.command(epilog="Example: oddpatch backbone nodes vgg16")
-def nodes(name: str = typer.Argument(help="Name of a torchvision network.")) -> None:
-    """List the nodes of a torchvision network that can be its layers, with channels and stride."""
+def nodes(
+    name: str = typer.Argument(
+        help="Name of a torchvision network, or of a timm model; where both have it, timm's with its tag."
+    ),
+) -> None:
+    """List the nodes of a network that can be its layers, with channels and stride."""
     from rich.console import Console
 
-    from oddpatch.backbones.torchvision import map_nodes
+    from oddpatch.backbones.inspection import nodes_of
 
     table = _table("node", "channels", "stride")
-    for node, (channels, stride) in map_nodes(name).items():
+    for node, (channels, stride) in nodes_of(name).items():
         table.add_row(node, str(channels), str(stride))
     Console().print(table)
 
