@@ -48,6 +48,9 @@ class Supervised(AnomalyModule):
         scheduler: made from the optimizer, with one step an epoch; None keeps the learning rate.
         augment: transforms of `torchvision.transforms.v2` for the training images.
         patience: epochs without a lower validation loss after which training stops.
+        stop_accuracy: share of the training images called right at which training stops instead, judged by the
+            detector's `decides_at` as the images are trained on. The last epoch is then kept, and no image is needed to
+            validate on; None for the validation loss.
         train_share: of each defect type, the share to train on.
         validation_share: of each defect type, the share to choose the best epoch on.
         seed: of split, order and augmentation.
@@ -69,6 +72,7 @@ class Supervised(AnomalyModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         augment: Sequence[Callable[..., Any]] = (),
         patience: int = 10,
+        stop_accuracy: float | None = None,
         train_share: float = 0.6,
         validation_share: float = 0.2,
         seed: int = 0,
@@ -81,13 +85,20 @@ class Supervised(AnomalyModule):
             )
         if patience < 1:
             raise ConfigError(f"learning.patience={patience} must be at least 1")
+        if stop_accuracy is not None and not 0 < stop_accuracy <= 1:
+            raise ConfigError(f"learning.stop_accuracy={stop_accuracy} is a share: choose above 0 and at most 1")
+        if stop_accuracy is not None and model.detector.decides_at is None:
+            raise ConfigError(
+                f"learning.stop_accuracy={stop_accuracy}: the scores of {type(model.detector).__name__} do not say "
+                "what it calls anomalous: set learning.stop_accuracy=null"
+            )
         if model.calibration.fits_all:
             raise ConfigError(
                 f"calibration={model.calibration.method} scores each image by a fit without it, which would take as "
                 "many trainings: set calibration=holdout"
             )
         self.criterion, self.optimizer, self.scheduler, self.augment = loss, optimizer, scheduler, augment
-        self.patience, self.seed = patience, seed
+        self.patience, self.stop_accuracy, self.seed = patience, stop_accuracy, seed
         self.shares = (train_share, validation_share)
         model.detector.adapt_backbone(model.backbone)
         backbone_learns = any(parameter.requires_grad for parameter in model.backbone.parameters())
@@ -98,8 +109,10 @@ class Supervised(AnomalyModule):
             )
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ConfigError(f"{type(model.detector).__name__} has no parameter to learn: set learning=one_epoch")
-        #: Loss so far in this epoch on this device, times images, and images.
-        self._seen = (0.0, 0)
+        #: Loss so far in this epoch on this device, times images, images called right, and images.
+        self._seen = (0.0, 0, 0)
+        #: Share of the training images called right in the last epoch; kept, so that what has stopped stays so.
+        self.register_buffer("train_accuracy", torch.zeros((), dtype=torch.float64))
 
     @property
     def detector(self) -> TrainableDetector:
@@ -110,7 +123,7 @@ class Supervised(AnomalyModule):
 
     def divide(self, data: MVTecDataModule) -> None:
         """Leave good training images out for the threshold, and have the others shuffled and altered."""
-        if not data.validation_samples:
+        if not data.validation_samples and self.stop_accuracy is None:
             raise ConfigError(
                 f"{data.split} names no image of a part validation, on which training stops: name some, or set "
                 "data.validation=0.2, which takes that share of the test images"
@@ -134,12 +147,15 @@ class Supervised(AnomalyModule):
         data.hold_out(folds, fit_too=False)
         shuffle = Shuffle(data.fitted, self.seed)
         data.train_batches = lambda _, batch_size: ShuffledBatches(shuffle, batch_size)
-        data.wrap["train"] = lambda dataset: AugmentedImages(dataset, self.augment, shuffle)
+        if self.augment:
+            data.wrap["train"] = lambda dataset: AugmentedImages(dataset, self.augment, shuffle)
 
     def trainer_callbacks(self, folder: Path) -> list[Callback]:
-        """Early stopping, and the checkpoints of the best and of the last epoch."""
-        self.best = ModelCheckpoint(folder, "best", monitor=WATCHED, enable_version_counter=False)
+        """Early stopping, and the checkpoints of the best and of the last epoch, where the best is not the last."""
         last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        if self.stop_accuracy is not None:
+            return [last]
+        self.best = ModelCheckpoint(folder, "best", monitor=WATCHED, enable_version_counter=False)
         self.stop = EarlyStopping(WATCHED, patience=self.patience, check_on_train_epoch_end=False)
         return [self.stop, self.best, last]
 
@@ -193,11 +209,15 @@ class Supervised(AnomalyModule):
     def on_train_start(self) -> None:
         """From here on it can score; training that had stopped early has stopped."""
         self.detector.fit()
-        self.trainer.should_stop = self.stop.wait_count >= self.patience
+        self.trainer.should_stop = self._reached if self.stop_accuracy else self.stop.wait_count >= self.patience
+
+    @property
+    def _reached(self) -> bool:
+        return self.stop_accuracy is not None and float(self.train_accuracy) >= self.stop_accuracy
 
     def on_train_epoch_start(self) -> None:
         """Begin to count."""
-        self._seen = (0.0, 0)
+        self._seen = (0.0, 0, 0)
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Have what is drawn in a step, such as dropout, depend on the seed and the step only."""
@@ -209,18 +229,31 @@ class Supervised(AnomalyModule):
         total = sum(ranks.exchange(count))
         if not count:  # every file of the batch was skipped
             return torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum() * 0
-        loss = self.detector.loss(self.features(batch), batch, self.criterion)
+        features = self.features(batch)
+        loss = self.detector.loss(features, batch, self.criterion)
         if not loss.isfinite():
             raise ConfigError(
                 f"the loss is {float(loss)} in epoch {self.current_epoch + 1}: lower learning.optimizer.lr"
             )
-        self._seen = (self._seen[0] + float(loss.detach()) * count, self._seen[1] + count)
+        self._seen = (
+            self._seen[0] + float(loss.detach()) * count,
+            self._seen[1] + self._num_right(features, batch),
+            self._seen[2] + count,
+        )
         return loss * (count * ranks.size / total)
+
+    @torch.no_grad()
+    def _num_right(self, features: list[Tensor], batch: Batch) -> int:
+        """Images that the detector calls right; 0 where nobody asks."""
+        if self.stop_accuracy is None:
+            return 0
+        score = self.detector.image_score(features, self.model.preprocess.image_size)
+        return int(((score > self.detector.decides_at) == batch.label.bool()).sum())
 
     @property
     def training_status(self) -> str:  # type: ignore[override]
         """Epoch and mean loss so far."""
-        return f"epoch {self.current_epoch + 1}, loss {self._seen[0] / max(self._seen[1], 1):.3g}"
+        return f"epoch {self.current_epoch + 1}, loss {self._seen[0] / max(self._seen[2], 1):.3g}"
 
     def on_validation_start(self) -> None:
         """Begin a validation: of an epoch, or of the finished model for its thresholds."""
@@ -250,31 +283,42 @@ class Supervised(AnomalyModule):
         if self.trainer.state.fn != "fit":
             super().on_validation_epoch_end()
             return
-        found = {"train_loss": _mean(self._seen), WATCHED: _mean(self._validated)}
+        found = {"train_loss": _means(self._seen)[0], WATCHED: _means(self._validated)[0]}
         auroc = self._epoch_scores.compute().get("image_auroc")
         if auroc is not None:
             found["val_image_auroc"] = auroc
+        self._report(found)
+
+    def _report(self, found: dict[str, float]) -> None:
         self.log_dict(found, sync_dist=True)  # the same on all devices
         if self.trainer.is_global_zero:
             told = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
             log.info("epoch %d: %s", self.current_epoch + 1, told)
 
     def on_train_epoch_end(self) -> None:
-        """Note what was trained on."""
+        """Note what was trained on, and stop if enough of it is called right."""
         self.data.gather()
         self.num_fitted = self.data.num_fitted()
+        if self.stop_accuracy is None:
+            return
+        loss, accuracy = _means(self._seen)
+        self._report({"train_accuracy": accuracy} | ({} if self.data.validation_samples else {"train_loss": loss}))
+        self.train_accuracy.fill_(accuracy)
+        self.trainer.should_stop |= self._reached
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Know it too where no epoch is left to train."""
         self.num_fitted = checkpoint["oddpatch"]["num_fitted"]
 
     def on_fit_end(self) -> None:
-        """Go back to the best epoch."""
-        self.load_state_dict(read_checkpoint(Path(str(self.best.dirpath)) / "best.ckpt")["state_dict"])
+        """Go back to the best epoch, if it is not the last."""
+        if self.stop_accuracy is None:
+            best = Path(str(self.best.dirpath)) / "best.ckpt"
+            self.load_state_dict(read_checkpoint(best)["state_dict"])
         self.timing["fit"] = time.perf_counter() - self._start
 
 
-def _mean(seen: tuple[float, int]) -> float:
-    """Over the images of all devices."""
-    sums, counts = zip(*Ranks().exchange(seen), strict=True)
-    return sum(sums) / max(sum(counts), 1)
+def _means(seen: Sequence[float]) -> list[float]:
+    """Sums over the images of all devices, each divided by their number, which comes last."""
+    *sums, count = (sum(values) for values in zip(*Ranks().exchange(seen), strict=True))
+    return [one / max(count, 1) for one in sums]

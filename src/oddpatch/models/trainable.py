@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -22,6 +22,9 @@ class TrainableDetector(Detector):
 
     Its YAML chooses that kind of learning, see docs/supervised.md.
     """
+
+    #: An image with a score above it is called anomalous by the network itself; None if its scores do not say.
+    decides_at: ClassVar[float | None] = None
 
     @abstractmethod
     def loss(self, features: list[Tensor], batch: Batch, criterion: Criterion) -> Tensor:
