@@ -1,4 +1,7 @@
-"""Every method of configs/model, made for small feature maps: what the tests of the contract have in common."""
+"""Every method of configs/model, made for small feature maps: what the tests of the contract have in common.
+
+A new one is found by its YAML; where that chooses `learning=supervised`, it is trained on planted defects.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -11,6 +14,8 @@ from omegaconf import OmegaConf
 
 from oddpatch.hydra_entry import building
 from oddpatch.models.base import Detector
+from oddpatch.models.trainable import TrainableDetector
+from oddpatch.types import Batch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -34,11 +39,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def config(name: str) -> Any:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=[f"model={name}"]).model
+        return compose("train", overrides=[f"model={name}"])
+
+
+#: Those that are fitted to good images in one epoch: what is promised of `update` and `fit` is promised by them.
+FITTED = [name for name in METHODS if config(name).learning._target_.endswith(".OneEpoch")]
 
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:
-    changed = OmegaConf.merge(config(name), {**SETTINGS.get(name, {}), **settings})
+    changed = OmegaConf.merge(config(name).model, {**SETTINGS.get(name, {}), **settings})
     return building.make(changed, channels=list(channels), strides=list(strides))
 
 
@@ -54,8 +63,38 @@ def features(count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> list[to
 
 
 def fit(detector: Detector, count: int = 24, batch: int = 8, order: torch.Tensor | None = None) -> Detector:
+    if isinstance(detector, TrainableDetector):
+        return learn(detector, count)
     maps = features(count)
     for index in (torch.arange(count) if order is None else order).split(batch):
         detector.update([f[index] for f in maps], index)
     detector.fit()
     return detector
+
+
+def plant(maps: list[torch.Tensor], row: int, column: int) -> None:
+    """Shift the features of all images in one cell of the coarsest map, and of what the finer ones have there."""
+    for feature, stride in zip(maps, STRIDES, strict=True):
+        side = STRIDES[-1] // stride
+        feature[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side] += 2.0
+
+
+def learn(detector: TrainableDetector, count: int) -> Detector:
+    """Train on as many good images as ones with a defect, a quarter of them in each of four cells."""
+    given = [features(count)]
+    for k in range(4):
+        given.append(features(count // 4, seed=10 + k))
+        plant(given[-1], k, (3 * k + 1) % 4)
+    maps = [torch.cat(parts) for parts in zip(*given, strict=True)]
+    label = (torch.arange(len(maps[0])) >= count).long()
+    mask = torch.zeros(len(label), 1, *SIZE, dtype=torch.uint8)
+    batch = Batch(torch.empty(len(label), 3, *SIZE), mask, label, torch.arange(len(label)), [""] * len(label))
+    name = next(n for n in METHODS if config(n).model._target_.endswith(f".{type(detector).__name__}"))
+    criterion = building.make(config(name).learning.loss)
+    optimizer = torch.optim.Adam(detector.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        detector.loss(maps, batch, criterion).backward()
+        optimizer.step()
+    detector.fit()
+    return detector.requires_grad_(False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from methods import METHODS, make
+from methods import FITTED, make
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.learning import distributed
@@ -29,9 +29,9 @@ SMALL = {
     "pyod": {"finest_stride": 1},
     "patchcore_ensemble": {"maps": [1, 1], "member": MEMBER, "holdout": 0.25},
 }  # fmt: skip
-#: Every method of configs/model, and settings of them that keep other things.
+#: Every method of configs/model that is fitted in one epoch, and settings of them that keep other things.
 DETECTORS = {
-    **{name: partial(make, name, CHANNELS, STRIDES, **SMALL.get(name, {})) for name in METHODS},
+    **{name: partial(make, name, CHANNELS, STRIDES, **SMALL.get(name, {})) for name in FITTED},
     "padim_projected": lambda: PaDiM(CHANNELS, STRIDES, num_features=3, reduction="semi_orthogonal"),
     "patchcore_random": lambda: PatchCore(CHANNELS, STRIDES, selector="random", embedding="joined", finest_stride=1),
     "patchcore_roomy": lambda: PatchCore(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TinyBackbone
-from methods import METHODS, SIZE, features, fit, make
+from methods import FITTED, METHODS, SIZE, features, fit, make
 from test_region import LEFT
 
 from oddpatch.data.transforms import Preprocess
@@ -36,8 +36,9 @@ def require_equal(exported, model, given):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *SETTINGS])
-@pytest.mark.parametrize("region", [False, True])
+@pytest.mark.parametrize(
+    ("name", "region"), [*((n, False) for n in (*METHODS, *SETTINGS)), *((n, True) for n in (*FITTED, *SETTINGS))]
+)
 def test_an_exported_detector_gives_the_same_numbers_for_any_batch(name, region):
     method, settings = SETTINGS.get(name, (name, {}))
     detector = make(method, **settings)
