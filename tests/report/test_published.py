@@ -58,6 +58,7 @@ def test_every_protocol_belongs_to_a_variant_and_names_real_settings():
         ("patchcore", "PatchCore"),
         ("spade", "SPADE"),
         ("gaussian", "GaussianAD"),
+        ("cam", "CAM"),
     ):
         found = pytest.importorskip(f"oddpatch.models.{module}")
         known |= {f"model.{p}" for p in getattr(found, name).__init__.__annotations__}
@@ -85,7 +86,7 @@ def test_differences_of_protocol_are_told(tmp_path):
     amazon = next(match for match in matches(run)[0] if match.published.variant.startswith("IM224"))
     assert "selector approximate_greedy there, greedy here" in amazon.differences  # a default, not in the config
     assert "projection_dim 128 there, none here" in amazon.differences
-    assert "fitted to 167 of 209 good images of bottle here" in amazon.differences
+    assert "fitted to 167 of 209 training images of bottle here" in amazon.differences
     assert not any(told.startswith(("layers", "resize", "crop")) for told in amazon.differences)
     backbone = {**WIDE_RESNET, "name": "wide_resnet50_2.racm_in1k"}
     data = {"interpolation": "bicubic", "roi": "x.png"}
@@ -118,6 +119,23 @@ def test_what_must_not_be_compared_is_not_and_says_why(tmp_path, changed, told):
     found, reason = matches(read_run(write_run(tmp_path / "a", **changed)))
     assert told in reason
     assert bool(found) == (told == "")
+
+
+def test_a_classifier_is_compared_on_a_held_out_fifth_and_nothing_else_is(tmp_path):
+    cam = {"_target_": "oddpatch.models.cam.CAM", "trained_layers": 3}
+    backbone = {"_target_": "oddpatch.backbones.torchvision.TorchvisionBackbone", "name": "vgg16"}
+    backbone |= {"layers": ["features.29"], "weights": "pretrained"}
+    data = {"resize": [224, 224], "crop": None, "split": "split.json"}
+    of_fifth = {"num_train_images": 347, "num_test_images": 87}  # of pill
+    run = read_run(write_run(tmp_path / "a", "pill", model=cam, backbone=backbone, data=data, **of_fifth))
+    ((match,), why) = matches(run)
+    assert (match.published.variant, why) == ("80/20 stratified split", "")
+    assert match.differences == ("data.split here", "another draw of the held-out fifth; images not normalised")
+    assert published_value(match, "mvtec_ad_fifth", "pill", ["pill"], "balanced_accuracy") == 0.817
+    assert columns_of([run])[0].value("mvtec_ad_fifth", "pill", "image_auroc")
+    other = read_run(write_run(tmp_path / "b", "pill", model=cam, backbone=backbone, data=data))
+    assert matches(other)[0] == [match], "its category is of the dataset, though no number of it was published"
+    assert published_value(match, "mvtec_ad", "pill", ["pill"], "balanced_accuracy") is None
 
 
 def test_the_image_size_must_be_the_same_where_it_is_stated(tmp_path):

@@ -3,7 +3,7 @@
 `reference/published.csv` holds values, `sources.csv` where each was published and read, `protocols.csv` what is known
 of the settings behind them. A run matches a published variant if
 
-- it ran on the dataset's own test images (`oddpatch.report.datasets`) with pretrained weights,
+- it ran on the test images that it was published on (`oddpatch.report.datasets`) with pretrained weights,
 - method and backbone are the same, and the image size, where it is stated,
 - every setting of role `same` is: what distinguishes the variant, as the coreset ratio does PatchCore-10%.
 
@@ -29,6 +29,7 @@ NAMES = {
     "PatchCore": ("PatchCore", "PatchCoreViT"),
     "SPADE": ("SPADE",),
     "GaussianAD": ("Gaussian-AD",),
+    "CAM": ("VGG16-CAM (supervised)",),
 }
 #: Weights of timm that are those the publications used, and how the name of the backbone then ends there.
 _WEIGHTS = {"": "", "tv_in1k": "", "orig_in21k": "_in21k"}
@@ -175,7 +176,7 @@ def _differences(entry: Published, ours: Protocol, run: FinishedRun) -> list[str
     dataset = DATASETS[dataset_of(run.category, int(run.metrics["num_test_images"]))]
     if fitted != dataset.categories[run.category].train:
         told.append(
-            f"fitted to {fitted} of {dataset.categories[run.category].train} good images of {run.category} here"
+            f"fitted to {fitted} of {dataset.categories[run.category].train} training images of {run.category} here"
         )
     return told
 
