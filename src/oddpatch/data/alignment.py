@@ -20,6 +20,7 @@ from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError, DataError
 
 Floats = NDArray[np.float64]
+Points = tuple[Floats, NDArray[np.float32]]  # (N, 2) as x and y, and descriptors (N, 128)
 ALIGNMENTS = ("homography", "translation")
 #: Images are compared at this length of the longer side, in pixels, or at their own if that is less.
 WORKING_SIDE = 640
@@ -28,6 +29,8 @@ MIN_QUALITY = 0.6
 _URI = "data:image/png;base64,"
 _BLOCKS = 8  # along each side of the image, for the quality
 _RATIO = 0.8  # of the distances to the best and the second match (Lowe, IJCV 2004)
+_POINTS = 600  # of highest contrast
+_REFINEMENTS = 5  # steps, from a start that the points give
 _TOLERANCE = 2.0  # working pixels by which matched points may disagree
 
 
@@ -44,8 +47,8 @@ class Alignment:
     Args:
         reference: the image, as `encode` gives it: it travels with a model, so no file is needed later.
         size: (height, width) of the reference before it was encoded.
-        method: "homography" (SIFT points, MAGSAC++: shift, turn, scale and tilt) or "translation" (phase correlation
-            of the gradients; the image must have the size of the reference).
+        method: "homography" (SIFT points, MAGSAC++, refined by ECC: shift, turn, scale and tilt) or "translation"
+            (phase correlation of the gradients; the image must have the size of the reference).
         min_quality: images that register with less are refused.
 
     Raises:
@@ -65,7 +68,7 @@ class Alignment:
         self.min_quality = min_quality
         self._grey = decode(reference)  # (h, w) uint8
         self._gradient = _gradient(self._grey)
-        self._features: tuple[Floats, NDArray[np.float32]] | None = None
+        self._features: Points | None = None
         if self._gradient.std() == 0:
             raise ConfigError("align.reference is of one colour throughout: choose an image with the part in it")
 
@@ -102,23 +105,36 @@ class Alignment:
         8x8 blocks, as the median over blocks weighted by the contrast of the reference: what half of the part fits.
         0 if nothing was found.
         """
-        size = (image.shape[-2], image.shape[-1])
-        grey = _to_grey(image)
-        between = self._homography(grey) if self.method == "homography" else self._translation(grey, size)
+        return self._measure(_to_grey(image), (image.shape[-2], image.shape[-1]), None)
+
+    def measure_reference(self, other: "Alignment") -> Registration:
+        """As `measure` of the reference of another alignment, whose points are found once."""
+        return self._measure(other._grey, other.size, other._points)
+
+    def _measure(self, grey: NDArray[np.uint8], size: tuple[int, int], points: Points | None) -> Registration:
+        if self.method == "homography":
+            between = self._homography(grey, points or _features(grey))
+        else:
+            between = self._translation(grey, size)
         # No camera sees a mirror image of the part: that would be chance, or its back.
         if between is None or not np.isfinite(between).all() or np.linalg.det(between / between[2, 2]) < 1e-9:
             return Registration(np.eye(3), 0.0)
-        quality = self._quality(grey, between)
+        between, quality = self._refined(grey, between)
         matrix = np.linalg.inv(_scaling(self.size, self._grey.shape)) @ between @ _scaling(size, grey.shape)
         return Registration(matrix / matrix[2, 2], quality)
 
-    def _homography(self, grey: NDArray[np.uint8]) -> Floats | None:
-        import cv2
-
+    @property
+    def _points(self) -> Points:
+        """Of the reference, found when they are first needed."""
         if self._features is None:
             self._features = _features(self._grey)
-        points, descriptors = _features(grey)
-        targets, known = self._features
+        return self._features
+
+    def _homography(self, grey: NDArray[np.uint8], found_in: Points) -> Floats | None:
+        import cv2
+
+        points, descriptors = found_in
+        targets, known = self._points
         if min(len(points), len(targets)) < 4:
             return None
         pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(descriptors, known, k=2)
@@ -143,6 +159,28 @@ class Alignment:
         # OpenCV multiplies its arguments by the window in place where it need not pad them.
         (dx, dy), _ = cv2.phaseCorrelate(_gradient(grey), self._gradient.copy(), window)
         return np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1]], np.float64)
+
+    def _refined(self, grey: NDArray[np.uint8], between: Floats) -> tuple[Floats, float]:
+        """A homography made to fit the pixels, where that is better than fitting the points alone; and its quality.
+
+        Evangelidis and Psarakis, TPAMI 2008: brightness and contrast do not matter to it.
+        """
+        import cv2
+
+        quality = self._quality(grey, between)
+        if self.method != "homography" or quality < self.min_quality:
+            return between, quality
+        inverse = np.linalg.inv(between)
+        try:
+            _, fitted = cv2.findTransformECC(
+                self._grey, grey, (inverse / inverse[2, 2]).astype(np.float32), cv2.MOTION_HOMOGRAPHY,
+                (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _REFINEMENTS, 1e-5), None, 5,
+            )  # fmt: skip
+            refined = np.linalg.inv(fitted.astype(np.float64))
+        except (cv2.error, np.linalg.LinAlgError):  # it did not converge: the points have the last word
+            return between, quality
+        better = self._quality(grey, refined)
+        return (refined, better) if better > quality else (between, quality)
 
     def _quality(self, grey: NDArray[np.uint8], between: Floats) -> float:
         import cv2
@@ -171,6 +209,15 @@ class Alignment:
 
         moved = cv2.warpPerspective(mask.numpy(), registration.matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
         return torch.from_numpy(moved)
+
+
+def from_image(image: Tensor) -> Alignment:
+    """An `Alignment` to an image (3, H, W) in [0, 1].
+
+    Raises:
+        ConfigError: it shows nothing to register to.
+    """
+    return Alignment(encode(_to_grey(image)), (image.shape[1], image.shape[2]))
 
 
 def load_alignment(value: str | Path | Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -225,10 +272,10 @@ def _scaling(original: tuple[int, int], working: tuple[int, ...]) -> Floats:
     return np.array([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]], np.float64)
 
 
-def _features(grey: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.float32]]:
+def _features(grey: NDArray[np.uint8]) -> Points:
     import cv2
 
-    points, descriptors = cv2.SIFT.create(nfeatures=2000, enable_precise_upscale=True).detectAndCompute(grey, None)
+    points, descriptors = cv2.SIFT.create(nfeatures=_POINTS, enable_precise_upscale=True).detectAndCompute(grey, None)
     if not points:
         return np.empty((0, 2)), np.empty((0, 128), np.float32)
     return np.array([point.pt for point in points]), np.asarray(descriptors, np.float32)
