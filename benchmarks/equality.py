@@ -23,7 +23,7 @@ MODELS = ("padim", "patchcore", "patchcore model.coreset_ratio=0.01", "spade", "
 #: Only what one run alone can tell, and what says how it was made.
 SKIPPED = (
     "run", "settings", "timing", "peak_memory_bytes", "git_commit", "versions", "test_set", "fpr_limits", "thresholds",
-    "inspected", "left_out",
+    "inspected", "alignment", "left_out",
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def main() -> None:
         if data == "bottle" and options.root is None:
             print("bottle: left out, give --root")
             continue
-        overrides = [f"data={data}", f"paths.data_dir={out / 'data'}"]
+        overrides = [f"data={data}", "data.align=null", f"paths.data_dir={out / 'data'}"]
         if data == "bottle":
             overrides = ["data=mvtec", f"data.root={options.root.resolve()}"]
         for model in options.models:

@@ -55,7 +55,7 @@ def make_result(scores=(), labels=(), **changes):
         rows=tuple(rows), good=(), metrics={}, absent={}, auroc_by_type={}, thresholds=Thresholds(), fpr_limits=(),
         pixels=None, statistics=None, confidence=None, confidence_settings=None, examples=None,
         levels=np.empty((0, 3), np.float32), timing={}, features_found=False, num_fitted=0, test_set=None, skipped=(),
-        left_out=(), inspected=None, inspected_text="", config={}, settings={}, detector="PaDiM", weights="pretrained",
-        versions={}, git_commit=None, peak_memory=0,
+        left_out=(), inspected=None, inspected_text="", alignment=None, config={}, settings={}, detector="PaDiM",
+        weights="pretrained", versions={}, git_commit=None, peak_memory=0,
     )  # fmt: skip
     return replace(nothing, **changes)

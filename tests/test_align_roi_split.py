@@ -141,3 +141,27 @@ def test_a_fold_is_trained_and_tested_on(tiles, tmp_path, tiny_backbone):
     assert scores(tmp_path / "same") == scores(tmp_path / "run")
     with pytest.raises(ConfigError, match="folds 0, 1, 2"):
         run(tiny(tiles, tmp_path / "no", settings[0]))
+
+
+def test_a_reference_that_was_chosen_is_in_the_checkpoint(tmp_path, tiny_backbone, category):
+    out = tmp_path / "run"
+    job = run(tiny(tmp_path / "data", out, "data.align=auto", "data.resize=48", "data.crop=48"))
+    told = json.loads((out / "metrics.json").read_text())["alignment"]
+    assert job.data.preprocess.alignment is not None
+    assert told["reference"] == str(job.data.reference.path)
+    assert told["quality"] > 0.6
+    again = evaluate(out, tmp_path / "again")
+    assert again.data.preprocess.settings()["align"] == job.data.preprocess.settings()["align"]
+    assert scores(tmp_path / "again") == scores(out)
+
+
+def test_images_that_were_not_aligned_are_not_when_tested_again(tmp_path, tiny_backbone, caplog):
+    make_dataset(tmp_path / "data")
+    out = tmp_path / "run"
+    run(tiny(tmp_path / "data", out, "data.align=auto"))
+    assert "data.align=auto: images are not aligned, because" in caplog.text
+    told = json.loads((out / "metrics.json").read_text())["alignment"]
+    assert told["reference"] is None
+    assert told["reason"]
+    evaluate(out, tmp_path / "again")
+    assert scores(tmp_path / "again") == scores(out)

@@ -71,7 +71,7 @@ def test_timm_nodes_by_name_equal_those_of_hooks_in_the_whole_network():
         network(images)
         features = backbone(images)
     assert backbone.layers == ["layer2", "layer3.5.bn2"]
-    assert (backbone.channels, backbone.strides) == ([128, 256], [8, 16])
+    assert (backbone.info.channels, backbone.info.strides) == ([128, 256], [8, 16])
     for node, found in zip(backbone.layers, features, strict=True):
         torch.testing.assert_close(found, expected[node], rtol=1e-4, atol=1e-4)
 

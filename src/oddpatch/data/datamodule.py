@@ -16,6 +16,7 @@ from oddpatch.data.decoding import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
 from oddpatch.data.layout import GOOD, Layout, Sample, categories, fingerprint, refuse_category, scan, scan_types
 from oddpatch.data.loading import check_workers, make_loader, workers_that_fit
+from oddpatch.data.reference import Reference, choose_reference
 from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.splits import follow, take_share
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Part = Literal["train", "calibration", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "calibration", "validation", "test")
+#: `align`: the reference is chosen among the training images.
+AUTO = "auto"
 
 
 #: Puts something around a dataset, such as a cache of what would be computed from it.
@@ -56,7 +59,8 @@ class MVTecDataModule(LightningDataModule):
         max_pixels: see `Preprocess`.
         interpolation: see `Preprocess`.
         align: reference image onto which every image is moved, or a mapping of `reference`, `method` and `min_quality`,
-            see `oddpatch.data.alignment`.
+            see `oddpatch.data.alignment`; "auto" chooses one of the good training images, see
+            `oddpatch.data.reference`, and moves no image where they do not register to each other.
         roi: mask image that is not zero where to inspect, of the size of the images (of the reference, with `align`).
         split: manifest by `oddpatch data split`, which says what is for training and what for testing.
         fold: the fold to test on, of a manifest of folds.
@@ -125,6 +129,7 @@ class MVTecDataModule(LightningDataModule):
                 f"full_scale={full_scale!r} must be auto or the highest value of the sensor, such as 4095"
             )
         self.finds_full_scale = full_scale == "auto"
+        self.finds_reference = align == AUTO
         self.multiple = multiple
         self.preprocess = Preprocess(
             resize,
@@ -132,7 +137,7 @@ class MVTecDataModule(LightningDataModule):
             mean,
             std,
             interpolation,
-            align=load_alignment(align),
+            align=None if align == AUTO else load_alignment(align),
             roi=load_roi(roi),
             fit=fit,
             adapted=adapted,
@@ -176,6 +181,8 @@ class MVTecDataModule(LightningDataModule):
         self.images: Walk | None = None
         #: How much of the area of the images is inspected; set by `setup`.
         self.inspected: Inspected | None = None
+        #: What `align="auto"` found; None with another setting; set by `setup`.
+        self.reference: Reference | None = None
         self._said_workers = False
         # Made now, so that a wrong setting fails before anything is read.
         self._train, self._test, self._validation = (self._dataset([]) for _ in range(3))
@@ -227,6 +234,8 @@ class MVTecDataModule(LightningDataModule):
             preprocess.full_scale = find_full_scale(paths, preprocess.max_pixels)
             if preprocess.full_scale:
                 self._say(logging.INFO, "full scale of the sensor: %d, from the training images", preprocess.full_scale)
+        if self.finds_reference:
+            self._find_reference()
         sizes = read_sizes(paths)
         preprocess.adapt(sizes, self.multiple)
         others = [sample.path for sample in (*self.test_samples, *self.validation_samples)]
@@ -238,6 +247,20 @@ class MVTecDataModule(LightningDataModule):
             self.warnings.append(line)
         else:
             self._say(logging.INFO, "%s", line)
+
+    def _find_reference(self) -> None:
+        """Choose the image that the others are moved onto, and say which, or that none is and why."""
+        good = [sample.path for sample in self.train_samples if not sample.label]
+        found = self.reference = choose_reference(good, self.preprocess.full_scale, self.preprocess.max_pixels)
+        self.preprocess.alignment = found.alignment
+        if found.path is None:
+            self.warnings.append(f"data.align=auto: images are not aligned, because {found.reason}")
+            return
+        self._say(
+            logging.INFO,
+            "data.align=auto: images are moved onto %s; %d of %d register to it, quality %.2f, by %.1f pixels",
+            found.path, found.registered, found.probes, found.quality, found.shift,
+        )  # fmt: skip
 
     def _scan(self) -> Layout:
         if self.images is not None:
@@ -339,7 +362,7 @@ class MVTecDataModule(LightningDataModule):
 def files_named(align: str | Path | Mapping[str, Any] | None, roi: str | Path | None) -> set[str]:
     """Names, without their folders, of the files that these settings of `MVTecDataModule` give."""
     reference = align.get("reference") if isinstance(align, Mapping) else align
-    return {Path(file).name for file in (reference, roi) if file and not str(file).startswith("data:")}
+    return {Path(f).name for f in (reference, roi) if f and f != AUTO and not str(f).startswith("data:")}
 
 
 def render(folder: Path, scene: str, seed: int) -> None:

@@ -25,7 +25,7 @@ _NULL = re.compile(r"null", re.IGNORECASE)
 _OTHERWISE = {
     "data.split": _NULL,
     "data.roi": _NULL,
-    "data.align": re.compile(r"null|\{.*\}", re.IGNORECASE | re.DOTALL),
+    "data.align": re.compile(r"null|auto|\{.*\}", re.IGNORECASE | re.DOTALL),
     "data.validation": re.compile(r"null|[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE),
     "logger.wandb.name": _NULL,
 }

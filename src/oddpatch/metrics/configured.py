@@ -18,8 +18,8 @@ OF_PIXELS = ("anomaly_map", "mask")
 #: What else metrics.json says: no metric can be called so.
 RESERVED = (
     "run", "image_auroc_by_defect_type", "confidence", "confidence_settings", "thresholds", "operating", "absent",
-    "num_train_images", "num_test_images", "test_set", "skipped", "inspected", "left_out", "timing",
-    "peak_memory_bytes", "weights", "versions", "git_commit", "fpr_limits", "settings",
+    "num_train_images", "num_test_images", "test_set", "skipped", "inspected", "alignment", "left_out",
+    "timing",    "peak_memory_bytes", "weights", "versions", "git_commit", "fpr_limits", "settings",
 )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def _settings(run: FinishedRun) -> dict[str, Any]:
     """What decides the numbers, by dotted name."""
     parts = {part: dict(run.settings[part]) for part in ("model", "backbone", "data")}
     parts["data"] = {
-        key: "yes" if key in _FILES else value
+        key: "yes" if key in _FILES and value != "auto" else value
         for key, value in parts["data"].items()
         if value is not None and key != "_target_"
     }

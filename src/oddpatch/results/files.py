@@ -53,6 +53,7 @@ def to_json(result: TestResult) -> dict[str, Any]:
         "test_set": result.test_set,
         "skipped": result.skipped,
         "inspected": result.inspected,
+        "alignment": result.alignment,
         "left_out": result.left_out,
         "timing": {stage: round(seconds, 4) for stage, seconds in result.timing.items()},
         "peak_memory_bytes": result.peak_memory,

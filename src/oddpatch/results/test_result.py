@@ -89,6 +89,7 @@ class TestResult:
     left_out: Sequence[str]  # files that are no images of the dataset, and why
     inspected: Mapping[str, float] | None  # shares of the area of the images
     inspected_text: str  # the same in words
+    alignment: Mapping[str, Any] | None  # the reference that data.align=auto chose, or why none; None if not asked to
     config: Mapping[str, Any]  # what the model was built from, as composed
     settings: Mapping[str, Any]  # the same with the defaults of the classes
     detector: str  # its class
