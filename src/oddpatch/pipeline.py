@@ -33,6 +33,7 @@ from oddpatch.models.base import AnomalyModel
 from oddpatch.quiet import hush_lightning
 from oddpatch.results.summary import print_summary
 from oddpatch.settings import check_area, check_seed
+from oddpatch.sweep.record import NAME as RECORD
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +82,11 @@ class Run(NamedTuple):
         """Score the test images, measure, and write the results."""
         self.trainer.test(self.module, self.data, verbose=False)
 
-    def summary(self) -> None:
-        """Print what was measured and where the files are."""
+    def summary(self, guide: bool = False) -> None:
+        """Print what was measured and where the files are; with `guide` what to do next, except in a sweep's job."""
         if self.trainer.is_global_zero and self.module.result is not None:
-            print_summary(self.module.result, self.folder, self.module.timing)
+            guide = guide and not (self.folder / RECORD).exists()
+            print_summary(self.module.result, self.folder, self.module.timing, guide=guide)
 
     def measured(self, name: str) -> float | None:
         """The value of a metric; None if it has none."""
@@ -174,6 +176,7 @@ def rebuild(cfg: DictConfig) -> Run:
     found = ("align", "roi", "adapted", "full_scale")
     kept = {key: value for key, value in model.preprocess.settings().items() if key in found and value}
     kept.setdefault("full_scale", None)
+    kept.setdefault("align", None)
     described = about["config"]["data"]
     if "render" in described:  # a folder that is absent is made where the user says so, not where a file does
         described = {**described, "render": None}

@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> float | None:
     run.calibrate()
     run.save()
     run.test()
-    run.summary()
+    run.summary(guide=True)
     return run.measured(cfg.objective)
 
 

@@ -1,7 +1,10 @@
 """The tables that a run ends with on the terminal."""
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Any
 
@@ -65,8 +68,40 @@ def by_type(result: TestResult) -> list[dict[str, Any]]:
     return rows
 
 
+def further_commands(folder: Path) -> list[str]:
+    """What can be done with a run, as lines for a shell; the run's folder, which is long, is given once."""
+    folder, here = folder.resolve(), Path.cwd()
+    run = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    train = (
+        f"{_command('python')} train.py" if Path(sys.argv[0]).name == "train.py" else f"{_command('oddpatch')} train"
+    )
+    return [
+        f"RUN={quote(str(run))}",
+        *(
+            [f'{"open" if sys.platform == "darwin" else "xdg-open"} "$RUN/report.html"']
+            if (folder / "report.html").is_file()
+            else []
+        ),
+        f'{_command("oddpatch")} predict "$RUN" IMAGES --save overlay',
+        f"{train} data=custom data.root=FOLDER data.category=PART",
+    ]
+
+
+def _command(name: str) -> str:
+    """A program of this Python's environment as a shell here finds it."""
+    beside = Path(sys.executable).with_name(name)
+    if (found := shutil.which(name)) and Path(found) == beside:
+        return name
+    return quote(str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside))
+
+
 def print_summary(
-    result: TestResult, folder: Path, timing: Mapping[str, float] | None = None, console: Console | None = None
+    result: TestResult,
+    folder: Path,
+    timing: Mapping[str, float] | None = None,
+    console: Console | None = None,
+    *,
+    guide: bool = False,
 ) -> None:
     """Print the metrics, those of each defect type, the time each stage took, and the run's folder.
 
@@ -75,6 +110,7 @@ def print_summary(
         folder: of the run.
         timing: seconds by stage; None for those of the result, which end with the test.
         console: to print on.
+        guide: whether to say what can be done next, see `further_commands`.
     """
     console = console or Console()
     if not console.is_terminal:  # in a file no line is broken
@@ -94,6 +130,10 @@ def print_summary(
     if result.is_random:
         console.print(Text("random weights: these numbers say nothing about the method", style="bold red"))
     console.print(Text(shown(folder)), soft_wrap=True)
+    if guide:
+        console.print("\nNext:")
+        for line in further_commands(folder):
+            console.print(Text(shown(f"  {line}")), soft_wrap=True)
 
 
 def _metrics(result: TestResult) -> Table:
