@@ -120,6 +120,7 @@ class PatchCore(PatchDetector):
         self.coreset_ratio = coreset_ratio
         self.coreset_size = coreset_size
         self.projection_dim = projection_dim
+        self.patch_size = patch_size
         self.distance = distance
         self.k = k
         self.num_neighbors = num_neighbors
