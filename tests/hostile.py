@@ -454,7 +454,8 @@ def watched() -> Iterator[list[str]]:
     if not getattr(sys, "_oddpatch_hook", False):
         sys.addaudithook(_hook)  # it cannot be removed
         sys._oddpatch_hook = True
-    _watching = seen = []
+    seen: list[Any] = []
+    _watching = seen
     try:
         yield seen
     finally:

@@ -5,6 +5,7 @@ import copy
 import functools
 import re
 import shlex
+from typing import Any
 
 import pytest
 import typer
@@ -37,7 +38,7 @@ NAMED = re.compile(rf"(?:{GROUPS.removesuffix('|sweep')})(?:\.[a-z_]\w*)+")
 
 def commands():
     """(page, command or settings) of all, once each."""
-    found = {}
+    found: dict[Any, Any] = {}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         name = page.relative_to(ROOT).as_posix()

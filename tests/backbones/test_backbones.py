@@ -1,5 +1,7 @@
 """Feature extractors: the right features, frozen, cut after the last layer."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -39,7 +41,7 @@ def test_packaged_lite_weights_give_the_features_of_their_own_port(lite, size):
 
 def test_efficientnet_blocks_equal_those_of_the_whole_network():
     network = EfficientNet.from_name("efficientnet-b0").eval()
-    expected = {}
+    expected: dict[Any, Any] = {}
     for number, block in enumerate(network._blocks, start=1):
         block.register_forward_hook(lambda m, i, o, n=number: expected.__setitem__(n, o))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,7 @@
 """torchvision networks by the names of their nodes."""
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -11,7 +13,7 @@ from oddpatch.errors import ConfigError, WeightsError
 def test_features_equal_those_of_hooks_in_the_whole_network():
     torch.manual_seed(0)
     network = torchvision.models.resnet34().eval()
-    expected = {}
+    expected: dict[Any, Any] = {}
     for node in ("layer2", "layer3.5.bn2"):
         network.get_submodule(node).register_forward_hook(lambda m, i, o, n=node: expected.__setitem__(n, o.clone()))
     backbone = TorchvisionBackbone("resnet34", ["layer3.5.bn2", "layer2", "layer3.5.relu_1"], "random")

@@ -1,5 +1,7 @@
 """Every backbone of configs/backbone: its maps are what it says, and every method works on them."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import CONFIGS
@@ -26,7 +28,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def metas():
     """Each backbone without numbers in it, made when first asked for."""
-    made = {}
+    made: dict[Any, Any] = {}
     return lambda name: made.setdefault(name, on_meta(settings_of(name)))
 
 

@@ -84,7 +84,7 @@ def test_validation_and_defective_training_images_where_they_are_wanted(part, tm
 
 def test_folds_cover_every_image_once(part, tmp_path):
     write_split(tmp_path / "s.json", split_folds(part, 3, 0), part, {"folds": 3}, force=False)
-    tested = Counter()
+    tested: Counter[str] = Counter()
     for fold in range(3):
         found = followed(part, tmp_path / "s.json", fold)
         assert not below(part, found.train) & below(part, found.test)

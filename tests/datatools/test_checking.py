@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import cv2
 import numpy as np
@@ -377,7 +378,7 @@ def test_shifts_name_what_differs(tmp_path):
         "size": lambda image: np.hstack([image, image]),
         "mean brightness": lambda image: image * 0.8,
     }
-    prints = {name: [] for name in views}
+    prints: dict[str, list[Any]] = {name: [] for name in views}
     for name, view in views.items():
         for k in range(12):
             image = 0.7 * np.repeat(texture(rng)[..., None], 3, axis=2)

@@ -1,4 +1,5 @@
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,7 +240,7 @@ def test_curves_are_those_of_the_metrics(tmp_path):
     assert f"AU-PRO {ranking.au_pro(0.05):.4f} up to 0.05" in labels_
     f1, threshold = images.f1_max()
     marked = next(line for line in sheets["precision_recall"].figure.axes[0].lines if f"{f1:.4f}" in line.get_label())
-    recall, precision = marked.get_xydata()[0]
+    recall, precision = np.asarray(marked.get_xydata())[0]
     assert 2 * precision * recall / (precision + recall) == pytest.approx(f1)
     assert precision == pytest.approx((labels[scores >= threshold] == 1).mean())
 
@@ -266,7 +267,7 @@ def stream(count, types=("good", "scratch", "dent")):
 
 
 def by_type(examples):
-    scores = {}
+    scores: dict[Any, Any] = {}
     for it in examples:
         scores.setdefault(it.defect_type, []).append(it.score)
     return scores

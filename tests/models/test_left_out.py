@@ -1,6 +1,7 @@
 """What every detector gives a training image that is left out is what a fit without it gives."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,8 @@ DIRECT = {
 @pytest.mark.parametrize("method", DIRECT)
 def test_a_threshold_from_left_out_images_keeps_its_rate(method, dim, count):
     """False alarms among new images, at the highest and the second highest of the scores, over many draws."""
-    rng, alarms = np.random.default_rng(0), {1: [], 2: []}
+    rng = np.random.default_rng(0)
+    alarms: dict[int, list[Any]] = {1: [], 2: []}
     mixing = np.diag(np.linspace(0.2, 3, dim))
     for _ in range(200):
         draw = torch.from_numpy(rng.standard_normal((count + 100, dim)) @ mixing).float()[:, :, None, None]

@@ -1,6 +1,7 @@
 """SPADE against a brute-force numpy reference, its gallery on disk, and its errors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def reference(train, test, k=4, kappa=1, pool=(2,), maps=(0, 1, 2), join=False, 
     pooled = [np.concatenate([f[i].double().mean((2, 3)).numpy() for i in pool], 1) for f in (test, train)]
     distances = cdist(*pooled)
     retrieved = np.argsort(distances, 1, kind="stable")[:, :k]
-    levels = [(train[i], test[i]) for i in maps]
+    levels: list[Any] = [(train[i], test[i]) for i in maps]
     if join:
         size = train[maps[0]].shape[-2:]
         levels = [tuple(torch.cat([F.interpolate(f[i], size=size) for i in maps], 1) for f in (train, test))]

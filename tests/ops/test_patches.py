@@ -1,5 +1,7 @@
 """Alignment of feature maps against literal references."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -51,7 +53,7 @@ def test_patches_by_position_are_the_aligned_map(mode, grid):
 
 def authors_pooling(features, patch_size, stride, dim):
     """Patchify, bring to the finest grid, pool each patch, pool over layers: the authors' order of doing it."""
-    layers = []
+    layers: list[Any] = []
     for feature in features:
         unfolded = F.unfold(feature, patch_size, stride=stride, padding=patch_size // 2)
         height, width = ((side - 1) // stride + 1 for side in feature.shape[-2:])

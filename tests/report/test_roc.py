@@ -1,5 +1,7 @@
 """The figure of all runs' ROC curves."""
 
+from typing import Any
+
 from finished_runs import write_run
 
 from oddpatch.report.columns import columns_of
@@ -21,7 +23,7 @@ def test_a_run_looks_the_same_in_both_panels():
 
 
 def test_a_run_without_pixels_does_not_move_the_others_colours(tmp_path, monkeypatch):
-    drawn = []
+    drawn: list[Any] = []
 
     def note(sheet, left, top, width, *, color, linestyle, linewidth):
         drawn.append((color, linestyle))

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -132,7 +133,8 @@ def test_a_trial_is_worth_the_mean_of_its_categories(tmp_path, worth, value):
             Job([*texts, f"{tmp_path}/{'-'.join(texts)}"], tmp_path / "-".join(texts), {}) for texts in combinations
         ]
 
-    search, outcomes = Search(tmp_path / "study.log", {"x": IntDistribution(0, 1000)}, "maximize", SAMPLER), []
+    search = Search(tmp_path / "study.log", {"x": IntDistribution(0, 1000)}, "maximize", SAMPLER)
+    outcomes: list[Any] = []
     trials = search.ask(2)
     search.run(trials, [[category] for category in worth], plan, Launched(worth), outcomes)
     assert len(outcomes) == 6

@@ -76,7 +76,7 @@ def choose_reference(paths: Sequence[Path], full_scale: int | None = None, max_p
     kept = [r.quality for r in found[best] if r.quality >= alignment.min_quality]
     quality = float(np.median(kept)) if kept else 0.0
     shift = float(np.median(shifts[best])) if kept else 0.0
-    measured = {"registered": counts[best], "probes": others, "quality": quality, "shift": shift}
+    measured: dict[str, Any] = {"registered": counts[best], "probes": others, "quality": quality, "shift": shift}
     if counts[best] < ENOUGH * others:
         reason = f"{counts[best]} of {others} training images register to the most typical one"
         return Reference(None, reason, **measured)

@@ -63,6 +63,8 @@ class Supervised(AnomalyModule):
 
     learns_from_defects = True
 
+    train_accuracy: Tensor  # () float64, of the last epoch
+
     def __init__(
         self,
         model: AnomalyModel,
@@ -245,10 +247,11 @@ class Supervised(AnomalyModule):
     @torch.no_grad()
     def _num_right(self, features: list[Tensor], batch: Batch) -> int:
         """Images that the detector calls right; 0 where nobody asks."""
-        if self.stop_accuracy is None:
+        decides_at = self.detector.decides_at
+        if self.stop_accuracy is None or decides_at is None:
             return 0
         score = self.detector.image_score(features, self.model.preprocess.image_size)
-        return int(((score > self.detector.decides_at) == batch.label.bool()).sum())
+        return int(((score > decides_at) == batch.label.bool()).sum())
 
     @property
     def training_status(self) -> str:  # type: ignore[override]

@@ -69,7 +69,7 @@ class ImageMetrics(_ByImage):
 
     scores: list[Tensor] | Tensor
     labels: list[Tensor] | Tensor
-    names = ("image_auroc", "image_ap", "image_f1_max", "image_f1_max_threshold")
+    names: tuple[str, ...] = ("image_auroc", "image_ap", "image_f1_max", "image_f1_max_threshold")
 
     def __init__(self) -> None:
         super().__init__(states=("scores", "labels"))
