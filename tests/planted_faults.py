@@ -301,6 +301,186 @@ FAULTS = [
         "self.study.tell(trial, sum(given) / len(given))", "self.study.tell(trial, max(given))",
         "sweep/test_search.py -k worth_the_mean",
     ),
+    # Words, files, limits, locks
+    Fault(
+        "half a GPU in the singular", "wording.py",
+        "number == 1 else plural", "number <= 1 else plural", "test_wording.py",
+    ),
+    Fault(
+        "the last of a list left out", "wording.py",
+        "*names[-1:]]))", "]))", "test_wording.py",
+    ),
+    Fault(
+        "a formula that begins with a plus", "files.py",
+        "value.lstrip(_TEXT).startswith(_FORMULA):\n        return _TEXT + value",
+        'value.startswith("="):\n        return _TEXT + value', "test_files.py -k cell",
+    ),
+    Fault(
+        "a name may lead out of its folder by a link", "files.py",
+        "path.resolve().is_relative_to(base.resolve())", "path.absolute().is_relative_to(base.absolute())",
+        "test_files.py -k 'inside or lead_out or link'",
+    ),
+    Fault(
+        "control characters reach the terminal", "files.py",
+        "c if c.isprintable() else", "c if c.isprintable() or c < ' ' else", "test_files.py -k shown",
+    ),
+    Fault(
+        "half a core is none", "limits.py",
+        "math.ceil(share) for folder", "int(share) for folder", "test_limits.py -k version",
+    ),
+    Fault(
+        "pages of files that nobody uses are not free", "limits.py",
+        "return limit - used + _statistic(folder / \"memory.stat\", cached)", "return limit - used",
+        "test_limits.py -k version",
+    ),
+    Fault(
+        "groups around a process do not limit it", "limits.py",
+        "for part in (inner, *inner.parents):", "for part in (inner,):", "test_limits.py -k version",
+    ),
+    Fault(
+        "true is a number", "settings.py",
+        "    if value is None or isinstance(value, bool):\n        return type(value) in allowed\n", "",
+        "test_settings.py",
+    ),
+    Fault(
+        "NaN is a number", "settings.py",
+        " and not math.isnan(value)", "", "test_settings.py",
+    ),
+    Fault(
+        "a run is not waited for", "locking.py",
+        "_acquire(folder / RUN, patience).release()\n        yield", "yield", "sweep/test_job.py -k 'died_is_waited'",
+    ),
+    Fault(
+        "an extra is not named", "errors.py",
+        "if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(", "if (extra := {}.get(",
+        "test_light_install.py -k missing",
+    ),
+    # Inference
+    Fault(
+        "regions do not touch at a corner", "inference/regions.py",
+        "connectivity=8", "connectivity=4", "inference/test_regions.py",
+    ),
+    Fault(
+        "a region of the least area is too small", "inference/regions.py",
+        "minlength=count) >= min_area", "minlength=count) > min_area", "inference/test_regions.py",
+    ),
+    Fault(
+        "regions merge a pixel too late", "inference/regions.py",
+        "np.ones((merge_distance + 1, merge_distance + 1), np.uint8)",
+        "np.ones((merge_distance, merge_distance), np.uint8)", "inference/test_regions.py",
+    ),
+    Fault(
+        "a region counts what it grew by", "inference/regions.py",
+        "labels = np.where(anomalous > 0, labels, 0)", "labels = np.asarray(labels)", "inference/test_regions.py",
+    ),
+    Fault(
+        "regions from the least anomalous", "inference/regions.py",
+        "key=lambda region: -region.peak", "key=lambda region: region.peak", "inference/test_regions.py",
+    ),
+    Fault(
+        "a box at the place of its window", "inference/regions.py",
+        "(window[1].start, window[0].start)", "(window[0].start, window[1].start)", "inference/test_regions.py",
+    ),
+    Fault(
+        "one output for two images", "inference/sources.py",
+        "if counts[name] > 1:", "if counts[name] > 2:", "inference/test_sources.py",
+    ),
+    Fault(
+        "an image twice", "inference/sources.py",
+        "self.paths, self.left_out = list(images), list(left_out)",
+        "self.paths, self.left_out = [*images, *found.files], list(left_out)", "inference/test_sources.py",
+    ),
+    Fault(
+        "two stars stand for one folder", "inference/sources.py",
+        "for k in range(len(parts) + 1)", "for k in range(1, 2)", "inference/test_sources.py",
+    ),
+    Fault(
+        "a source without images is silent", "inference/sources.py",
+        "if not found.files:", "if not found.files and not found.left_out:", "inference/test_sources.py",
+    ),
+    # Results and pictures
+    Fault(
+        "statistics of an earlier test stay", "results/files.py",
+        "(folder / FILE_NAME).unlink(missing_ok=True)", "pass", "results/test_written_files.py -k earlier",
+    ),
+    # Reports
+    Fault(
+        "half the spread over seeds", "report/columns.py",
+        "Value(fmean(numbers), len(numbers), stdev(numbers))",
+        "Value(fmean(numbers), len(numbers), stdev(numbers) / 2)", "report/test_table.py -k seeds",
+    ),
+    Fault(
+        "seeds are settings", "report/columns.py",
+        '_NOT_SETTINGS = {"seed", ', "_NOT_SETTINGS = {", "report/test_table.py -k seeds",
+    ),
+    Fault(
+        "a dataset is known by its categories' names", "report/datasets.py",
+        "and dataset.categories[category].test == num_test_images", "", "report/test_table.py -k recognised",
+    ),
+    Fault(
+        "a bar in a name parts a cell", "report/formats.py",
+        '_MARKDOWN = {"|": r"\\|", ', "_MARKDOWN = {", "report/test_table.py -k markdown",
+    ),
+    Fault(
+        "colours by what there is", "report/roc.py",
+        "dict(zip(dict.fromkeys(names), styles, strict=False))", "dict(zip(sorted(names)[1:], styles, strict=False))",
+        "report/test_roc.py",
+    ),
+    # Sweeps
+    Fault(
+        "changed data is not noticed", "sweep/identity.py",
+        "\\0{stat.st_size}\\0{stat.st_mtime_ns}", "", "sweep/test_job.py -k what_has_changed",
+    ),
+    Fault(
+        "resume is a setting of the job", "sweep/identity.py",
+        'NOT_THE_JOBS = ("hydra", "resume")', 'NOT_THE_JOBS = ("hydra",)', "sweep/test_job.py -k identity_is",
+    ),
+    Fault(
+        "a changed split is not noticed", "sweep/identity.py",
+        "for key, text in _texts(data) if key", "for key, text in () if key",
+        "sweep/test_job.py -k identity_is",
+    ),
+    Fault(
+        "a job twice is two", "sweep/plan.py",
+        "jobs[folder] = Job(", "jobs[folder / str(len(jobs))] = Job(", "sweep/test_plan.py -k asked_for_twice",
+    ),
+    Fault(
+        "the end of a range is drawn", "sweep/space.py",
+        "IntDistribution(int(numbers[0]), int(numbers[-1]), step=step)",
+        "IntDistribution(int(numbers[0]), int(numbers[-1]) + step, step=step)", "sweep/test_search.py -k drawn_follows",
+    ),
+    Fault(
+        "categories are drawn", "sweep/space.py",
+        "if override.is_sweep_override() and override.key_or_group != CATEGORY:", "if override.is_sweep_override():",
+        "sweep/test_search.py -k categories_are_run",
+    ),
+    # Data tools
+    Fault(
+        "folds without the next type's start", "datatools/splitting.py",
+        "start += len(samples)", "start += 0", "datatools/test_splitting.py -k folds",
+    ),
+    Fault(
+        "defective images are trained on", "datatools/splitting.py",
+        'or (split == "train" and item.defect_type != GOOD)', "", "datatools/test_splitting.py -k manifest",
+    ),
+    Fault(
+        "a shifted image is another", "datatools/fingerprints.py",
+        "span = np.stack([np.ones_like(own), own, vertical, horizontal], axis=-1)",
+        "span = np.stack([np.ones_like(own), own], axis=-1)", "datatools/test_checking.py -k distances",
+    ),
+    Fault(
+        "outliers widen the spread", "datatools/fingerprints.py",
+        "1.4826 * np.median(deviations) or", "deviations.std() or", "datatools/test_checking.py -k robust_z",
+    ),
+    Fault(
+        "empty masks are in order", "datatools/checking.py",
+        "if not mask.any():", "if mask is None:", "datatools/test_checking.py -k all_trouble",
+    ),
+    Fault(
+        "a copy that is there is copied again", "datatools/extracting.py",
+        "if goal.is_file() and sha256(goal) == digest:", "if goal.is_file() and not digest:",
+        "datatools/test_extracting.py",
+    ),
 ]  # fmt: skip
 
 

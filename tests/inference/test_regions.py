@@ -32,6 +32,13 @@ def test_small_regions_are_left_out():
     assert regions[0].contours == [[(10, 10), (10, 14), (14, 14), (14, 10)]]
 
 
+def test_pixels_that_meet_at_a_corner_are_one_region_and_the_least_area_is_enough():
+    anomaly_map = np.zeros((6, 6))
+    anomaly_map[2, 2] = anomaly_map[3, 3] = 1
+    assert [r.area for r in find_regions(anomaly_map, 0.5, min_area=2)[0]] == [2]
+    assert find_regions(anomaly_map, 0.5, min_area=3)[0] == []
+
+
 def test_near_regions_merge_at_exactly_the_distance():
     for gap in range(1, 7):
         anomaly_map = np.zeros((9, 30))
