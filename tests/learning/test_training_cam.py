@@ -17,6 +17,7 @@ from oddpatch import factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.data.splits import read_parts
 from oddpatch.errors import ConfigError
+from oddpatch.models.cam import CAM
 
 
 def cam(root, out, *overrides):
@@ -107,14 +108,19 @@ def test_it_stops_when_enough_training_images_are_called_right(finished):
 
 
 @pytest.mark.usefixtures("tiny_backbone")
-def test_what_has_stopped_stays_so_and_the_accuracy_is_of_the_images_as_they_were_trained_on(root, tmp_path, caplog):
+def test_what_has_stopped_stays_so_and_the_accuracy_is_of_the_images_as_they_were_trained_on(
+    root, tmp_path, caplog, monkeypatch
+):
     caplog.set_level("INFO")
     cfg = cam(root, tmp_path, "learning.stop_accuracy=0.5", "trainer.max_epochs=40", "learning.optimizer.lr=0")
-    job = train(cfg)
+    first = pipeline.build(cfg)
+    items = first.data._train.__getitems__(list(range(len(first.data.train_samples))))
     with torch.no_grad():
-        items = [job.data._train.__getitems__([k])[0] for k in range(len(job.data.train_samples))]
-        score = job.module.model(torch.stack([item.image for item in items])).score
-    right = ((score > 0.5) == torch.tensor([bool(item.label) for item in items])).double().mean()
+        features = first.module.model.backbone(torch.stack([item.image for item in items]))
+        score = first.module.detector.logits(features).softmax(1)[:, 1]
+    monkeypatch.setattr(CAM, "decides_at", float(score.quantile(0.3)))  # untrained, it would call all of them alike
+    job = train(cfg)
+    right = ((score > CAM.decides_at) == torch.tensor([bool(item.label) for item in items])).double().mean()
     assert float(job.module.train_accuracy) == pytest.approx(float(right))
     assert f"train accuracy {float(right):.4g}" in caplog.text
     epochs = job.trainer.current_epoch

@@ -100,7 +100,7 @@ def test_the_loss_is_the_mean_over_images_with_a_defect_weighing_three_times():
 
     def loss(index):
         batch = Batch(torch.empty(0), torch.empty(0), label[index], torch.tensor(index), [])
-        return float(model.loss([maps[0][index]], batch, criterion))
+        return model.loss([maps[0][index]], batch, criterion).item()
 
     probability = model.logits(maps).softmax(1).detach().numpy()
     expected = np.mean([-(1, 3)[y] * np.log(p[y]) for p, y in zip(probability, label, strict=True)])
