@@ -129,7 +129,7 @@ def _masks(shape: Any, size: tuple[int, int]) -> list[NDArray[np.bool_]]:
 def _decode(counts: str | Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) of runs of zeros and ones in turn, down the columns; packed into a text, or not."""
     runs = _unpack(counts) if isinstance(counts, str) else counts
-    if sum(runs) != size[0] * size[1]:
+    if sum(runs) != size[0] * size[1]:  # before they take any memory
         raise ValueError(f"runs of {sum(runs)} pixels in all, of {size[0] * size[1]}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 
