@@ -186,7 +186,8 @@ def test_a_recipe_on_a_held_out_fifth_is_set_as_it_was_published(choice, categor
 
 @pytest.mark.parametrize("choice", [c for c in GROUPS["logger"] if c != "wandb"])
 def test_every_logger_and_the_trainer_can_be_built(choice, tmp_path):
-    cfg = composed(f"logger={choice}", "trainer.accelerator=cpu")
+    named = ["logger.mlflow.run_name=first"] if choice == "mlflow" else []  # by default after Hydra's choices
+    cfg = composed(f"logger={choice}", "trainer.accelerator=cpu", *named)
     cfg.paths.output_dir = str(tmp_path)
     trainer = pipeline.build_trainer(cfg)
     assert len(trainer.loggers) == (0 if choice == "none" else 1)
