@@ -61,7 +61,7 @@ def test_efficientnet_blocks_equal_those_of_the_whole_network():
 def test_timm_nodes_by_name_equal_those_of_hooks_in_the_whole_network():
     torch.manual_seed(0)
     network = timm.create_model("resnet34", num_classes=0).eval()
-    expected = {}
+    expected: dict[str, torch.Tensor] = {}
     for node in ("layer2", "layer3.5.bn2"):
         network.get_submodule(node).register_forward_hook(lambda m, i, o, n=node: expected.__setitem__(n, o.clone()))
     backbone = TimmBackbone("resnet34", ["layer3.5.bn2", "layer2"], "random")

@@ -84,7 +84,7 @@ def make_result(
         left_out=[f"{path}: {reason}" for path, reason in data.left_out],
         inspected=data.inspected and data.inspected.to_dict(),
         inspected_text=describe_share(data.preprocess, data.inspected) if data.inspected else "",
-        alignment=data.reference and data.reference.to_dict(),
+        alignment=data.reference.to_dict() if data.reference else None,
         config=module.config,
         settings={key: with_defaults(module.config[key]) for key in MODEL_KEYS if key in module.config},
         detector=type(module.model.detector).__name__,
