@@ -13,6 +13,7 @@ from test_contract import allocated_at_the_peak
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models import lunar
+from oddpatch.models.calibration import Calibration
 from oddpatch.models.lunar import LUNAR, ScoreNetwork, WeightNetwork, draw_negatives, ranges, train_network
 from oddpatch.ops.neighbours import nearest
 
@@ -223,3 +224,30 @@ def test_the_image_score_may_be_the_mean_of_the_top_share():
     score, heat = detector(features(2, seed=1), SIZE)
     highest = np.sort(heat.flatten(1).numpy())[:, -round(0.1 * heat[0].numel()) :]
     np.testing.assert_allclose(score, highest.mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_scores_of_any_sign_set_thresholds_and_rank():
+    detector = fitted(LUNAR(CHANNELS, STRIDES, **SMALL))
+    detector.network.final_norm.bias -= 10
+    scores = detector(features(40, seed=7), SIZE).score
+    assert scores.max() < 0
+    calibration = Calibration("holdout", target_fpr=0.1)
+    calibration.calibrate(scores, torch.empty(0), torch.arange(40))
+    threshold = calibration.thresholds()["conformal"]
+    assert (scores > threshold).float().mean() <= 0.1
+    anomalous = detector([m + 2 for m in features(5, seed=8)], SIZE).score
+    assert (anomalous > threshold).all()
+    detector.restrict(torch.ones(SIZE).triu().bool())
+    heat = detector(features(1, seed=8), SIZE).anomaly_map
+    assert heat.max() == heat[..., torch.ones(SIZE).triu().bool()].max()
+
+
+def test_a_good_patch_is_no_neighbour_of_its_own_in_training(monkeypatch):
+    given = []
+    monkeypatch.setattr(lunar, "train_network", lambda start, *rest: given.append(rest) or start.state_dict())
+    detector = fitted(LUNAR(CHANNELS, STRIDES, **SMALL))
+    distances, validation = given[0][:2]
+    assert distances.shape == (2 * 135, 5)
+    assert validation.shape == (2 * 15, 5)
+    others, _ = NearestNeighbors(n_neighbors=5).fit(detector.memory_bank.double().numpy()).kneighbors()
+    np.testing.assert_allclose(distances[:135], others, rtol=1e-5)

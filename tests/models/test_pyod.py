@@ -15,6 +15,7 @@ from pyod.models.ecod import ECOD
 from pyod.models.hbos import HBOS
 from pyod.models.iforest import IForest
 from pyod.models.knn import KNN
+from pyod.models.loda import LODA
 from pyod.models.ocsvm import OCSVM
 from pyod.models.pca import PCA
 
@@ -58,8 +59,9 @@ def test_ecod_ranks_the_patches_of_one_image_among_the_bank():
     torch.testing.assert_close(detector.score_patches(patches), torch.from_numpy(np.stack(expected)).float())
 
 
-@pytest.mark.parametrize("of", [ECOD, PCA, IForest, partial(IForest, n_estimators=10)])
+@pytest.mark.parametrize("of", [ECOD, PCA, LODA, partial(IForest, n_estimators=10)])
 def test_loading_fits_again_to_the_same_scores_and_says_so(of, caplog):
+    np.random.seed(0)  # noqa: NPY002
     detector = fitted(PyOD(CHANNELS, STRIDES, of, **SMALL))
     assert set(detector.state_dict()) == {"fitted", "memory_bank"}
     np.random.seed(1)  # noqa: NPY002
