@@ -400,6 +400,10 @@ FAULTS = [
     ),
     # Results and pictures
     Fault(
+        "good types last", "results/summary.py",
+        '(name != "good", name)', '(name == "good", name)', "report/test_html.py",
+    ),
+    Fault(
         "statistics of an earlier test stay", "results/files.py",
         "(folder / FILE_NAME).unlink(missing_ok=True)", "pass", "results/test_written_files.py -k earlier",
     ),
@@ -416,6 +420,11 @@ FAULTS = [
     Fault(
         "a dataset is known by its categories' names", "report/datasets.py",
         "and dataset.categories[category].test == num_test_images", "", "report/test_table.py -k recognised",
+    ),
+    Fault(
+        "another image size is the same", "report/published.py",
+        'sized = [entry for entry in named if entry.image_size in ("", ours.image_size)]', "sized = named",
+        "report/test_published.py",
     ),
     Fault(
         "a bar in a name parts a cell", "report/formats.py",
@@ -462,6 +471,11 @@ FAULTS = [
     Fault(
         "defective images are trained on", "datatools/splitting.py",
         'or (split == "train" and item.defect_type != GOOD)', "", "datatools/test_splitting.py -k manifest",
+    ),
+    Fault(
+        "few shots are others for each number", "datatools/splitting.py",
+        "default_rng(seed).permutation(len(found.train))[:shots]",
+        "default_rng(seed + shots).permutation(len(found.train))[:shots]", "datatools/test_splitting.py -k few_shot",
     ),
     Fault(
         "a shifted image is another", "datatools/fingerprints.py",
