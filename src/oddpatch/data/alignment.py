@@ -174,7 +174,7 @@ class Alignment:
         try:
             _, fitted = cv2.findTransformECC(  # type: ignore[call-overload]  # it takes no mask, whatever it declares
                 self._grey, grey, (inverse / inverse[2, 2]).astype(np.float32), cv2.MOTION_HOMOGRAPHY,
-                (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _REFINEMENTS, 1e-5), None, 5,
+                (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _REFINEMENTS, 1e-5), np.full_like(grey, 255), 5,
             )  # fmt: skip
             refined = np.linalg.inv(fitted.astype(np.float64))
         except (cv2.error, np.linalg.LinAlgError):  # it did not converge: the points have the last word
