@@ -1,4 +1,4 @@
-"""Without the extras, a fitted run inspects images; what needs an extra names it in one line."""
+"""Without extras and without what only training needs, a run inspects images; what is missing is named in one line."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, make_dataset
 from test_pipeline import run, tiny
 
-from oddpatch.errors import EXTRAS, in_one_line
+from oddpatch.errors import EXTRAS, TRAINING, in_one_line
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: Calls the command line where nothing that comes with an extra can be imported.
@@ -28,25 +28,39 @@ for command in json.loads(sys.argv[2]):
 """
 
 
-def required(extra):
-    """Names of the packages of an extra."""
-    return {re.split(r"[\[<>=]", text)[0] for text in PROJECT["optional-dependencies"][extra]}
+NAMES = {"dotenv": "python-dotenv", "hydra": "hydra-core"}
+
+
+def packages(requirements):
+    """Names without versions."""
+    return [re.split(r"[\[<>=]", text)[0] for text in requirements]
 
 
 def test_the_extras_that_are_named_hold_the_packages():
-    names = {"dotenv": "python-dotenv", "hydra": "hydra-core"}
     for module, extra in EXTRAS.items():
-        assert names.get(module, module) in required(extra)
-        assert names.get(module, module) not in {re.split(r"[<>=]", text)[0] for text in PROJECT["dependencies"]}
+        assert module in packages(PROJECT["optional-dependencies"][extra])
+        assert module not in packages(PROJECT["dependencies"])
+    assert {NAMES.get(module, module) for module in TRAINING} < set(packages(PROJECT["dependencies"]))
+
+
+def test_the_page_names_what_inspecting_needs():
+    """The last of the dependencies are those that only training needs."""
+    every = packages(PROJECT["dependencies"])
+    training = every[every.index("typer") + 1 :]
+    assert {NAMES.get(module, module) for module in TRAINING} <= set(training)
+    page = (ROOT / "docs/install.md").read_text()
+    named = re.search(r"pip install --no-deps oddpatch\n(pip install (?:[^`]*))```", page)
+    assert named
+    assert named[1].replace("\\\n", " ").split()[2:] == every[: every.index("typer") + 1]
 
 
 def test_what_is_missing_is_told_with_its_extra():
     error = ModuleNotFoundError("No module named 'lightning'", name="lightning.pytorch")
-    assert in_one_line(error) == "lightning.pytorch is not installed: pip install 'oddpatch[train]'"
+    assert in_one_line(error) == "lightning.pytorch is not installed: pip install oddpatch"
     assert in_one_line(ModuleNotFoundError("No module named 'mine'", name="mine")) is None
 
 
-def test_a_run_is_used_without_any_extra(tmp_path):
+def test_a_run_is_used_without_extras_and_training(tmp_path):
     make_dataset(tmp_path)
     run(tiny(tmp_path, tmp_path / "run", "backbone=resnet18", "model=patchcore"))
     images, spot = tmp_path / "tile", str(tmp_path / "tile/test/spot/000.png")
@@ -63,15 +77,15 @@ def test_a_run_is_used_without_any_extra(tmp_path):
         ["eval", f"run={folder}"],
     ]
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, json.dumps(list(EXTRAS)), json.dumps(commands)],
+        [sys.executable, "-c", BLOCKED, json.dumps([*EXTRAS, *TRAINING]), json.dumps(commands)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     codes = [int(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("exit ")]
     assert codes == [1, 0, 0, 0, 0, 0, 0, 2, 2], done.stderr
-    assert done.stderr.count("error: hydra is not installed: pip install 'oddpatch[train]'") == 2
+    assert done.stderr.count("error: hydra is not installed: pip install oddpatch") == 2
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"].keys() - {"train", "dev"})
+@pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"].keys() - {"dev"}))
 def test_an_extra_is_explained(extra):
     assert f"`{extra}`" in (ROOT / "docs/install.md").read_text()

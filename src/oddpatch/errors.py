@@ -23,9 +23,10 @@ REMEDIES = {
 
 #: The extra that a package comes with, by the name that it is imported by.
 EXTRAS = {
-    "dotenv": "train", "hydra": "train", "lightning": "train", "omegaconf": "train", "torchmetrics": "train",
-    "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino",
+    "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino", "pyod": "outlier",
 }  # fmt: skip
+#: Modules that only training needs: a machine that inspects parts may leave them out, see docs/install.md.
+TRAINING = ("dotenv", "hydra", "lightning", "omegaconf", "torchmetrics")
 
 
 class OddpatchError(Exception):
@@ -60,6 +61,14 @@ class NameTooLongError(ResourceError):
     """A file's name is longer than the file system takes."""
 
 
+def installing(module: str) -> str:
+    """The command that installs a module which oddpatch can do without; empty for any other."""
+    package = module.partition(".")[0]
+    if package in TRAINING:
+        return "pip install oddpatch"
+    return f"pip install 'oddpatch[{EXTRAS[package]}]'" if package in EXTRAS else ""
+
+
 def in_one_line(error: BaseException) -> str | None:
     """The line to print for an error that the user can fix, whoever raised it; None for any other."""
     if isinstance(error, OddpatchError):
@@ -69,8 +78,8 @@ def in_one_line(error: BaseException) -> str | None:
         key = str(getattr(error, "full_key", None) or "")
         hint = ": is ${ in the name of the folder to write to? set hydra.run.dir to another" if "hydra." in key else ""
         return f"{key}: {first}{hint}" if key else first
-    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get(str(error.name).partition(".")[0])):
-        return f"{error.name} is not installed: pip install 'oddpatch[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and (remedy := installing(str(error.name))):
+        return f"{error.name} is not installed: {remedy}"
     if type(error).__name__ == "MisconfigurationException":  # Lightning's
         return f"trainer: {' '.join(str(error).split())}"
     if isinstance(error, OSError):

@@ -10,11 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from oddpatch.errors import ConfigError, OddpatchError
+from oddpatch.errors import ConfigError, OddpatchError, installing
 from oddpatch.settings import check_types
-
-#: Optional packages that a config may name classes of, and the extras that install them.
-EXTRAS = {"pyod": "outlier"}
 
 
 def make(part: Any, **kwargs: Any) -> Any:
@@ -38,10 +35,8 @@ def make(part: Any, **kwargs: Any) -> Any:
         if str(error).startswith("Error locating target"):
             reason = str(error).splitlines()[0].partition(", set env var")[0]
             if missing := _missing_package(error):
-                extra = f"'oddpatch[{EXTRAS[missing]}]'" if missing in EXTRAS else missing
-                raise ConfigError(
-                    f"{name or 'config'}: {reason}: {missing} is not installed: pip install {extra}"
-                ) from None
+                remedy = installing(missing) or f"pip install {missing}"
+                raise ConfigError(f"{name or 'config'}: {reason}: {missing} is not installed: {remedy}") from None
             raise ConfigError(f"{name or 'config'}: {reason}: is its name spelt right?") from None
         raise
     _require_settings(build.func, settings, name)
