@@ -43,7 +43,7 @@ def config(name: str) -> Any:
 
 
 #: Those that are fitted to good images in one epoch: what is promised of `update` and `fit` is promised by them.
-FITTED = [name for name in METHODS if config(name).learning._target_.endswith(".OneEpoch")]
+FITTED = [name for name in METHODS if not config(name).learning._target_.endswith(".Supervised")]
 
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:

@@ -72,9 +72,9 @@ def test_timm_nodes_by_name_equal_those_of_hooks_in_the_whole_network():
     with torch.no_grad():
         network(images)
         features = backbone(images)
-    assert backbone.layers == ["layer2", "layer3.5.bn2"]
+    assert backbone.info.layers == ["layer2", "layer3.5.bn2"]
     assert (backbone.info.channels, backbone.info.strides) == ([128, 256], [8, 16])
-    for node, found in zip(backbone.layers, features, strict=True):
+    for node, found in zip(backbone.info.layers, features, strict=True):
         torch.testing.assert_close(found, expected[node], rtol=1e-4, atol=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_timm_nodes_and_stages_of_one_place_are_alike():
     with torch.no_grad():
         torch.testing.assert_close(by_name(images)[0], by_number(images)[0], rtol=1e-4, atol=1e-4)
     assert by_name.weights_origin == by_number.weights_origin
-    assert by_name.mean == by_number.mean
+    assert by_name.info.mean == by_number.info.mean
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class Reader(nn.Module):
 class Data(L.LightningDataModule):
     """Images with a square as bright as `levels` says, 0..1; no training."""
 
-    root, inspected, test_set = "/data", None, None
+    root, inspected, test_set, reference = "/data", None, None, None
     train_samples, left_out = (), ()
 
     def __init__(self, levels, types, masks=True, batch_size=4):

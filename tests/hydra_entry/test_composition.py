@@ -37,8 +37,8 @@ def told(*overrides, name="train"):
         ("model.epsilon", "write KEY=VALUE"),
         ("seed=it's", "type 'seed=\"it'\"'\"'s\"'"),
         ("seed=a(b", "type 'seed=\"a(b\"'; lists are 'KEY=[1,2]'"),
-        ("model=null", "model=null: model is chosen by name: there are gaussian, padim, "),
-        ("model=5", "model=5: model is chosen by name: there are gaussian, padim, "),
+        ("model=null", "model=null: model is chosen by name: there are anomalydino, cam, "),
+        ("model=5", "model=5: model is chosen by name: there are anomalydino, cam, "),
         ("=x", "write KEY=VALUE"),
         ("+=1", "write KEY=VALUE"),
         ("@x=1", "write KEY=VALUE"),
@@ -55,7 +55,7 @@ def test_what_is_misspelt_is_told_with_what_is_near(override, hint):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["model=null"], "error: model=null: model is chosen by name: there are gaussian, padim"),
+        (["model=null"], "error: model=null: model is chosen by name: there are anomalydino, cam"),
         (["~backbone="], "error: Could not delete 'backbone='"),
         (["+model=padim"], "error: model appears more than once"),
         (["-m", "--cfg", "job"], "error: Only one of --run, --multirun, --cfg"),
@@ -85,7 +85,7 @@ def test_own_configs_are_known(tmp_path):
     line = composition.explain(error, overrides, CONFIGS, "train", own)
     assert line == "model.corset_ratio=1: there is no setting model.corset_ratio: did you mean model.coreset_ratio?"
     line = composition.explain(error, ["experiment=5"], CONFIGS, "train", own)
-    assert "there are first, gaussian_b4" in line
+    assert "there are cam_lite0, cam_vgg16, first, gaussian_b4" in line
 
 
 def test_what_the_shell_has_parted_is_told_whole():

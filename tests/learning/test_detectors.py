@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from methods import FITTED, make
+from methods import FITTED, config, make
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.learning import distributed
@@ -29,9 +29,17 @@ SMALL = {
     "pyod": {"finest_stride": 1},
     "patchcore_ensemble": {"maps": [1, 1], "member": MEMBER, "holdout": 0.25},
 }  # fmt: skip
+
+
+def finest(name):
+    """The finest of so few strides, where a method leaves such maps out."""
+    model = config(name).model
+    return {"finest_stride": 1} if "finest_stride" in model and "finest_stride" not in SMALL.get(name, {}) else {}
+
+
 #: Every method of configs/model that is fitted in one epoch, and settings of them that keep other things.
 DETECTORS = {
-    **{name: partial(make, name, CHANNELS, STRIDES, **SMALL.get(name, {})) for name in FITTED},
+    **{name: partial(make, name, CHANNELS, STRIDES, **finest(name), **SMALL.get(name, {})) for name in FITTED},
     "padim_projected": lambda: PaDiM(CHANNELS, STRIDES, num_features=3, reduction="semi_orthogonal"),
     "patchcore_random": lambda: PatchCore(CHANNELS, STRIDES, selector="random", embedding="joined", finest_stride=1),
     "patchcore_roomy": lambda: PatchCore(

@@ -161,7 +161,7 @@ class PixelStatistics:
             found._check()
         except Exception as error:  # of the archive, its compression and its arrays, each has its own
             raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}): test the run again by eval.py, which writes it"
+                f"{path} cannot be read ({type(error).__name__}): test the run again by oddpatch eval, which writes it"
             ) from error
         return found
 
