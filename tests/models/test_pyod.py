@@ -28,7 +28,7 @@ SMALL = {"coreset_size": 300, "finest_stride": 4, "smoothing": 0}
 
 def composed(described):
     """What the config makes with another detector, or more settings of it."""
-    model = OmegaConf.to_container(config("pyod"), resolve=True)
+    model = OmegaConf.to_container(config("pyod").model, resolve=True)
     model["detector"] |= described
     return building.make(model, channels=CHANNELS, strides=STRIDES)
 
