@@ -102,6 +102,6 @@ def _try(model: AnomalyModel, about: dict[str, Any]) -> None:
     height, width = model.preprocess.image_size
     image = torch.zeros(1, 3, height, width)
     # Not through the engine: it would prepare itself for a batch that never comes again.
-    score, maps = model.detector(model.backbone.forward(image), (height, width))
+    score, maps = model.detector(model.features(image, model.backbone.forward), (height, width))
     if score.shape != (1,) or (maps is not None and maps.shape != (1, 1, height, width)):
         raise ValueError("it does not score one image")

@@ -123,7 +123,7 @@ def put_around(cache: FeatureCache, data: MVTecDataModule, module: AnomalyModule
         raise ConfigError("the features of altered training images are not worth keeping: set cache=null")
     model = module.model
     cache.fingerprint = fingerprint(model, module.config["backbone"], trainer.strategy.root_device)
-    cache.shapes = model.backbone.feature_shapes(model.preprocess.image_size)
+    cache.shapes = model.feature_shapes()
     data.wrap = dict.fromkeys(PARTS, lambda dataset: CachedDataset(dataset, cache))
     module.compute_features = CachedFeatures(module.compute_features, cache)
     # After the test, which is the last to look.

@@ -57,6 +57,7 @@ class MVTecDataModule(LightningDataModule):
         full_scale: highest value of the sensor, of files of more than 8 bits; "auto" finds it in the training images:
             their highest value, up to 255, 1023, 4095 and so on.
         max_pixels: see `Preprocess`.
+        tiles: see `Preprocess`.
         interpolation: see `Preprocess`.
         align: reference image onto which every image is moved, or a mapping of `reference`, `method` and `min_quality`,
             see `oddpatch.data.alignment`; "auto" chooses one of the good training images, see
@@ -93,6 +94,7 @@ class MVTecDataModule(LightningDataModule):
         multiple: int = 1,
         full_scale: int | str | None = "auto",
         max_pixels: int | None = None,
+        tiles: Mapping[str, Any] | None = None,
         interpolation: str = "bilinear",
         align: str | Path | Mapping[str, Any] | None = None,
         roi: str | Path | None = None,
@@ -143,6 +145,7 @@ class MVTecDataModule(LightningDataModule):
             adapted=adapted,
             full_scale=None if isinstance(full_scale, str) else full_scale,
             max_pixels=max_pixels,
+            tiles=tiles,
         )
         #: Names of images of use that may lie beside those of the category.
         self.used = files_named(align, roi)

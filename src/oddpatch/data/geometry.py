@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 from oddpatch.errors import ConfigError, DataError
 
 Size = tuple[int, int]  # (height, width)
-Fit = Literal["crop", "stretch", "letterbox"]
+Fit = Literal["crop", "stretch", "letterbox", "tiles"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 
 
@@ -49,7 +49,8 @@ class Frame:
 
     Args:
         fit: "crop" cuts `size` from the centre of the image; "stretch" and "letterbox" show all of it, the latter with
-            its aspect ratio, padded where that is not the frame's.
+            its aspect ratio, padded where that is not the frame's; "tiles" is a letterbox of the images' own size times
+            `scale`, whatever `resize` says.
         resize: length of the shorter side, or (height, width), or None to keep the size.
         size: of the frame; None until it is known, see `adapted`.
         shape: size of the image that the frame was made for: others of its aspect ratio, to a hundredth, fill the frame
@@ -60,6 +61,7 @@ class Frame:
     resize: int | Size | None
     size: Size | None = None
     shape: Size | None = None
+    scale: float = 1.0
 
     def adapted(self, sizes: Sequence[Size], multiple: int = 1) -> "Frame":
         """The frame with its size set for images of these sizes, if it is still open.
@@ -73,7 +75,13 @@ class Frame:
         if self.size is not None or not sizes:
             return self
         height, width = sorted(sizes, key=lambda size: (size[0] / size[1], size))[len(sizes) // 2]
-        scale = self.resize / min(height, width) if isinstance(self.resize, int) else 1.0
+        scale = (
+            self.scale
+            if self.fit == "tiles"
+            else self.resize / min(height, width)
+            if isinstance(self.resize, int)
+            else 1.0
+        )
         rounded = [max(round(side * scale / multiple), 1) * multiple for side in (height, width)]
         return replace(self, size=(rounded[0], rounded[1]), shape=(height, width))
 
@@ -118,6 +126,7 @@ def make_frame(
     crop: int | Sequence[int] | None,
     fit: str | None = None,
     adapted: Mapping[str, Sequence[int]] | None = None,
+    scale: float = 1.0,
 ) -> Frame:
     """A `Frame` from settings as they are written in a config.
 
@@ -126,6 +135,7 @@ def make_frame(
         crop: what is cut out, for "crop".
         fit: None for "crop" where a crop is set, else "stretch" to a size and "letterbox" to a side.
         adapted: `size` and `shape` that were found for other images, see `Frame.adapted`.
+        scale: for "tiles".
 
     Raises:
         ConfigError: a value cannot work, or the values do not go together.
@@ -138,9 +148,12 @@ def make_frame(
     if isinstance(to, int) and to < 1:
         raise ConfigError(f"resize={to} must be at least 1")
     if chosen != "crop":
+        if scale <= 0:
+            raise ConfigError(f"tiles.scale={scale} must be above 0")
         found = {name: as_size(f"adapted.{name}", size) for name, size in (adapted or {}).items()}
         whole = (to, to) if isinstance(to, int) and chosen == "stretch" else to if isinstance(to, tuple) else None
-        return Frame(chosen, to, found.get("size") or whole, found.get("shape"))
+        whole = None if chosen == "tiles" else whole
+        return Frame(chosen, to, found.get("size") or whole, found.get("shape"), scale)
     if cut is None:
         raise ConfigError("fit=crop needs the size to cut out: set crop, or fit=letterbox to look at all of it")
     room = (to, max(cut)) if isinstance(to, int) else to or cut  # the longer side may have room for more

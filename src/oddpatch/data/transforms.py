@@ -43,8 +43,10 @@ class Preprocess(nn.Module):
             reference first; None leaves them where they are.
         roi: region to inspect, as `oddpatch.data.roi.load_roi` gives it, of the size of the images or, if they are
             aligned, of the reference; None for all of it.
-        fit: "crop", "stretch" or "letterbox", see `oddpatch.data.geometry.make_frame`.
+        fit: "crop", "stretch", "letterbox" or "tiles", see `oddpatch.data.geometry.make_frame`.
         adapted: what `adapt` found for the training images.
+        tiles: of fit="tiles": `side` and least `overlap` of the tiles in pixels, see `oddpatch.ops.tiles.Tiling`, and
+            the `scale` of the images before they are cut.
         full_scale: highest value of the sensor, see `oddpatch.data.decoding.read_image`; None for that of the file's
             type.
         max_pixels: larger images are refused, see `oddpatch.data.decoding.read_image`.
@@ -66,9 +68,13 @@ class Preprocess(nn.Module):
         adapted: Mapping[str, Sequence[int]] | None = None,
         full_scale: int | None = None,
         max_pixels: int | None = None,
+        tiles: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.frame = make_frame(resize, crop, fit, adapted)
+        cut = _read_tiles(tiles) if fit == "tiles" else None
+        self.frame = make_frame(resize, crop, fit, adapted, cut[2] if cut else 1.0)
+        #: Side and least overlap of tiles, where images are cut into such.
+        self.tiles: tuple[int, int] | None = cut[:2] if cut else None
         self.mean = _channels("mean", mean)
         self.std = _channels("std", std)
         self.interpolation = interpolation
@@ -141,6 +147,9 @@ class Preprocess(nn.Module):
             "adapted": {name: list(size) for name, size in sizes.items() if size} if frame.fit != "crop" else None,
             "full_scale": self.full_scale,
             "max_pixels": self.max_pixels,
+            "tiles": dict(zip(("side", "overlap", "scale"), (*self.tiles, frame.scale), strict=True))
+            if self.tiles
+            else None,
         }
 
     def extra_repr(self) -> str:
@@ -213,7 +222,7 @@ class Preprocess(nn.Module):
         batch = self._frame(batch)  # (B, 3, h, w)
         if self.interpolation == "bicubic":
             batch = batch.clamp(0, 1)
-        batch = (batch - self._column(self.mean, batch)) / self._column(self.std, batch)
+        batch = (batch - self._column(self.mean, batch)).div_(self._column(self.std, batch))
         batch = batch.contiguous()
         return batch if image.ndim == 4 else batch[0]
 
@@ -368,3 +377,14 @@ def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:
     if len(values) != 3:
         raise ConfigError(f"{name}={list(values)} must have 3 values, one per colour channel")
     return tuple(float(value) for value in values)
+
+
+def _read_tiles(tiles: Mapping[str, Any] | None) -> tuple[int, int, float]:
+    """Side, overlap and scale of a setting."""
+    given = {"side": 768, "overlap": 320, "scale": 1.0, **(tiles or {})}
+    if unknown := given.keys() - {"side", "overlap", "scale"}:
+        raise ConfigError(f"tiles has {', '.join(sorted(unknown))}: it takes side, overlap and scale")
+    side, overlap, scale = given["side"], given["overlap"], given["scale"]
+    if not (isinstance(side, int) and isinstance(overlap, int) and isinstance(scale, int | float)):
+        raise ConfigError(f"tiles={given}: side and overlap are whole numbers of pixels, scale a factor")
+    return side, overlap, float(scale)

@@ -117,7 +117,7 @@ def find_matches(model: AnomalyModel, detector: PatchCore, image: Tensor, names:
     Raises:
         CheckpointError: the memory bank comes from an image that the checkpoint does not name.
     """
-    distances, source = detector.nearest_normal(model.backbone(image[None]))  # (1, h, w), (1, h, w, 2)
+    distances, source = detector.nearest_normal(model.features(image[None]))  # (1, h, w), (1, h, w, 2)
     grid = (distances.shape[1], distances.shape[2])
     size = (image.shape[1], image.shape[2])
     rows = source.flatten(0, 2).tolist()

@@ -162,7 +162,7 @@ def recalibrate(model: AnomalyModel, about: dict[str, Any], new: list[Path], bat
     for batch, place in zip(_batches(model, paths, batch_size), places.split(batch_size), strict=True):
         with torch.inference_mode():
             if calibration.method == "leave_one_out":
-                prediction = model.detector.score_left_out(model.backbone(batch), place, model.preprocess.image_size)
+                prediction = model.detector.score_left_out(model.features(batch), place, model.preprocess.image_size)
             else:
                 prediction = model(batch)
         scores.append(prediction.score)

@@ -57,8 +57,7 @@ class OneEpoch(AnomalyModule):
     def on_train_start(self) -> None:
         """Refuse a run that will not fit into memory before the backbone runs."""
         data, detector = self.data, self.model.detector
-        image_size = self.model.preprocess.image_size
-        shapes = self.model.backbone.feature_shapes(image_size)
+        shapes = self.model.feature_shapes()
         if self.trainer.world_size > 1:
             detector.require_mergeable()
         calibration, count = self.model.calibration, len(data.fitted)

@@ -125,7 +125,7 @@ class AnomalyModule(L.LightningModule):
         return self.compute_features(batch)
 
     def _run_backbone(self, batch: Batch) -> list[Tensor]:
-        return self.model.backbone(batch.image)
+        return self.model.features(batch.image)
 
     def score(self, batch: Batch, with_maps: bool = True) -> Prediction:
         """Score a batch; anomaly maps can take far longer than scores, and are left out where nobody needs them."""
