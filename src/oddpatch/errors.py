@@ -24,6 +24,7 @@ REMEDIES = {
 #: The extra that a package comes with, by the name that it is imported by.
 EXTRAS = {
     "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino", "pyod": "outlier",
+    "pyarrow": "parquet",
 }  # fmt: skip
 #: Modules that only training needs: a machine that inspects parts may leave them out, see docs/install.md.
 TRAINING = ("dotenv", "hydra", "lightning", "omegaconf", "torchmetrics")

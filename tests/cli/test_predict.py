@@ -1,11 +1,14 @@
 """`oddpatch predict`: clean JSON, files, exit codes, and files that cannot be read."""
 
+import csv
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +19,7 @@ from PIL import Image
 from test_pipeline import run, tiny
 
 from oddpatch.cli.main import main
+from oddpatch.data import reading
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +270,123 @@ def test_a_prediction_that_is_ended_leaves_whole_lines_and_files(finished, tmp_p
     for path in (tmp_path / "out").iterdir():
         assert path.suffix == ".png"
         Image.open(path).load()
+
+
+def results_of(path):
+    """Paths, scores and errors in a file of results."""
+    if path.suffix == ".jsonl":
+        rows = lines(path.read_text())
+    elif path.suffix == ".csv":
+        with path.open(newline="") as file:
+            rows = [{**row, "score": row["score"] and float(row["score"])} for row in csv.DictReader(file)]
+    else:
+        rows = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    return [(row["path"], row.get("score") or None, row.get("error") or None) for row in rows]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_results_in_a_file_go_on_where_they_stopped(finished, tmp_path, predict, suffix):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        (images / f"{number}.png").write_bytes((finished / f"tile/test/spot/00{number}.png").read_bytes())
+    broken = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(b"no image")
+    path = tmp_path / f"results.{suffix}"
+    options = (images, "--results", path, "--batch-size", "2")
+    whole = lines(predict(finished / "run", finished / "tile/test/spot", "--batch-size", "2").stdout)
+
+    done = predict(finished / "run", *options, "--threshold", "1e-6")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    told = f"{images}/1.png: not an image, or damaged beyond recognition: replace or remove it"
+    assert done.stderr.splitlines() == [
+        f"failed: {told}",
+        f"1 image failed: see `error` in {path}; --resume tries them again",
+        f"4 images: 3 anomalous, 1 failed; saved in {path}",
+    ]
+    names = [str(images / f"{number}.png") for number in range(4)]
+    first = results_of(path)
+    assert [name for name, _, _ in first] == names
+    assert [error for _, _, error in first] == [None, told, None, None]
+    assert [score for _, score, _ in first] == [
+        None if k == 1 else pytest.approx(one["score"], rel=1e-5) for k, one in enumerate(whole)
+    ]
+    assert "exists: choose another name" in predict(finished / "run", *options).stderr
+
+    (images / "1.png").write_bytes(broken)
+    done = predict(finished / "run", *options, "--resume", "--threshold", "1e-6")
+    assert done.returncode == 1
+    assert done.stderr == f"4 images: 4 anomalous; saved in {path}\n"
+    names.append(names.pop(1))
+    assert [(name, error) for name, _, error in results_of(path)] == [(name, None) for name in names]
+    assert results_of(path)[:3] == [one for one in first if one[2] is None]
+    done = predict(finished / "run", *options, "--resume", "--threshold", "1e-6")  # nothing is left to do
+    assert (done.returncode, done.stderr) == (1, f"4 images: 4 anomalous; saved in {path}\n")
+
+    done = predict(finished / "run", *options, "--resume")
+    assert done.returncode == 2
+    assert f"{path} holds results at a threshold of 1e-06, and that of" in done.stderr
+
+
+def test_results_that_cannot_be_written_or_gone_on_with_are_told_at_once(finished, tmp_path, predict):
+    for arguments, told in (
+        (("--resume",), "--resume goes on with a file of results: name it by --results FILE"),
+        (("--results", tmp_path / "a.txt"), "the suffix sets the format of results: choose one of .jsonl, .csv"),
+    ):
+        done = predict(finished / "norun", finished / "tile/test", *arguments)
+        assert done.returncode == 2
+        assert told in done.stderr
+        assert done.stderr.count("\n") == 1
+    (tmp_path / "file").touch()
+    done = predict(finished / "run", finished / "tile/test", "--results", tmp_path / "file/a.csv")
+    assert done.returncode == 2
+    assert f"{tmp_path}/file/a.csv cannot be written" in done.stderr
+
+
+def test_a_file_that_does_not_answer_stops_no_other(finished, tmp_path, predict, monkeypatch):
+    images = tmp_path / "images"
+    for name in ("a", "gone/b", "gone/c", "gone/d", "gone/e", "z"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / f"{name}.png").write_bytes((finished / "tile/test/good/000.png").read_bytes())
+    answered, read = threading.Event(), reading.read_bytes
+    monkeypatch.setattr(reading, "read_bytes", lambda path: answered.wait(60) if "gone" in str(path) else read(path))
+    done = predict(finished / "run", images, "--threshold", "1e9", "--timeout", "0.2", "--results", tmp_path / "r.csv")
+    answered.set()
+    assert done.returncode == 2
+    found = results_of(tmp_path / "r.csv")
+    errors = {name.rpartition("/")[2]: error for name, _, error in found}
+    assert [name for name, error in errors.items() if error is None] == ["a.png", "z.png"]
+    for name in "bcde":
+        assert errors[f"{name}.png"].startswith(f"{images}/gone/{name}.png: not read")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_results_are_valid_however_a_prediction_ends(finished, tmp_path, predict, suffix, how):
+    content = (finished / "tile/test/good/000.png").read_bytes()
+    (tmp_path / "images").mkdir()
+    for number in range(1500):
+        (tmp_path / f"images/{number:04}.png").write_bytes(content)
+    path = tmp_path / f"results.{suffix}"
+    arguments = ["predict", finished / "run", tmp_path / "images", "--results", path, "--save", "map", "--out",
+                 tmp_path / "maps", "--threshold", "1e9"]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oddpatch.cli.main", *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    deadline = time.monotonic() + 300
+    while len(list((tmp_path / "maps").glob("*"))) < 60 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(how)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how], told
+    done = predict(*arguments[1:], "--resume")
+    assert done.returncode == 0, done.stderr
+    found = results_of(path)
+    assert [name for name, _, _ in found] == [str(tmp_path / f"images/{number:04}.png") for number in range(1500)]
+    assert len({round(score, 3) for _, score, _ in found}) == 1
+    assert not list(tmp_path.rglob(".*.partial"))
 
 
 @pytest.mark.slow

@@ -182,16 +182,17 @@ def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, clu
 def test_on_ray_each_job_has_a_gpu_and_one_that_is_lost_is_reported(monkeypatch):
     """GPUs as Ray counts them: it hands out their numbers whether there are any or not."""
     pytest.importorskip("ray")
+    from oddpatch.cluster import cluster, need_of
     from oddpatch.errors import ConfigError
-    from oddpatch.sweep.ray import cluster, need_of, run_jobs
+    from oddpatch.sweep.ray import run_jobs
 
     monkeypatch.setenv("PYTHONPATH", str(DISTURB))
-    with cluster("local", {"num_cpus": 4, "num_gpus": 2}):
-        need = need_of("auto", "auto")
+    with cluster("local", {"num_cpus": 4, "num_gpus": 2}, ""):
+        need = need_of("auto", "auto", "")
         assert need == (1, 2)
-        assert need_of(0.5, "auto") == (0.5, 1)
+        assert need_of(0.5, "auto", "") == (0.5, 1)
         with pytest.raises(ConfigError, match="3 GPUs and 1 core, which no machine of the Ray cluster has"):
-            need_of(3, 1)
+            need_of(3, 1, "")
         jobs = [Fake("a"), Fake("dies"), Fake("b"), Fake("c"), Fake("d")]
         first, lost, *others = run_jobs(jobs, need, max_retries=0, patience=5)
     for returned in (first, *others):

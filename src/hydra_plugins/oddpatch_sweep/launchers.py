@@ -66,12 +66,14 @@ class RayLauncher(_RemoteLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run all jobs; one that is lost is a failed `JobReturn`."""
-        from oddpatch.sweep.ray import cluster, need_of, run_jobs
+        from oddpatch.cluster import cluster, need_of
+        from oddpatch.sweep.ray import run_jobs
 
         jobs = self._jobs(job_overrides, initial_job_idx)
         init: Any = OmegaConf.to_container(self.init, resolve=True) if OmegaConf.is_config(self.init) else self.init
-        with cluster(self.address, init):
-            return run_jobs(jobs, need_of(self.num_gpus, self.num_cpus), self.max_retries, self.patience)
+        with cluster(self.address, init, "leave hydra.launcher.address null for one of this machine"):
+            remedy = "lower hydra.launcher.num_gpus or hydra.launcher.num_cpus"
+            return run_jobs(jobs, need_of(self.num_gpus, self.num_cpus, remedy), self.max_retries, self.patience)
 
 
 @dataclass

@@ -1,8 +1,10 @@
 """`oddpatch predict`: inspect images with a finished run."""
 
+import importlib.util
 import json
 import sys
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +14,13 @@ import typer
 from oddpatch.cli.common import Trust, split_names, tell, warn_of_left_out
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import shown
-from oddpatch.wording import counted
+from oddpatch.wording import counted, listed
 
 if TYPE_CHECKING:
-    from oddpatch.inference.outputs import Save
+    from oddpatch.inference.detector import AnomalyDetector, SaveFn
+    from oddpatch.inference.outputs import Save, Tally
+    from oddpatch.inference.records import Record, Records
+    from oddpatch.inference.sources import Files, Frame
 
 ALL_GOOD, SOME_ANOMALOUS, ERROR = 0, 1, 2
 
@@ -43,9 +48,21 @@ def predict(
         int | None, typer.Option(help="Refuse larger images. (default: the run's, else what fits into memory)", min=1)
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 2 if any file or folder was left out.")] = False,
+    results: Annotated[
+        Path | None, typer.Option(help="Write results to this file: .jsonl, .csv or .parquet (a folder of parts).")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Leave out images that --results holds; failures are tried again.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds in which a file must have been read.", min=0.001)] = 60.0,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Inspect on a Ray cluster, such as HOST:6379, or auto.")
+    ] = None,
     trust: Trust = None,
 ) -> None:
-    """Inspect images: a line of JSON for each (path, score, p-value, decision, regions, share inspected, latency).
+    """Inspect images: a record for each (path, score, p-value, decision, regions, share inspected, latency).
+
+    Records are lines of JSON on stdout, or go to the file that --results names.
 
     Links are followed. What is left out (unknown suffixes, broken links, hidden files) is counted and named on stderr.
 
@@ -54,48 +71,142 @@ def predict(
     Examples:
       oddpatch predict outputs/RUN part.png
       oddpatch predict outputs/RUN parts/ 'more/*.tif' --save overlay,map --out inspected | jq .is_anomalous
+      oddpatch predict outputs/RUN archive/ --results archive.parquet --resume
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from oddpatch.inference.detector import AnomalyDetector
-    from oddpatch.inference.outputs import Save, Tally, to_record
+    from oddpatch.inference.outputs import Save, Tally
     from oddpatch.inference.outputs import save as write
+    from oddpatch.inference.records import open_records
     from oddpatch.inference.sources import Files
 
     kinds = _kinds(save)
+    if resume and results is None:
+        raise ConfigError("--resume goes on with a file of results: name it by --results FILE")
+    if ray is not None and importlib.util.find_spec("pandas") is None:  # Ray Data's, and Ray may come without it
+        raise ConfigError("--ray needs Ray Data: pip install 'oddpatch[sweep]'")
+    file = open_records(results, resume) if results is not None else None
     source = Files(sources, all_files)
     if not source.paths:
         raise DataError("; ".join(source.errors.values()))
-    detector = AnomalyDetector.load(
-        run, device=device, engine=engine, threshold=_number(threshold), pixel_threshold=pixel_threshold,
-        target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
-        max_pixels=max_pixels, trust=trust or (),
+    load = partial(
+        AnomalyDetector.load, run, device=device, engine=engine, threshold=_number(threshold),
+        pixel_threshold=pixel_threshold, target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
+        max_pixels=max_pixels, timeout=timeout, trust=trust or (),
     )  # fmt: skip
+    detector = load()
     if detector.image_threshold is None:
         raise ConfigError(f"{run} has no threshold: {detector.scorer.calibration.absent}, or give --threshold VALUE")
     if kinds - {Save.map} and detector.pixel_threshold is None:
         raise ConfigError(f"--save={save}: the run has no pixel threshold: give --pixel-threshold VALUE, or save map")
+    if file is not None and (others := file.thresholds - {detector.image_threshold}):
+        raise ConfigError(
+            f"{results} holds results at a threshold of {others.pop()}, and that of {run} is "
+            f"{detector.image_threshold}: name another file by --results"
+        )
     terminal = sys.stdout.isatty() and not json_lines
     warn_of_left_out(source.left_out)
     tally = Tally()
-    results = detector.stream(source, batch_size, partial(write, out, kinds) if kinds else None)
-    with (
-        Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar,
-        closing(results),
-    ):
-        for frame, result in bar.track(results, len(source), description="inspecting"):
-            tally.add(frame, result)
-            bar.console.file.flush()
-            _tell(to_record(frame, result), terminal)
+    frames = _wanted(source, file, tally)
+    saving = partial(write, out, kinds) if kinds else None
+    records = (
+        _here(detector, frames, batch_size, saving)
+        if ray is None
+        else _on_ray(frames, load, ray, batch_size, saving, not device.startswith("cpu"))
+    )
+    with closing(records), file or nullcontext(), _progress(len(source), len(source) - len(frames)) as step:
+        for record in records:
+            if "error" in record:
+                tally.add_failure(record["error"])
+            else:
+                tally.add(record["path"], record["is_anomalous"], record["inspected"])
+            if file is not None:
+                file.write(record)
+            step()
+            if file is None:
+                _tell(record, terminal)
     if (little := tally.partly_inspected(detector.scorer.settings)) is not None:
         tell(f"warning: {little}", err=True)
-    if terminal:
+    if tally.failures and file is not None:
+        _list_failures(tally, results)
+    if terminal or file is not None:
         counts = {**tally.counts, "left out": len(source.left_out)}
         summed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        tell(f"{counted(tally.images, 'image')}: {summed}" + (f"; saved in {out}" if kinds else ""))
+        places = [str(place) for place in (results, out if kinds else None) if place is not None]
+        tell(
+            f"{counted(len(source.paths), 'image')}: {summed}" + (f"; saved in {listed(places)}" if places else ""),
+            err=not terminal,
+        )
     failed = tally.counts["failed"] or (strict and source.left_out)
     raise typer.Exit(ERROR if failed else SOME_ANOMALOUS if tally.counts["anomalous"] else ALL_GOOD)
+
+
+def _wanted(source: "Files", file: "Records | None", tally: "Tally") -> "list[Frame]":
+    """The images that a file of results does not hold; those that it holds are counted."""
+    from oddpatch.inference.records import key
+
+    held = {} if file is None else file.held
+    frames = []
+    for frame in source:
+        if (one := held.get(key(frame.name))) is None:
+            frames.append(frame)
+        else:
+            tally.add(frame.name, one.is_anomalous, one.inspected)
+    return frames
+
+
+def _here(
+    detector: "AnomalyDetector", frames: "list[Frame]", batch_size: int, save: "SaveFn | None"
+) -> "Generator[Record, None, None]":
+    from oddpatch.inference.outputs import to_record
+
+    with closing(detector.stream(frames, batch_size, save)) as results:
+        for frame, result in results:
+            yield to_record(frame, result)
+
+
+def _on_ray(
+    frames: "list[Frame]", load: "Callable[[], AnomalyDetector]", address: str, batch_size: int,
+    save: "SaveFn | None", gpu: bool,
+) -> "Generator[Record, None, None]":  # fmt: skip
+    from oddpatch.inference.outputs import to_record
+    from oddpatch.inference.ray import inspect
+
+    for frame in frames:
+        if isinstance(frame.image, DataError):
+            yield to_record(frame, frame.image)
+    images = [frame for frame in frames if not isinstance(frame.image, DataError)]
+    if images:
+        yield from inspect(images, load, address, batch_size, save, gpu)
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, with the rate and the time left; gives a function to call after each image."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("inspecting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total, completed=done, rate="")
+
+        def step() -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, advance=1, rate="" if speed is None else f"{speed:.3g} images/s")
+            bar.console.file.flush()
+
+        yield step
+
+
+def _list_failures(tally: "Tally", results: Path | None) -> None:
+    """The first failures on stderr; each is in the file of results, too."""
+    failed = tally.counts["failed"]
+    for error in tally.failures:
+        tell(f"failed: {error}", err=True)
+    more = f", {failed - len(tally.failures)} more of them" if failed > len(tally.failures) else ""
+    tell(f"{counted(failed, 'image')} failed{more}: see `error` in {results}; --resume tries them again", err=True)
 
 
 def _kinds(text: str) -> "set[Save]":

@@ -30,6 +30,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from oddpatch.data.deep import Array, open_lazily, read_deep, read_with_opencv
+from oddpatch.data.reading import FileContent, read_bytes, read_within
 from oddpatch.errors import DataError
 from oddpatch.limits import free_memory
 
@@ -160,9 +161,20 @@ def read_header(path: str | Path) -> Header | None:
 
 def pixels_in_header(path: str | Path) -> int | None:
     """Pixels of an image file; None where only decoding it would tell."""
-    with suppress(Exception), open_lazily(Path(path), _pillow_formats()) as image:
+    file = path.data if isinstance(path, FileContent) else Path(path)
+    with suppress(Exception), open_lazily(file, _pillow_formats()) as image:
         return image.width * image.height
     return None
+
+
+def read_file(path: str | Path, seconds: float) -> FileContent:
+    """An image file that is read, though not decoded, within some seconds; every function here takes it as a path.
+
+    Raises:
+        DataError: it took longer, or it cannot be read.
+    """
+    with _naming(path):
+        return read_within(path, seconds)
 
 
 def find_full_scale(paths: Iterable[str | Path], max_pixels: int | None = None) -> int | None:
@@ -259,7 +271,7 @@ def _pillow_formats() -> tuple[str, ...]:
 
 def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Array:
     """Decode a file upright: as an array where Pillow would lose depth, otherwise as a Pillow image."""
-    data = _bytes(Path(path))
+    data = read_bytes(path)
     if not data:
         raise DataError("the file is empty (0 bytes): replace or remove it")
     limit = max_pixels or pixels_that_fit()
@@ -279,13 +291,6 @@ def _checked(array: Array) -> Array:
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"holds an array of shape {array.shape}, which is no image: save it as (H, W) or (H, W, 3)")
     return array
-
-
-def _bytes(path: Path) -> bytes:
-    # A pipe or a device named like an image would be waited for, or read without end.
-    if not path.is_file() and path.exists():
-        raise DataError("is a folder" if path.is_dir() else "is no regular file but a pipe or a device: remove it")
-    return path.read_bytes()
 
 
 def _may_be_deep(image: Image.Image, path: str | Path) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, device
 
+from oddpatch.data.decoding import read_file
 from oddpatch.errors import ConfigError, DataError, NameTooLongError
 from oddpatch.factory import restore
 from oddpatch.inference.regions import Region, find_regions
@@ -38,6 +39,7 @@ class Detection:
     mask: NDArray[np.uint8] | None  # (H, W), 255 on the anomalous regions
     inspected: float  # share of the image that was looked at: less than 1 with a crop or a region of interest
     seconds: float  # spent on it: decoding, its share of its batch, the decision; not waiting
+    threshold: float | None = None  # which the score was compared with
 
 
 #: Is called with each frame, its image (3, H, W) in [0, 1] or uint8, and what was found, by several threads at once.
@@ -61,6 +63,7 @@ class AnomalyDetector:
         merge_distance: regions of an image with at most so many pixels between them count as one.
         device: where a model computes.
         max_pixels: larger images are refused; None for the run's limit.
+        timeout: seconds in which a file must have been read, or it is an error of that image; None waits for ever.
 
     Raises:
         ConfigError: the run does not have the threshold asked for, or the device does not exist.
@@ -76,9 +79,11 @@ class AnomalyDetector:
         merge_distance: int = 0,
         device: "str | device" = "cpu",
         max_pixels: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         self.scorer: Scorer = TorchScorer(model, device) if isinstance(model, AnomalyModel) else model
-        self.min_area, self.merge_distance, self.max_pixels = min_area, merge_distance, max_pixels
+        self.min_area, self.merge_distance = min_area, merge_distance
+        self.max_pixels, self.timeout = max_pixels, timeout
         calibration = self.scorer.calibration
         if target_fpr is not None and not calibration.calibrated:
             raise ConfigError(f"target_fpr={target_fpr} needs a threshold from good images: {calibration.absent}")
@@ -150,7 +155,11 @@ class AnomalyDetector:
             return [_found(result) for result in results]
 
     def stream(
-        self, images: Iterable[Frame | ImageLike], batch_size: int = 16, save: SaveFn | None = None
+        self,
+        images: Iterable[Frame | ImageLike],
+        batch_size: int = 16,
+        save: SaveFn | None = None,
+        workers: int | None = None,
     ) -> Generator[tuple[Frame, Detection | DataError], None, None]:
         """Inspect a stream of images, in order: each with what was found, or the error of this image alone.
 
@@ -165,22 +174,26 @@ class AnomalyDetector:
             images: a source (see `oddpatch.inference.sources`), or images as for `__call__`; it may be without end.
             batch_size: images scored at once. 1 for a camera: a batch waits until it is full.
             save: writes what is wanted of each image.
+            workers: threads; None for one per core.
 
         Raises:
             Exception: whatever `images` or `save` raise, except a `DataError` or `NameTooLongError` of `save`, which
                 is that of its image.
         """
-        with Overlap() as overlap:
+        with Overlap(workers) as overlap:
             ahead = batch_size + overlap.workers
             steps = overlap.map(self._prepare, _frames(images), ahead)
             yield from overlap.map(partial(self._finish, save), self._batches(steps, batch_size), ahead)
 
     def _prepare(self, frame: Frame) -> "_Step":
-        start = time.perf_counter()
+        given = frame.image
         try:
-            if isinstance(frame.image, DataError):
-                raise frame.image
-            image = self.scorer.prepare(frame.image, self.max_pixels)
+            if isinstance(given, DataError):
+                raise given
+            if self.timeout is not None and isinstance(given, str | Path):
+                given = read_file(given, self.timeout)
+            start = time.perf_counter()
+            image = self.scorer.prepare(given, self.max_pixels)
         except DataError as error:
             return _Step(frame, error)
         return _Step(frame, image, time.perf_counter() - start)
@@ -243,8 +256,9 @@ class AnomalyDetector:
         is_anomalous = None if threshold is None else score > threshold
         seconds += time.perf_counter() - start
         return Detection(
-            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, seconds
-        )
+            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, seconds,
+            threshold,
+        )  # fmt: skip
 
 
 class _Step(NamedTuple):

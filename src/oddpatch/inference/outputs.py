@@ -68,6 +68,7 @@ def to_record(frame: Frame, result: Detection | DataError) -> dict[str, Any]:
     return {
         "path": frame.name,
         "score": result.score,
+        "threshold": result.threshold,
         "p_value": result.p_value,
         "anomaly_score": result.anomaly_score,
         "is_anomalous": result.is_anomalous,
@@ -78,24 +79,34 @@ def to_record(frame: Frame, result: Detection | DataError) -> dict[str, Any]:
 
 
 class Tally:
-    """Counts of what was found in a stream of images."""
+    """Counts of what was found in a stream of images.
+
+    Attributes:
+        counts: of images that are good, anomalous, and failed: could not be inspected.
+        failures: the errors of the first of these.
+    """
+
+    #: Errors that are kept.
+    FAILURES = 20
 
     def __init__(self) -> None:
-        self.images = 0  # without errors that stand for no image
         self.counts = Counter({"good": 0, "anomalous": 0, "failed": 0})
+        self.failures: list[str] = []
         self._inspected = self._few = 0
         self._least = (1.0, "")
 
-    def add(self, frame: Frame, result: Detection | DataError) -> None:
-        """Count one image."""
-        self.images += not isinstance(frame.image, DataError)
-        if isinstance(result, DataError):
-            self.counts["failed"] += 1
-            return
-        self.counts["anomalous" if result.is_anomalous else "good"] += 1
+    def add(self, path: str, is_anomalous: bool | None, inspected: float) -> None:
+        """Count an image that was inspected, a share of its area."""
+        self.counts["anomalous" if is_anomalous else "good"] += 1
         self._inspected += 1
-        self._few += result.inspected < ENOUGH
-        self._least = min(self._least, (result.inspected, frame.name))
+        self._few += inspected < ENOUGH
+        self._least = min(self._least, (inspected, path))
+
+    def add_failure(self, error: str) -> None:
+        """Count an image that could not be inspected."""
+        self.counts["failed"] += 1
+        if len(self.failures) < self.FAILURES:
+            self.failures.append(error)
 
     def partly_inspected(self, settings: Mapping[str, Any]) -> str | None:
         """One line if a crop, or where an image lies, left out much of some images; a region of interest is meant to.

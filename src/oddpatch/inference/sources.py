@@ -22,7 +22,7 @@ class Frame(NamedTuple):
 
     name: str  # what to call it in results and errors, such as its path
     image: ImageLike | DataError  # a path is decoded when it is its turn; an error stands in the place of the image
-    time: float | None = None  # when it was taken, in seconds since the epoch; of a file, when it was last changed
+    time: float | None = None  # when it was taken, in seconds since the epoch; None of a file
     output: PurePath = PurePath("image")  # name of files made from it, without a suffix; no other frame has it
 
 
@@ -70,7 +70,7 @@ class Files:
         for source, error in self.errors.items():
             yield Frame(source, DataError(error))
         for path, output in output_names(self.paths).items():
-            yield Frame(str(path), path, _changed(path), output)
+            yield Frame(str(path), path, output=output)
 
 
 def output_names(paths: list[Path]) -> dict[Path, Path]:
@@ -92,13 +92,6 @@ def output_names(paths: list[Path]) -> dict[Path, Path]:
             names[path] = next(free for free in chain([own], tried) if free not in taken)
             taken.add(names[path])
     return names
-
-
-def _changed(path: Path) -> float | None:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # whoever decodes it says why
-        return None
 
 
 def _why(path: Path, found: Walk) -> str:
