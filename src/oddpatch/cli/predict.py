@@ -108,11 +108,12 @@ def predict(
     tally = Tally()
     frames = _wanted(source, file, tally)
     saving = partial(write, out, kinds) if kinds else None
-    records = (
-        _here(detector, frames, batch_size, saving)
-        if ray is None
-        else _on_ray(frames, load, ray, batch_size, saving, not device.startswith("cpu"))
-    )
+    if ray is None:
+        records = _here(detector, frames, batch_size, saving)
+    else:
+        from oddpatch.inference.ray import inspect
+
+        records = inspect(frames, load, ray, batch_size, saving, gpu=not device.startswith("cpu"))
     with closing(records), file or nullcontext(), _progress(len(source), len(source) - len(frames)) as step:
         for record in records:
             if "error" in record:
@@ -162,21 +163,6 @@ def _here(
     with closing(detector.stream(frames, batch_size, save)) as results:
         for frame, result in results:
             yield to_record(frame, result)
-
-
-def _on_ray(
-    frames: "list[Frame]", load: "Callable[[], AnomalyDetector]", address: str, batch_size: int,
-    save: "SaveFn | None", gpu: bool,
-) -> "Generator[Record, None, None]":  # fmt: skip
-    from oddpatch.inference.outputs import to_record
-    from oddpatch.inference.ray import inspect
-
-    for frame in frames:
-        if isinstance(frame.image, DataError):
-            yield to_record(frame, frame.image)
-    images = [frame for frame in frames if not isinstance(frame.image, DataError)]
-    if images:
-        yield from inspect(images, load, address, batch_size, save, gpu)
 
 
 @contextmanager
