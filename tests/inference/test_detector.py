@@ -56,6 +56,25 @@ def test_the_numbers_are_those_of_the_test_loop(finished, detector):
     assert not all(result.is_anomalous for result in results)
 
 
+def test_without_maps_all_else_is_the_same_and_good_images_are_not_laid_out(finished, detector, monkeypatch):
+    paths = [row["path"] for row in rows(finished)]
+    lay_out, calls = detector.scorer.lay_out, []
+    monkeypatch.setattr(detector.scorer, "lay_out", lambda *given: calls.append(given) or lay_out(*given))
+    full = [result for _, result in detector.stream(paths, 4)]
+    calls.clear()
+    bare = [result for _, result in detector.stream(paths, 4, maps=False)]
+    anomalous = 0
+    for one, other in zip(full, bare, strict=True):
+        for field in fields(Detection):
+            if field.name in ("anomaly_map", "normalized_map", "mask"):
+                assert getattr(other, field.name) is None
+                assert getattr(one, field.name) is not None
+            elif field.name != "seconds":
+                assert getattr(one, field.name) == getattr(other, field.name)
+        anomalous += bool(one.regions)
+    assert 0 < anomalous <= len(calls) < len(paths)
+
+
 def test_every_form_of_an_image_gives_the_same(finished, detector):
     path = finished / "tile/test/spot/000.png"
     picture = Image.open(path)

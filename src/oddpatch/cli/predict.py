@@ -160,7 +160,7 @@ def _here(
 ) -> "Generator[Record, None, None]":
     from oddpatch.inference.outputs import to_record
 
-    with closing(detector.stream(frames, batch_size, save)) as results:
+    with closing(detector.stream(frames, batch_size, save, maps=False)) as results:
         for frame, result in results:
             yield to_record(frame, result)
 

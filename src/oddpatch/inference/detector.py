@@ -150,7 +150,7 @@ class AnomalyDetector:
         """
         if not isinstance(image, list):  # threads would cost more than they save
             steps = self._score([self._prepare(frame) for frame in _frames([image])])
-            return _found(self._finish(None, steps[0]))
+            return _found(self._finish(None, True, steps[0]))
         with closing(self.stream(image)) as results:
             return [_found(result) for result in results]
 
@@ -160,6 +160,7 @@ class AnomalyDetector:
         batch_size: int = 16,
         save: SaveFn | None = None,
         workers: int | None = None,
+        maps: bool = True,
     ) -> Generator[tuple[Frame, Detection | DataError], None, None]:
         """Inspect a stream of images, in order: each with what was found, or the error of this image alone.
 
@@ -175,6 +176,8 @@ class AnomalyDetector:
             batch_size: images scored at once. 1 for a camera: a batch waits until it is full.
             save: writes what is wanted of each image.
             workers: threads; None for one per core.
+            maps: False where nobody looks at the maps and the mask of a `Detection`: they are None, unless `save` is
+                given, and an image without anomalous pixels costs less. All else is the same to the last bit.
 
         Raises:
             Exception: whatever `images` or `save` raise, except a `DataError` or `NameTooLongError` of `save`, which
@@ -183,7 +186,8 @@ class AnomalyDetector:
         with Overlap(workers) as overlap:
             ahead = batch_size + overlap.workers
             steps = overlap.map(self._prepare, _frames(images), ahead)
-            yield from overlap.map(partial(self._finish, save), self._batches(steps, batch_size), ahead)
+            finish = partial(self._finish, save, maps or save is not None)
+            yield from overlap.map(finish, self._batches(steps, batch_size), ahead)
 
     def _prepare(self, frame: Frame) -> "_Step":
         given = frame.image
@@ -215,12 +219,12 @@ class AnomalyDetector:
             for step in batch
         ]
 
-    def _finish(self, save: SaveFn | None, step: "_Step") -> tuple[Frame, Detection | DataError]:
+    def _finish(self, save: SaveFn | None, maps: bool, step: "_Step") -> tuple[Frame, Detection | DataError]:
         frame, image = step.frame, step.image
         if isinstance(image, DataError):
             return frame, image
         try:
-            detection = self._judge(image, step.scored, step.seconds)
+            detection = self._judge(image, step.scored, step.seconds, maps)
             if save is not None:
                 save(frame, image.original, detection)
         except DataError as error:
@@ -229,7 +233,7 @@ class AnomalyDetector:
             return frame, DataError(str(error))
         return frame, detection
 
-    def _judge(self, image: Prepared, scored: Scored, seconds: float) -> Detection:
+    def _judge(self, image: Prepared, scored: Scored, seconds: float, maps: bool) -> Detection:
         start = time.perf_counter()
         score, small_map = scored
         calibration, threshold = self.scorer.calibration, self.image_threshold
@@ -240,19 +244,22 @@ class AnomalyDetector:
                 anomaly = float(anomaly_score(score, _median(calibration.image_scores), threshold))
         anomaly_map = normalized = mask = None
         regions: list[Region] = []
-        if small_map is not None:
-            anomaly_map = self.scorer.lay_out(small_map, image)  # (H, W)
-        if anomaly_map is not None and self.pixel_threshold is not None:
-            if self.min_area > anomaly_map.size:
-                height, width = anomaly_map.shape
+        if small_map is not None and self.pixel_threshold is not None:
+            height, width = image.original.shape[1:]
+            if self.min_area > height * width:
                 raise DataError(
                     f"min_area={self.min_area}, but the image has {height} x {width} pixels, so that no region would "
-                    f"be reported: choose up to {anomaly_map.size}"
+                    f"be reported: choose up to {height * width}"
                 )
+        if small_map is not None and (maps or _may_exceed(small_map, self.pixel_threshold)):
+            anomaly_map = self.scorer.lay_out(small_map, image)  # (H, W)
+        if anomaly_map is not None and self.pixel_threshold is not None:
             regions, mask = find_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
-            if len(calibration.pixel_scores):
+            if maps and len(calibration.pixel_scores):
                 typical = _median(calibration.pixel_scores)
                 normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
+        if not maps:
+            anomaly_map = mask = None
         is_anomalous = None if threshold is None else score > threshold
         seconds += time.perf_counter() - start
         return Detection(
@@ -268,6 +275,14 @@ class _Step(NamedTuple):
     image: Prepared | DataError
     seconds: float = 0.0
     scored: Scored = (math.nan, None)
+
+
+def _may_exceed(small_map: NDArray[np.float32], threshold: float | None) -> bool:
+    """Whether a pixel of the map laid out may be above the threshold: what lies between pixels is above none of them,
+    but for rounding."""
+    if threshold is None:
+        return False
+    return not small_map.max() + 1e-5 * np.abs(small_map).max() < threshold  # where it is not a number, too
 
 
 def _median(scores: Tensor) -> float:

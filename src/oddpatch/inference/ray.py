@@ -79,7 +79,7 @@ def _inspect(shard: dict[str, Any], work: str) -> dict[str, Any]:
     """Runs on a worker."""
     detector, save, batch_size, cores = _load(work)
     frames = [_unpacked(*frame) for frame in json.loads(shard["frames"])]
-    with closing(detector.stream(frames, batch_size, save, workers=cores)) as found:
+    with closing(detector.stream(frames, batch_size, save, cores, maps=False)) as found:
         return {"records": json.dumps([to_record(*one) for one in found])}
 
 
