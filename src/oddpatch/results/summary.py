@@ -69,30 +69,24 @@ def by_type(result: TestResult) -> list[dict[str, Any]]:
 
 
 def further_commands(folder: Path) -> list[str]:
-    """What can be done with a run, as lines for a shell; the run's folder, which is long, is given once."""
-    folder, here = folder.resolve(), Path.cwd()
-    run = folder.relative_to(here) if folder.is_relative_to(here) else folder
-    train = (
-        f"{_command('python')} train.py" if Path(sys.argv[0]).name == "train.py" else f"{_command('oddpatch')} train"
-    )
-    return [
-        f"RUN={quote(str(run))}",
-        *(
-            [f'{"open" if sys.platform == "darwin" else "xdg-open"} "$RUN/report.html"']
-            if (folder / "report.html").is_file()
-            else []
-        ),
-        f'{_command("oddpatch")} predict "$RUN" IMAGES --save overlay',
-        f"{train} data=custom data.root=FOLDER data.category=PART",
-    ]
+    """What can be done with a run, as lines for a shell; folders, which may be long, are given once."""
+    folder, programs = folder.resolve(), Path(sys.executable).parent
+    lines = [f"RUN={quote(_from_here(folder))}"]
+    python, oddpatch = "python", "oddpatch"
+    if any(shutil.which(name) != str(programs / name) for name in (python, oddpatch)):
+        lines.insert(0, f"BIN={quote(_from_here(programs))}")
+        python, oddpatch = '"$BIN/python"', '"$BIN/oddpatch"'
+    if (folder / "report.html").is_file():
+        lines.append(f'{"open" if sys.platform == "darwin" else "xdg-open"} "$RUN/report.html"')
+    lines.append(f'{oddpatch} predict "$RUN" IMAGES --save overlay')
+    train = f"{python} train.py" if Path(sys.argv[0]).name == "train.py" else f"{oddpatch} train"
+    return [*lines, f"{train} data=custom data.root=FOLDER data.category=PART"]
 
 
-def _command(name: str) -> str:
-    """A program of this Python's environment as a shell here finds it."""
-    beside = Path(sys.executable).with_name(name)
-    if (found := shutil.which(name)) and Path(found) == beside:
-        return name
-    return quote(str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside))
+def _from_here(path: Path) -> str:
+    """A path as a shell in this folder finds it: short where it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def print_summary(
