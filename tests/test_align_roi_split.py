@@ -12,9 +12,12 @@ from test_pipeline import config, run, tiny_backbone
 from test_pipeline import tiny as with_pictures
 
 from oddpatch import pipeline
+from oddpatch.data.decoding import read_image
 from oddpatch.datatools.splitting import split_folds, write_split
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.detector import AnomalyDetector
+from oddpatch.inference.outputs import to_record
+from oddpatch.inference.sources import Frame
 
 __all__ = ["tiny_backbone"]  # a fixture
 
@@ -112,6 +115,12 @@ def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone):
         mask = np.asarray(Image.open(category / f"ground_truth/spot/{path.stem}_mask.png")) > 0
         around = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))) > 0
         assert around.flat[np.nanargmax(found.anomaly_map)]
+        quality = detector.scorer.model.preprocess.register(read_image(path)).quality
+        assert found.aligned == quality >= 0.15
+        assert to_record(Frame(path.name, path), found)["aligned"] == round(quality, 4)
+    with pytest.raises(DataError, match="registers to the reference image with quality 0"):
+        detector(Image.effect_noise((48, 48), 60).convert("RGB"))
+    assert AnomalyDetector.load(tmp_path / "plain")(path).aligned is None
 
 
 def test_an_image_that_does_not_register_is_named_or_skipped(category, tmp_path, tiny_backbone):

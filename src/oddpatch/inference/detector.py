@@ -38,6 +38,7 @@ class Detection:
     regions: list[Region]  # above the pixel threshold, most anomalous first
     mask: NDArray[np.uint8] | None  # (H, W), 255 on the anomalous regions
     inspected: float  # share of the image that was looked at: less than 1 with a crop or a region of interest
+    aligned: float | None  # quality with which it registered to the reference, of at most 1; None: without data.align
     seconds: float  # spent on it: decoding, its share of its batch, the decision; not waiting
     threshold: float | None = None  # which the score was compared with
 
@@ -262,8 +263,9 @@ class AnomalyDetector:
             anomaly_map = mask = None
         is_anomalous = None if threshold is None else score > threshold
         seconds += time.perf_counter() - start
+        aligned = image.registration.quality if image.registration else None
         return Detection(
-            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, seconds,
+            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, aligned, seconds,
             threshold,
         )  # fmt: skip
 
