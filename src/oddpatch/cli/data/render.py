@@ -12,8 +12,8 @@ from oddpatch.cli.data.common import DRY, SEED, WORKERS, progress_bar, say
 def render(
     scene: str = typer.Argument(help="pcb or toolbox."),
     target: Path = typer.Argument(help="Folder of the category to make."),
-    train: int = typer.Option(80, help="Good images for training."),
-    test_good: int = typer.Option(20, help="Good images for testing."),
+    train: int = typer.Option(300, help="Good images for training."),
+    test_good: int = typer.Option(50, help="Good images for testing."),
     test_per_defect: int = typer.Option(12, help="Images of each defect type."),
     defects: str = typer.Option("", help="Defect mix instead, as in missing_objects=20,scratch=5; others 0."),
     size: int = typer.Option(320, help="Width and height in pixels."),
