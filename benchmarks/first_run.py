@@ -38,10 +38,11 @@ def first_run(seed: int, settings: list[str]) -> str:
         with (Path(folder) / "run/predictions.csv").open(newline="") as file:
             alarms = [int(row["is_anomalous"]) for row in csv.DictReader(file) if row["label"] == "0"]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return (
-        f"| {seed} | {metrics['image_auroc']:.4f} | {metrics['image_recall@conformal']:.3f} | {sum(alarms)} of {len(alarms)} | "
-        f"{seconds:.0f} | {cpu:.0f} |"
-    )
+    cells = [
+        seed, f"{metrics['image_auroc']:.4f}", f"{metrics['image_recall@conformal']:.3f}",
+        f"{sum(alarms)} of {len(alarms)}", round(seconds), round(cpu),
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:

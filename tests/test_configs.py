@@ -73,13 +73,29 @@ def test_every_dataset_can_be_built(choice, tmp_path):
     cfg = composed(f"data={choice}", f"paths.data_dir={tmp_path}", *named).data
     data = building.make(cfg, mean=[0.5] * 3, std=[0.5] * 3)
     data.preprocess.adapt([(90, 120)])
-    assert data.preprocess.image_size == ((224, 224) if data.preprocess.frame.fit == "crop" else (256, 341))
-    assert data.preprocess.frame.fit == ("crop" if choice in ("mvtec", "pcb", "toolbox") else "letterbox")
+    crops = {"mvtec": (224, 224), "pcb": (280, 280), "toolbox": (280, 280)}
+    assert data.preprocess.image_size == crops.get(choice, (256, 341))
+    assert data.preprocess.frame.fit == ("crop" if choice in crops else "letterbox")
     if data.scene is None:  # what is not rendered says who has it, or how to arrange it, and downloads nothing
         with pytest.raises(DataError, match=r"no such folder: .*(https://|oddpatch data convert)") as error:
             data.setup()
         assert "\n" not in str(error.value)
         assert "oddpatch data convert" in str(error.value) or choice in ("mvtec", "mpdd")
+
+
+def test_what_a_method_needs_for_some_images_is_set_for_those_alone():
+    raw = {"reduction": "semi_orthogonal", "score_from": "raw"}
+    own = {"reduction": "random", "score_from": "smoothed"}
+
+    def found(*overrides):
+        return {name: composed(*overrides).model.get(name) for name in raw}
+
+    assert found() == found("data=toolbox") == raw
+    assert found("data=mvtec") == found("data=custom") == found("~suited") == own
+    assert found("model.score_from=smoothed") == {**raw, "score_from": "smoothed"}
+    assert found("model=patchcore") == dict.fromkeys(raw)
+    suited = {f"{model}-{data}" for model in GROUPS["model"] for data in GROUPS["data"]}
+    assert suited >= set(GROUPS["suited"]), "one of a misspelt name would never be composed"
 
 
 def test_custom_asks_for_its_folder():

@@ -104,7 +104,7 @@ def top_level(config: Path) -> set[str]:
     """Names at the top of a primary config: its own and the groups of its defaults."""
     content: Any = OmegaConf.to_container(OmegaConf.load(config))
     groups = [part for part in content["defaults"] if isinstance(part, dict)]
-    return {"hydra", *content, *(name for group in groups for name in group)}
+    return {"hydra", *content, *(name.removeprefix("optional ") for group in groups for name in group)}
 
 
 def _missing_choice(error: MissingConfigException) -> str:
