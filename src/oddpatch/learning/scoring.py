@@ -18,7 +18,7 @@ from oddpatch.data.layout import Sample
 from oddpatch.learning.examples import KeptExamples
 from oddpatch.learning.outcome import make_result
 from oddpatch.metrics import ImageMetrics, PixelMetrics
-from oddpatch.metrics.configured import Metrics
+from oddpatch.metrics.configured import AtTest, Metrics
 from oddpatch.metrics.thresholds import at_threshold, max_excluding
 from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
 from oddpatch.models.calibration import FEWEST
@@ -228,6 +228,15 @@ class AnomalyModule(L.LightningModule):
         for metric in self.pixel_metrics:
             metric.computed = metric.statistics = None
             metric.keep_statistics = wanted.statistics and self.trainer.is_global_zero
+        calibration = self.model.calibration
+        pixel = calibration.pixel
+        self._at_test = AtTest(
+            preprocess=self.model.preprocess,
+            thresholds=calibration.thresholds(),
+            pixel_threshold=None if pixel is None else pixel.value,
+            min_area=calibration.min_area,
+            no_threshold=calibration.absent,
+        )
         self._epoch_start = time.perf_counter()
 
     @property
@@ -241,7 +250,7 @@ class AnomalyModule(L.LightningModule):
             return None
         prediction = self.score(batch, self._with_maps)
         self._scores.update(prediction.score, batch.label, batch.index)
-        self.metrics.update(prediction, batch, with_pixels=not self._pixels_unknown)
+        self.metrics.update(prediction, batch, with_pixels=not self._pixels_unknown, test=self._at_test)
         if self.wanted.examples:
             with self.timed("figures"):
                 self.kept_examples.keep(prediction, batch, self.data.test_samples, self.model.preprocess)

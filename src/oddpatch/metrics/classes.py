@@ -22,7 +22,7 @@ from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 _NOTHING_SEEN = "no image was seen: call update() first"
 
 
-class _ByImage(Metric):
+class ByImage(Metric):
     """A metric over rows that belong to images: `rows` of each state, put in the order of `index`."""
 
     is_differentiable = False
@@ -64,7 +64,7 @@ class _ByImage(Metric):
             return {}
 
 
-class ImageMetrics(_ByImage):
+class ImageMetrics(ByImage):
     """`image_auroc`, `image_ap`, `image_f1_max` and `image_f1_max_threshold` (an oracle) of raw image scores."""
 
     scores: list[Tensor] | Tensor
@@ -100,31 +100,20 @@ class ImageMetrics(_ByImage):
         return ranking.auroc(), ranking.average_precision(), *ranking.f1_max()
 
 
-class PixelMetrics(_ByImage):
-    """`pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_f1_max_threshold` (an oracle) and `au_pro`.
+class MapMetrics(ByImage):
+    """A metric of anomaly maps against masks, which it keeps on the CPU until `compute`.
 
     Args:
-        fpr_limits: limits of AU-PRO in (0, 1]; the first is reported as `au_pro`, others as `au_pro@0.05`.
-
-    Raises:
-        ConfigError: a limit is outside (0, 1].
+        names: of its values.
+        states: what it keeps beside maps and masks, a row for each image.
     """
 
     maps: list[Tensor] | Tensor
     masks: list[Tensor] | Tensor
 
-    def __init__(self, fpr_limits: Sequence[float] = (0.3,)) -> None:
-        super().__init__(states=("maps", "masks"))
-        self.fpr_limits = tuple(dict.fromkeys(check_fpr_limits(fpr_limits)))
-        #: The pixels of all images over all devices, ranked by the last `compute`, for curves; None if it could not.
-        self.computed: PixelRanking | None = None
-        #: Whether `compute` also gathers `statistics`, for resampling the images; None if it could not.
-        self.keep_statistics = False
-        self.statistics: PixelStatistics | None = None
-        self.names = (
-            *("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_f1_max_threshold", "au_pro"),
-            *(f"au_pro@{limit:g}" for limit in self.fpr_limits[1:]),
-        )
+    def __init__(self, names: Sequence[str], states: Sequence[str] = ()) -> None:
+        super().__init__(states=("maps", "masks", *states))
+        self.names = tuple(names)
 
     def update(self, anomaly_map: Tensor, mask: Tensor, index: Tensor) -> None:
         """Add anomaly_map and mask, both (B, 1, H, W), and index (B,) of the images in the dataset.
@@ -160,6 +149,31 @@ class PixelMetrics(_ByImage):
         if not len(self.index):
             raise UndefinedMetricError(_NOTHING_SEEN)
         return rank_pixels(self._in_order("maps"), self._in_order("masks"))
+
+    def _values(self) -> tuple[float, ...]:
+        raise NotImplementedError
+
+
+class PixelMetrics(MapMetrics):
+    """`pixel_auroc`, `pixel_ap`, `pixel_f1_max`, `pixel_f1_max_threshold` (an oracle) and `au_pro`.
+
+    Args:
+        fpr_limits: limits of AU-PRO in (0, 1]; the first is reported as `au_pro`, others as `au_pro@0.05`.
+
+    Raises:
+        ConfigError: a limit is outside (0, 1].
+    """
+
+    def __init__(self, fpr_limits: Sequence[float] = (0.3,)) -> None:
+        limits = tuple(dict.fromkeys(check_fpr_limits(fpr_limits)))
+        further = (f"au_pro@{limit:g}" for limit in limits[1:])
+        super().__init__(("pixel_auroc", "pixel_ap", "pixel_f1_max", "pixel_f1_max_threshold", "au_pro", *further))
+        self.fpr_limits = limits
+        #: The pixels of all images over all devices, ranked by the last `compute`, for curves; None if it could not.
+        self.computed: PixelRanking | None = None
+        #: Whether `compute` also gathers `statistics`, for resampling the images; None if it could not.
+        self.keep_statistics = False
+        self.statistics: PixelStatistics | None = None
 
     def _values(self) -> tuple[float, ...]:
         self.computed, self.statistics = None, None

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -15,12 +15,24 @@ from oddpatch.types import Batch, Prediction
 #: What `update` may ask for, by the names of its arguments; torchmetrics' own call score and label `preds`, `target`.
 OF_IMAGES = ("score", "label", "index", "preds", "target")
 OF_PIXELS = ("anomaly_map", "mask")
+#: What else is known of the test: files (B,), how images were prepared, and what good images set, as `AtTest` says.
+OF_TEST = ("path", "preprocess", "thresholds", "pixel_threshold", "min_area", "no_threshold")
 #: What else metrics.json says: no metric can be called so.
 RESERVED = (
     "run", "image_auroc_by_defect_type", "confidence", "confidence_settings", "thresholds", "operating", "absent",
     "num_train_images", "num_test_images", "test_set", "skipped", "inspected", "alignment", "left_out",
     "timing",    "peak_memory_bytes", "weights", "versions", "git_commit", "fpr_limits", "settings",
 )  # fmt: skip
+
+
+class AtTest(NamedTuple):
+    """What is the same for all images of a test."""
+
+    preprocess: Any  # an `oddpatch.data.transforms.Preprocess`
+    thresholds: Mapping[str, float]  # of image scores, by where they come from: "conformal", "validation"
+    pixel_threshold: float | None  # from good images
+    min_area: int  # pixels that may lie above it on an image without alarm
+    no_threshold: str  # why good images gave none, and what to do
 
 
 class Metrics(nn.Module):
@@ -30,7 +42,8 @@ class Metrics(nn.Module):
     it raises an `UndefinedMetricError` or gives what is no finite number, there is a reason in place of a value.
 
     Args:
-        metrics: torchmetrics' `Metric` by name. Their `update` names of `OF_IMAGES` and `OF_PIXELS` what it needs.
+        metrics: torchmetrics' `Metric` by name. Their `update` names of `OF_IMAGES`, `OF_PIXELS` and `OF_TEST`
+            what it needs.
 
     Raises:
         ConfigError: one is no `Metric`, needs something else, or has a name that is taken.
@@ -61,12 +74,13 @@ class Metrics(nn.Module):
         keys = [key for key in self.by_key if self._of_pixels(key) or not of_pixels_only]
         return {name: reason for key in keys for name in self._names(key)}
 
-    def update(self, prediction: Prediction, batch: Batch, with_pixels: bool) -> None:
+    def update(self, prediction: Prediction, batch: Batch, with_pixels: bool, test: AtTest | None = None) -> None:
         """Give one batch to each metric; to those that need maps only `with_pixels`."""
         given = {
             **dict(zip(("score", "anomaly_map"), prediction, strict=True)),
             **{"preds": prediction.score, "target": batch.label},
-            **{"label": batch.label, "index": batch.index, "mask": batch.mask},
+            **{"label": batch.label, "index": batch.index, "mask": batch.mask, "path": batch.path},
+            **(test._asdict() if test else {}),
         }
         for key, metric in self.by_key.items():
             if with_pixels or not self._of_pixels(key):
@@ -102,7 +116,7 @@ def _needs(key: str, metric: Any) -> frozenset[str]:
         raise ConfigError(f"metrics.{key} is a {type(metric).__name__}: give a torchmetrics.Metric")
     parameters = inspect.signature(metric.update).parameters.values()
     named = [it for it in parameters if it.kind not in (it.VAR_POSITIONAL, it.VAR_KEYWORD)]
-    known = (*OF_IMAGES, *OF_PIXELS)
+    known = (*OF_IMAGES, *OF_PIXELS, *OF_TEST)
     for it in named:
         if it.name not in known and it.default is it.empty:
             raise ConfigError(f"metrics.{key}: its update needs {it.name}: it can have {', '.join(known)}")

@@ -66,14 +66,13 @@ class PixelRanking:
 
     def au_pro(self, fpr_limit: float = 0.3) -> float:
         """Area under the PRO curve left of `fpr_limit`, divided by it. See `oddpatch.metrics.au_pro`."""
-        (limit,) = check_fpr_limits([fpr_limit])
-        start = np.minimum(self.ranking.above / self.ranking.num_negatives, limit)  # (T,) where the rise starts,
-        end = self.ranking.false_positives / self.ranking.num_negatives  # (T,) and where it is complete
-        within = np.minimum(end, limit) - start
-        # In a tie with normal pixels the curve rises in a straight line, of which the limit may cut a part off.
-        risen = np.divide(within, end - start, out=np.ones_like(end), where=end > start)
-        area = within * risen / 2 + (limit - start - within)  # (T,) under a rise of height 1
-        return min(float(np.sum(self.region_share * area)) / limit, 1.0)
+        return area_under(self.ranking, self.region_share, fpr_limit)
+
+    def auroc_to(self, fpr_limit: float) -> float:
+        """Pixel AUROC left of `fpr_limit`, standardised (McClish 1989): 0.5 for chance, 1 for no error."""
+        area = fpr_limit * area_under(self.ranking, self.ranking.positives / self.ranking.num_positives, fpr_limit)
+        chance = fpr_limit**2 / 2
+        return (1 + (area - chance) / (fpr_limit - chance)) / 2
 
     def roc_curve(self, max_points: int = 2000) -> tuple[Points, Points]:
         """(false-positive rate, true-positive rate), thinned for plotting (see `curves.thin`)."""
@@ -137,6 +136,27 @@ def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
     ranking = Ranking.of_sorted(parts, pixels.defect_scores[order], num_below=int(pixels.num_below.sum()))
     starts = ranking.num_positives - ranking.true_positives
     return PixelRanking(ranking, np.add.reduceat(share[order], starts))
+
+
+def area_under(ranking: Ranking, gains: NDArray[np.float64], fpr_limit: float) -> float:
+    """Area, left of `fpr_limit` and divided by it, under a curve over the false-positive rate.
+
+    Args:
+        ranking: T distinct scores of defect pixels.
+        gains: (T,) by how much the curve rises at each of them; they sum to 1.
+        fpr_limit: in (0, 1].
+
+    Raises:
+        ConfigError: the limit is outside (0, 1].
+    """
+    (limit,) = check_fpr_limits([fpr_limit])
+    start = np.minimum(ranking.above / ranking.num_negatives, limit)  # (T,) where the rise starts,
+    end = ranking.false_positives / ranking.num_negatives  # (T,) and where it is complete
+    within = np.minimum(end, limit) - start
+    # In a tie with normal pixels the curve rises in a straight line, of which the limit may cut a part off.
+    risen = np.divide(within, end - start, out=np.ones_like(end), where=end > start)
+    area = within * risen / 2 + (limit - start - within)  # (T,) under a rise of height 1
+    return min(float(np.sum(gains * area)) / limit, 1.0)
 
 
 def pixel_metrics(maps: ArrayLike, masks: ArrayLike, fpr_limits: Sequence[float] = (0.3,)) -> PixelResult:

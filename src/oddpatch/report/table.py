@@ -10,7 +10,7 @@ from oddpatch.report.columns import Column, Share, Value, columns_of, run_datase
 from oddpatch.report.datasets import DATASETS, OWN
 from oddpatch.report.published import Match, matches
 from oddpatch.report.runs import FinishedRun
-from oddpatch.results.summary import HEADLINES
+from oddpatch.results.summary import metric_name
 
 DEFAULT_METRICS = ("image_auroc", "pixel_auroc", "au_pro")
 #: Limit of AU-PRO in the publications.
@@ -167,7 +167,7 @@ def groups_of(dataset: str, tested: Iterable[str]) -> Mapping[str, Sequence[str]
 
 def title_of(metric: str) -> str:
     """What people call a metric."""
-    return HEADLINES.get(metric, metric.replace("au_pro", "AU-PRO") if metric.startswith("au_pro") else metric)
+    return metric_name(metric) or metric
 
 
 def _cell(heading: Heading, dataset: str, name: str, categories: Sequence[str], metric: str, tolerance: float) -> Cell:

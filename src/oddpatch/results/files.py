@@ -12,6 +12,7 @@ from oddpatch.files import replacing, to_cell, write_whole
 from oddpatch.metrics.operating import operating_figures, overlap_histogram
 from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME
 from oddpatch.results import METRICS, PREDICTIONS
+from oddpatch.results.summary import oracle_gap
 from oddpatch.results.test_result import TestResult
 
 _COLUMNS = ("path", "label", "defect_type", "score", "p_value", "is_anomalous")
@@ -80,6 +81,8 @@ def operating(result: TestResult) -> dict[str, Any]:
     # Where features came from a cache, the time of the backbone is missing.
     seconds = None if result.features_found else result.timing.get("test")
     figures = operating_figures(result.scores, result.labels, thresholds.conformal, seconds)
+    if gap := oracle_gap(result.metrics):
+        figures["oracle_gap"] = gap
     if result.statistics is not None:
         pixel, method = thresholds.pixel, "calibrated"
         if pixel is None:  # a pixel is anomalous above a threshold; F1-max counts a score equal to it as anomalous

@@ -26,16 +26,40 @@ HEADLINES = {
     "pixel_f1_max": "pixel F1-max (oracle)",
     "au_pro": "AU-PRO",
 }
+#: What else people call a metric; of metrics with a limit, the part before it.
+FURTHER = {
+    "aupimo": "AUPIMO",
+    "seg_f1": "SegF1",
+    "class_f1": "ClassF1",
+    "au_pro@": "AU-PRO@",
+    "au_spro@": "AU-sPRO@",
+    "pixel_auroc@": "pixel AUROC@",
+}
 #: What an image threshold was set on, and rates of the test images at it.
 THRESHOLDS = {"conformal": "from good images left out of the fit", "validation": "F1-max of the validation images"}
-RATES = {"recall": "recall", "fpr": "false alarms", "precision": "precision", "f1": "F1"}
+RATES = {
+    "recall": "recall",
+    "fpr": "false alarms",
+    "precision": "precision",
+    "f1": "F1",
+    "balanced_accuracy": "balanced accuracy",
+}
 
 
 def metric_name(key: str) -> str | None:
     """What people call a metric; None of thresholds and of rates at one, which nobody compares."""
-    if key.startswith("au_pro@"):
-        return key.replace("au_pro", "AU-PRO")
-    return None if "@" in key or key.endswith("_threshold") else HEADLINES.get(key, key)
+    name, at, limit = key.partition("@")
+    if at:
+        return f"{FURTHER[name + at]}{limit}" if name + at in FURTHER else None
+    return None if key.endswith("_threshold") else {**HEADLINES, **FURTHER}.get(key, key)
+
+
+def oracle_gap(metrics: Mapping[str, float]) -> dict[str, float]:
+    """By how much F1 at the threshold from good images falls short of F1-max, an oracle: of images and of pixels."""
+    pairs = {"image_f1": ("image_f1_max", "image_f1@conformal"), "pixel_f1": ("pixel_f1_max", "seg_f1")}
+    return {
+        name: metrics[best] - metrics[here] for name, (best, here) in pairs.items() if {best, here} <= metrics.keys()
+    }
 
 
 def not_measured(absent: Mapping[str, str]) -> list[str]:
@@ -145,6 +169,10 @@ def _metrics(result: TestResult) -> Table:
         for name, called in RATES.items():
             if (rate := result.metrics.get(f"image_{name}@{source}")) is not None:
                 table.add_row(f"  {called}", f"{rate:.4f}", "")
+        if source == "conformal":
+            for name, gap in oracle_gap(result.metrics).items():
+                called = f"  {name.partition('_')[0]} F1 below the oracle's"
+                table.add_row(called, f"{gap:.4f}", "F1-max less F1 at the threshold from good images")
     return table
 
 

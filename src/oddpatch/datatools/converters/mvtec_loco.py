@@ -21,7 +21,8 @@ _COUNTS = {
 _KEYS = (f"train/{GOOD}", f"validation/{GOOD}", f"test/{GOOD}", *(f"test/{name}" for name in TYPES))
 _NOTES = [
     "An image has a mask for each of its defects; they are joined into one of 0 and 255.",
-    "The owner's metric sPRO, which lets a defect be covered in part (defects_config.json), is not computed from it.",
+    "The owner's metric sPRO, which lets a defect be covered in part, reads the masks and defects_config.json where "
+    "they are: keep them, and give metrics=[default,spro] metrics.spro.source=SOURCE.",
     "validation/good is kept beside train and test; training and testing do not read it.",
 ]
 

@@ -1,0 +1,125 @@
+"""What a threshold from good images gives on test images, which F1-max, an oracle, cannot promise.
+
+SegF1 and ClassF1 are those of MVTec AD 2 (Heckler-Kram et al. 2025, arXiv 2503.21622), where maps are made binary by a
+threshold that no defect was seen for: F1 of all pixels, and of images called anomalous by the pixels of their map.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from oddpatch.metrics.arrays import UndefinedMetricError
+from oddpatch.metrics.classes import ImageMetrics, ByImage
+from oddpatch.metrics.classification import classification
+
+#: Where thresholds of image scores come from.
+SOURCES = ("conformal", "validation")
+
+
+class SegF1(ByImage):
+    """`seg_f1`: F1 of all pixels of all images at the pixel threshold from good images."""
+
+    counts: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        super().__init__(states=["counts"])
+        self.names = ("seg_f1",)
+        self.no_threshold = ""
+
+    def update(
+        self, anomaly_map: Tensor, mask: Tensor, index: Tensor, pixel_threshold: float | None, no_threshold: str
+    ) -> None:
+        """Add anomaly_map and mask, both (B, 1, H, W), and index (B,) of images, with the threshold or why none is."""
+        self.no_threshold = no_threshold if pixel_threshold is None else ""
+        if pixel_threshold is None:
+            return
+        called, defect, known = anomaly_map.double() > pixel_threshold, mask == 1, mask <= 1
+        kinds = (called & defect, called & known & ~defect, ~called & defect)
+        self._store(counts=torch.stack([kind.flatten(1).sum(1) for kind in kinds], 1), index=index)
+
+    def compute(self) -> dict[str, float]:
+        """Its value; `reasons` says why there is none."""
+        if self.no_threshold:
+            self.reasons = dict.fromkeys(self.names, self.no_threshold)
+            return {}
+        return self._compute(self.names, self._values)
+
+    def _values(self) -> tuple[float, ...]:
+        hits, alarms, misses = self._in_order("counts").sum(0).tolist()  # (3,)
+        if not hits + misses:
+            raise UndefinedMetricError("needs defect pixels: there are none")
+        return (2 * hits / (2 * hits + alarms + misses),)
+
+
+class ClassF1(ByImage):
+    """`class_f1`: F1 of images, anomalous if more than `min_area` pixels exceed the threshold from good images."""
+
+    called: list[Tensor] | Tensor
+    labels: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        super().__init__(states=["called", "labels"])
+        self.names = ("class_f1",)
+        self.no_threshold = ""
+
+    def update(
+        self,
+        anomaly_map: Tensor,
+        label: Tensor,
+        index: Tensor,
+        pixel_threshold: float | None,
+        min_area: int,
+        no_threshold: str,
+    ) -> None:
+        """Add anomaly_map (B, 1, H, W), label and index (B,) of images, with the threshold or why there is none."""
+        self.no_threshold = no_threshold if pixel_threshold is None else ""
+        if pixel_threshold is None:
+            return
+        called = (anomaly_map.double() > pixel_threshold).flatten(1).sum(1) > min_area
+        self._store(called=called.long(), labels=label, index=index)
+
+    def compute(self) -> dict[str, float]:
+        """Its value; `reasons` says why there is none."""
+        if self.no_threshold:
+            self.reasons = dict.fromkeys(self.names, self.no_threshold)
+            return {}
+        return self._compute(self.names, self._values)
+
+    def _values(self) -> tuple[float, ...]:
+        called, labels = self._in_order("called"), self._in_order("labels")
+        return (classification(called.double(), labels)["f1"],)
+
+
+class BalancedAccuracy(ImageMetrics):
+    """`image_balanced_accuracy@conformal` and `@validation`: of image scores, at each threshold that there is."""
+
+    names = tuple(f"image_balanced_accuracy@{source}" for source in SOURCES)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thresholds: Mapping[str, float] = {}
+        self.no_threshold = ""
+
+    def update(  # type: ignore[override]
+        self, score: Tensor, label: Tensor, index: Tensor, thresholds: Mapping[str, float], no_threshold: str
+    ) -> None:
+        """Add score, label and index (B,) of images, with the thresholds by source."""
+        super().update(score, label, index)
+        self.thresholds, self.no_threshold = thresholds, no_threshold
+
+    def compute(self) -> dict[str, float]:
+        """Its values; `reasons` says why there is none at a threshold."""
+        there = [source for source in SOURCES if source in self.thresholds]
+        found = self._compute([f"image_balanced_accuracy@{source}" for source in there], self._values)
+        without = {"conformal": self.no_threshold, "validation": "no labelled images to set it on: data.validation=0.3"}
+        self.reasons |= {f"image_balanced_accuracy@{s}": without[s] for s in SOURCES if s not in there}
+        return found
+
+    def _values(self) -> tuple[float, ...]:
+        scores, labels = self._in_order("scores"), self._in_order("labels")
+        return tuple(
+            classification(scores, labels, self.thresholds[source])["balanced_accuracy"]
+            for source in SOURCES
+            if source in self.thresholds
+        )
