@@ -44,8 +44,46 @@ def test_bound_is_the_quantile_of_the_known_distribution():
 def test_too_few_images_give_the_rate_they_support():
     threshold = conformal_threshold([3.0, 1.0, 2.0], 0.01)
     assert (threshold.value, threshold.fpr, threshold.supported) == (3.0, 0.25, False)
-    assert conformal_threshold(np.arange(99), 0.01) == (98, 0.01, 0.01, 99)
+    assert conformal_threshold(np.arange(99), 0.01) == (98, 0.01, 0.01, 99, "marginal")
     assert conformal_threshold(np.arange(99), 0.01).supported
+
+
+@pytest.mark.parametrize(("target", "count"), [(0.1, 29), (0.05, 59), (0.02, 149), (0.01, 299), (0.005, 598)])
+def test_so_many_images_support_the_confident_promise(target, count):
+    """The table of tolerance bounds by the highest value (Wilks 1941)."""
+    enough = conformal_threshold(np.arange(count), target, "confident")
+    assert (enough.value, enough.supported, enough.num_needed) == (count - 1, True, count)
+    fewer = conformal_threshold(np.arange(count - 1), target, "confident")
+    assert (fewer.value, fewer.supported, fewer.num_needed) == (count - 2, False, count)
+    assert enough.promised == pytest.approx(1 - 0.05 ** (1 / count)) == enough.fpr_bound(0.95)
+    assert conformal_threshold(np.arange(99), target).num_needed == round(1 / target) - 1
+
+
+@pytest.mark.parametrize("count", [60, 93, 150, 1000])
+def test_the_confident_threshold_is_the_lowest_whose_bound_holds(count):
+    """By the distribution of order statistics of uniform scores, Beta(k, n + 1 - k)."""
+    threshold = conformal_threshold(np.arange(1, count + 1), 0.05, "confident")
+    holds = [k for k in range(1, count + 1) if stats.beta(k, count + 1 - k).sf(0.95) >= 0.95]
+    assert threshold.value == min(holds)
+    assert threshold.promised <= 0.05
+    with pytest.raises(ConfigError, match=r"calibration\.promise='sure' is not known: choose marginal or confident"):
+        conformal_threshold([1.0], 0.05, "sure")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [59, 150, 400])
+def test_what_each_promise_says_holds_in_a_simulation(count):
+    """The marginal one on average over sets of good images; the confident one for 95 in 100 of them."""
+    rng, draw, target = np.random.default_rng(0), stats.lognorm(1.0), 0.05
+    rates: dict[str, list[float]] = {"marginal": [], "confident": []}
+    for _ in range(2000):
+        scores = draw.rvs(count, random_state=rng)
+        for promise, realised in rates.items():
+            realised.append(draw.sf(conformal_threshold(scores, target, promise).value))  # type: ignore[arg-type]
+    marginal, confident = (np.array(found) for found in rates.values())
+    assert marginal.mean() <= target + 3 * marginal.std() / np.sqrt(2000)
+    assert (confident > target).sum() <= stats.binom(2000, 0.05).ppf(0.999)
+    assert (marginal > target).mean() > 0.2  # which the marginal one does not say
+    assert confident.mean() < marginal.mean()
 
 
 def test_p_values_are_valid_and_never_tie():

@@ -12,7 +12,7 @@ import torch
 from conftest import TinyBackbone, make_dataset
 from test_pipeline import config, run, tiny, tiny_backbone  # noqa: F401
 
-from oddpatch import pipeline
+from oddpatch import AnomalyDetector, pipeline
 from oddpatch.errors import ConfigError
 from oddpatch.hydra_entry import building
 from oddpatch.learning.folds import FoldDetectors
@@ -45,6 +45,28 @@ def test_held_out_images_give_the_threshold_and_are_not_fitted_to(tmp_path):
         for row in csv.DictReader(file):
             assert int(row["is_anomalous"]) == (float(row["score"]) > thresholds["image"])
             assert 1 / 21 < float(row["p_value"]) < 1
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_the_confident_promise_is_stated_and_kept(tmp_path, caplog):
+    make_dataset(tmp_path, good=60)
+    chosen = ["calibration.target_fpr=0.05", "calibration.promise=confident"]
+    with caplog.at_level("INFO"):
+        run(tiny(tmp_path, tmp_path / "out", *chosen))
+    found = metrics_of(tmp_path / "out")["thresholds"]
+    assert (found["promise"], found["num_needed"], found["num_images"]) == ("confident", 59, 60)
+    assert found["promised_fpr"] == found["fpr_bound_95"] <= 0.05
+    assert "0.0487 with 95 % confidence (confident promise, leave_one_out, 60 good images)" in caplog.text
+    assert "60 support" not in caplog.text
+    assert "The confident promise of 5 %" in (tmp_path / "out/report.html").read_text()
+    # A fitted model keeps it, at any rate.
+    detector = AnomalyDetector.load(tmp_path / "out", target_fpr=0.01)
+    assert (detector.model.calibration.promise, detector.model.calibration.image_at(0.01).num_needed) == (
+        "confident",
+        299,
+    )
+    with pytest.raises(ConfigError, match=r"calibration\.promise='sure'"):
+        Calibration("holdout", promise="sure")  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oddpatch.metrics.arrays import UndefinedMetricError
-from oddpatch.metrics.classes import ImageMetrics, ByImage
+from oddpatch.metrics.classes import ByImage, ImageMetrics
 from oddpatch.metrics.classification import classification
 
 #: Where thresholds of image scores come from.

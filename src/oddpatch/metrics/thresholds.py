@@ -6,16 +6,26 @@ k = ceil((n + 1) (1 - target_fpr)) is therefore exceeded by a new good image wit
 (n + 1 - k) / (n + 1) <= target_fpr, for any n and any distribution (Vovk et al. 2005; Lei et al. 2018,
 arXiv 1604.04173). For one held-out set at hand the rate is itself random: it follows Beta(n + 1 - k, k)
 (Vovk 2012, arXiv 1209.2673), whose upper quantile is the bound reported here.
+
+Instead of that average, a threshold can promise the rate for the held-out set at hand, with 95 % confidence: k is then
+the smallest for which Beta(n + 1 - k, k) stays within target_fpr with a probability of 0.95. It is the upper tolerance
+bound by order statistics (Wilks 1941), and takes (1 - target_fpr)^n <= 0.05: 29, 59, 149, 299 or 598 images for 10, 5,
+2, 1 or 0.5 %.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from oddpatch.errors import ConfigError
+
+#: What a threshold promises of the rate: that its mean over held-out sets, or this set's own rate, is as wanted.
+Promise = Literal["marginal", "confident"]
+PROMISES = get_args(Promise)
+CONFIDENCE = 0.95
 
 
 class Threshold(NamedTuple):
@@ -25,8 +35,9 @@ class Threshold(NamedTuple):
     fpr: float  # what the threshold guarantees on average over held-out sets
     target_fpr: float  # what was asked for; smaller than `fpr` if there are too few images for it
     num_images: int
+    promise: Promise = "marginal"
 
-    def fpr_bound(self, confidence: float = 0.95) -> float:
+    def fpr_bound(self, confidence: float = CONFIDENCE) -> float:
         """False-alarm rate that is not exceeded with this confidence, given the held-out images at hand."""
         from scipy.stats import beta
 
@@ -34,24 +45,39 @@ class Threshold(NamedTuple):
         return float(beta.ppf(confidence, above, self.num_images + 1 - above))
 
     @property
+    def promised(self) -> float:
+        """The rate that is promised: on average over held-out sets, or with confidence."""
+        return self.fpr if self.promise == "marginal" else self.fpr_bound()
+
+    @property
     def supported(self) -> bool:
         """Whether there were enough images for the rate asked for."""
-        return self.fpr <= self.target_fpr
+        return self.promised <= self.target_fpr * (1 + 1e-12)
+
+    @property
+    def num_needed(self) -> int:
+        """The fewest images that support the rate asked for."""
+        if self.promise == "marginal":
+            return math.ceil(1 / self.target_fpr - 1e-9) - 1
+        return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-self.target_fpr) - 1e-9)
 
 
-def conformal_threshold(scores: ArrayLike, target_fpr: float) -> Threshold:
+def conformal_threshold(scores: ArrayLike, target_fpr: float, promise: Promise = "marginal") -> Threshold:
     """Threshold for the wanted false-alarm rate; an image is anomalous if its score is *above* it.
 
-    Too few images for the rate (n < 1 / target_fpr - 1) give the threshold of the lowest rate they support,
-    1 / (n + 1), which is their highest score.
+    Too few images for the rate (see `Threshold.num_needed`) give the threshold of the lowest rate they support,
+    which is their highest score.
 
     Args:
         scores: (n,) of good images that the model was not fitted to.
         target_fpr: in (0, 1).
+        promise: "marginal": the rate holds on average over sets of n images. "confident": with 95 % confidence it holds
+            for this set.
 
     Raises:
-        ConfigError: no scores, or a rate outside (0, 1).
+        ConfigError: no scores, a rate outside (0, 1), or another promise.
     """
+    check_promise(promise)
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     check_target_fpr(target_fpr)
     count = len(ordered)
@@ -59,7 +85,20 @@ def conformal_threshold(scores: ArrayLike, target_fpr: float) -> Threshold:
         raise ConfigError("no held-out good image was scored: a threshold needs at least one")
     # The tolerance keeps e.g. 100 * (1 - 0.01) from being rounded up to 100 by float error.
     rank = min(math.ceil((count + 1) * (1 - target_fpr) - 1e-9), count)
-    return Threshold(float(ordered[rank - 1]), (count + 1 - rank) / (count + 1), target_fpr, count)
+    if promise == "confident":
+        from scipy.stats import binom
+
+        # Of the n images so many exceed the exact threshold; it lies above the k-th with a probability of cdf(n - k).
+        above = int(binom.ppf(1 - CONFIDENCE, count, target_fpr))
+        above -= int(binom.cdf(above, count, target_fpr) > 1 - CONFIDENCE)
+        rank = count - max(above, 0)
+    return Threshold(float(ordered[rank - 1]), (count + 1 - rank) / (count + 1), target_fpr, count, promise)
+
+
+def check_promise(promise: str) -> None:
+    """Raise a ``ConfigError`` for a promise that is not known."""
+    if promise not in PROMISES:
+        raise ConfigError(f"calibration.promise={promise!r} is not known: choose {' or '.join(PROMISES)}")
 
 
 def check_target_fpr(target_fpr: float) -> None:

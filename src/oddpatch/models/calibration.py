@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError
 from oddpatch.metrics.thresholds import (
+    Promise,
     Threshold,
+    check_promise,
     check_target_fpr,
     conformal_p_values,
     conformal_threshold,
@@ -39,6 +41,8 @@ class Calibration(nn.Module):
     Args:
         method: "leave_one_out", "holdout", "cross" or "none".
         target_fpr: wanted rate of false alarms, of good images called anomalous.
+        promise: "marginal": that rate on average over sets of good images; "confident": with 95 % confidence of the
+            good images at hand, see `conformal_threshold`.
         fraction: share of the good training images that `holdout` leaves out.
         minimum: the fewest images that `holdout` leaves out; with fewer than twice as many nothing is held out.
         folds: of `cross`; as many as there are images, if these are fewer.
@@ -63,18 +67,20 @@ class Calibration(nn.Module):
         folds: int = 5,
         min_area: int = 0,
         seed: int = 0,
+        promise: Promise = "marginal",
     ) -> None:
         super().__init__()
         if method not in CALIBRATIONS:
             known = ", ".join(name for name in CALIBRATIONS if name != "none")
             raise ConfigError(f"calibration.method={method!r} is not known: choose {known} or none")
         check_target_fpr(target_fpr)
+        check_promise(promise)
         if not 0 < fraction < 1:
             raise ConfigError(f"calibration.fraction={fraction} must lie between 0 and 1, such as 0.2")
         for name, value, least in (("minimum", minimum, 1), ("folds", folds, 2), ("min_area", min_area, 0)):
             if value < least:
                 raise ConfigError(f"calibration.{name}={value} must be at least {least}")
-        self.method, self.target_fpr, self.min_area = method, target_fpr, min_area
+        self.method, self.target_fpr, self.min_area, self.promise = method, target_fpr, min_area, promise
         self.fraction, self.minimum, self.num_folds, self.seed = fraction, minimum, folds, seed
         #: Why there is no threshold and what to do, where there is none.
         self.absent = "it was fitted with calibration=none: train again with calibration=leave_one_out"
@@ -143,11 +149,13 @@ class Calibration(nn.Module):
 
     def image_at(self, target_fpr: float) -> Threshold:
         """Threshold of image scores for a wanted rate of false alarms."""
-        return conformal_threshold(self.image_scores.cpu(), target_fpr)
+        return conformal_threshold(self.image_scores.cpu(), target_fpr, self.promise)
 
     def pixel_at(self, target_fpr: float) -> Threshold | None:
         """Threshold of pixels: on a good image more than `min_area` of them exceed it at most at this rate."""
-        return conformal_threshold(self.pixel_scores.cpu(), target_fpr) if len(self.pixel_scores) else None
+        if not len(self.pixel_scores):
+            return None
+        return conformal_threshold(self.pixel_scores.cpu(), target_fpr, self.promise)
 
     @property
     def image(self) -> Threshold:
@@ -188,7 +196,10 @@ class Calibration(nn.Module):
         image, pixel = self.image, self.pixel
         return {
             "method": self.method,
+            "promise": self.promise,
             "target_fpr": self.target_fpr,
+            "promised_fpr": image.promised,
+            "num_needed": image.num_needed,
             "supported_fpr": image.fpr,
             "fpr_bound_95": image.fpr_bound(),
             "num_images": image.num_images,
@@ -209,15 +220,18 @@ class Calibration(nn.Module):
         image = self.image
         note = ""
         if not image.supported:
-            wanted = math.ceil(1 / self.target_fpr) - 1
-            note = f"; {self.target_fpr:.3g} needs {wanted} good images, {image.num_images} support {image.fpr:.3g}"
+            note = (
+                f"; {self.target_fpr:.3g} needs {image.num_needed} good images, {image.num_images} support "
+                f"{image.promised:.3g}"
+            )
         log.info(
             "threshold %.4g: good images exceed it at a rate of %s %.3g on average, %.3g with 95 %% confidence "
-            "(%s, %d good images)%s",
+            "(%s promise, %s, %d good images)%s",
             image.value,
             "about" if self.fits_all else "at most",
             image.fpr,
             image.fpr_bound(),
+            self.promise,
             self.method,
             image.num_images,
             note,

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -90,10 +89,10 @@ def next_steps(result: TestResult, folder: Path) -> list[tuple[str, str]]:
             ),
             ("Inspect parts:", f"oddpatch predict {run} FOLDER{save}"),
         ]
-        target, supported = thresholds["target_fpr"], thresholds["supported_fpr"]
-        if supported > target + 1e-12:
-            support = f"{thresholds['num_images']} support a false-alarm rate of {100 * supported:.3g} %"
-            wanted = f"the wanted {100 * target:.3g} % takes {math.ceil(1 / target - 1e-9) - 1}"
+        target, promised = thresholds["target_fpr"], thresholds["promised_fpr"]
+        if promised > target + 1e-12:
+            support = f"{thresholds['num_images']} support a false-alarm rate of {100 * promised:.3g} %"
+            wanted = f"the wanted {100 * target:.3g} % takes {thresholds['num_needed']}"
             steps.append((f"Add good images: {support}, {wanted}.", ""))
     measure = (
         "To measure what is found, put images of defective parts into test/NAME_OF_THE_DEFECT of the category, and "
