@@ -61,7 +61,7 @@ def test_the_confident_promise_is_stated_and_kept(tmp_path, caplog):
     assert "The confident promise of 5 %" in (tmp_path / "out/report.html").read_text()
     # A fitted model keeps it, at any rate.
     detector = AnomalyDetector.load(tmp_path / "out", target_fpr=0.01)
-    assert (detector.model.calibration.promise, detector.model.calibration.image_at(0.01).num_needed) == (
+    assert (detector.scorer.calibration.promise, detector.scorer.calibration.image_at(0.01).num_needed) == (
         "confident",
         299,
     )

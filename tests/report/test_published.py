@@ -59,6 +59,12 @@ def test_every_protocol_belongs_to_a_variant_and_names_real_settings():
         ("spade", "SPADE"),
         ("gaussian", "GaussianAD"),
         ("cam", "CAM"),
+        ("banks", "MemoryBanks"),
+        ("subspacead", "SubspaceAD"),
+        ("rad", "RAD"),
+        ("mh_patchcore", "MHPatchCore"),
+        ("musc", "MuSc"),
+        ("dfm", "DFM"),
     ):
         found = pytest.importorskip(f"oddpatch.models.{module}")
         known |= {f"model.{p}" for p in getattr(found, name).__init__.__annotations__}

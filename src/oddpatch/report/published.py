@@ -30,10 +30,24 @@ NAMES = {
     "SPADE": ("SPADE",),
     "GaussianAD": ("Gaussian-AD",),
     "CAM": ("VGG16-CAM (supervised)",),
+    "MemoryBanks": ("AnomalyDINO", "ProCon", "SuperADD"),
+    "SubspaceAD": ("SubspaceAD",),
+    "RAD": ("RAD",),
+    "MHPatchCore": ("MH-PatchCore",),
+    "MuSc": ("MuSc",),
+    "DFM": ("DFM",),
 }
 #: Weights of timm that are those the publications used, and how the name of the backbone then ends there.
-_WEIGHTS = {"": "", "tv_in1k": "", "orig_in21k": "_in21k"}
-_ALIASES = {"resnext101_32x8d": "resnext101"}
+_WEIGHTS = {"": "", "tv_in1k": "", "orig_in21k": "_in21k", "lvd142m": "", "lvd1689m": "", "openai": ""}
+_ALIASES = {
+    "resnext101_32x8d": "resnext101",
+    "vit_small_patch14_dinov2": "dinov2_vits14",
+    "vit_base_patch14_dinov2": "dinov2_vitb14",
+    "vit_large_patch14_dinov2": "dinov2_vitl14",
+    "vit_giant_patch14_reg4_dinov2": "dinov2_vitg14_reg",
+    "vit_base_patch16_dinov3": "dinov3_vitb16",
+    "vit_large_patch14_clip_336": "clip_vit_l14_336",
+}
 _STRIDE_BY_LAYER = ("resnet", "wide_resnet", "resnext", "densenet")  # timm's maps of these: layer l has stride 2^(l+1)
 _CALLED = {"data.interpolation": "image interpolation", "model.interpolation": "map interpolation"}
 _MISSING = "not set"
