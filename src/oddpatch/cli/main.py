@@ -15,6 +15,7 @@ from oddpatch.cli.explain import explain
 from oddpatch.cli.init import init
 from oddpatch.cli.predict import predict
 from oddpatch.cli.report import report
+from oddpatch.cli.reproduce import reproduce
 from oddpatch.cli.train import PASSED_ON, evaluate, train
 from oddpatch.cli.update import update
 from oddpatch.ending import conclude, drop_unwritten, ending_when_told
@@ -54,6 +55,7 @@ app.command()(explain)
 app.command()(update)
 app.command()(compare)
 app.command()(report)
+app.command()(reproduce)
 
 
 def main() -> None:
