@@ -33,6 +33,10 @@ def report(
     published: Annotated[bool, typer.Option("--published", help="Put published numbers beside the runs.")] = False,
     tolerance: Annotated[float, typer.Option(help="Largest difference from a published number that passes.")] = 0.01,
     roc: Annotated[Path | None, typer.Option(help="PNG to write: ROC curves of all categories.")] = None,
+    critical_difference: Annotated[
+        Path | None,
+        typer.Option(help="PNG to write: three or more methods ranked over their categories, by the first metric."),
+    ] = None,
     results_json: Annotated[
         Path | None, typer.Option("--results-json", help="JSON to write: one model in PatchCoreViT's form.")
     ] = None,
@@ -72,6 +76,14 @@ def report(
             json.dump(results_of(columns_of(found)), file, indent=4)
             file.write("\n")
         tell(f"written: {results_json}", err=True)
+    if critical_difference is not None:
+        from oddpatch.report.ranks import draw_ranks, rank_methods
+
+        ranking = rank_methods(columns_of(found), built.grids[0].metric)
+        for line in ranking.lines:
+            tell(line, err=True)
+        draw_ranks(ranking, critical_difference)
+        tell(f"written: {critical_difference}", err=True)
     if roc is not None:
         from oddpatch.report.roc import draw_roc
 
