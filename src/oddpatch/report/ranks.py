@@ -39,8 +39,8 @@ class Ranking(NamedTuple):
         without = f" ({', '.join(self.left_out)} left out: not all have it)" if self.left_out else ""
         told = [
             f"{title_of(self.metric)}, {self.num_categories} categories{without}: the {len(self.names)} methods "
-            f"{differ} (Friedman, p = {self.p_value:.2g}); two differ if their mean ranks are {self.critical_difference:.3f} "
-            f"apart (Nemenyi, {1 - LEVEL:.0%})"
+            f"{differ} (Friedman, p = {self.p_value:.2g}); two differ if their mean ranks are "
+            f"{self.critical_difference:.3f} apart (Nemenyi, {1 - LEVEL:.0%})"
         ]
         told += [f"{rank:6.3f}  {name}" for name, rank in zip(self.names, self.mean_ranks, strict=True)]
         if self.p_value >= LEVEL:

@@ -271,7 +271,7 @@ def show(findings: Sequence[Finding], console: Console | None = None) -> None:
     table.add_column("", overflow="fold")
     for one in findings:
         numbers = ["" if v is None else form.format(v) for form, v in
-                   (("{:.4f}", one.ours), ("{:.3f}", one.published), ("{:+.4f}", one.difference))]  # fmt: skip
+                   (("{:.4f}", one.ours), ("{:.4f}", one.published), ("{:+.4f}", one.difference))]  # fmt: skip
         told = one.verdict if one.verdict == "reproduced" else f"{one.verdict}: {one.why}" if one.why else one.verdict
         texts = (one.recipe, one.category, title_of(one.metric), one.source, *numbers, told)
         table.add_row(*(Text(shown(text)) for text in texts))
