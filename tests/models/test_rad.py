@@ -54,3 +54,30 @@ def test_an_image_is_left_out_by_itself():
         rest = torch.tensor([j for j in range(8) if j != i])
         without = fitted(RAD([24] * 5, [4] * 4 + [0], k=3, finest_stride=1), [m[rest] for m in train])
         torch.testing.assert_close(found.score[i - 2 : i - 1], without([m[i : i + 1] for m in train], SIZE).score)
+
+
+def test_windows_end_where_the_image_and_the_region_end():
+    drawn = torch.Generator().manual_seed(0)
+    good, new = (torch.randn(n, 6, 5, 7, generator=drawn) for n in (3, 2))
+    detector = RAD([6], [4], k=3, window=1, finest_stride=1)
+    inspected = torch.rand(5, 7, generator=drawn) > 0.3
+    detector.restrict(inspected.repeat_interleave(4, 0).repeat_interleave(4, 1))
+    fitted(detector, [good])
+    patches, grid = detector.patches([new])
+    scores = detector.score_patches(patches, detector.retrieve([new]), grid)
+    unit = [m / m.norm(dim=1, keepdim=True) for m in (new, good)]
+    expected = torch.tensor(
+        [
+            [
+                1 - max(
+                    float(unit[0][i, :, row, column] @ unit[1][n, :, r, c])
+                    for n in range(3)
+                    for r, c in inspected.nonzero().tolist()
+                    if abs(r - row) <= 1 and abs(c - column) <= 1
+                )
+                for row, column in inspected.nonzero().tolist()
+            ]
+            for i in range(2)
+        ]
+    )  # fmt: skip
+    torch.testing.assert_close(scores, expected)

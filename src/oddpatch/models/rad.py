@@ -141,9 +141,11 @@ class RAD(PatchDetector):
         for own, others in zip(patches.split(self.channels, dim=2), good.split(self.channels, dim=3), strict=True):
             if around is None:
                 best.append((own @ others.flatten(1, 2).mT).amax(dim=2))
-            else:
-                shifted = [(own[:, None] * others[:, :, column]).sum(dim=3).amax(dim=1) for column in around.mT]
-                best.append(torch.stack(shifted).amax(dim=0))
+                continue
+            # At each place of the bank, the patches in its window at once: the bank is read a single time.
+            cosines = others.transpose(1, 2) @ own[:, around].mT  # (B, P, n, W), of place and patch in its window
+            closest = cosines.amax(dim=2).flatten(1)  # (B, P * W)
+            best.append(closest[:, _pairs(around)].amax(dim=2))
         return torch.stack(best)
 
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
@@ -171,3 +173,11 @@ class RAD(PatchDetector):
         """All patches, and once more while they are joined."""
         needed = sum(held.required(num_images) for held in self.probe(shapes).accumulators)
         return needed, "lower data.resize and data.crop, or use fewer layers or images"
+
+
+def _pairs(around: Tensor) -> Tensor:
+    """For each patch and its window (P, W), where in all of these (P * W) stands the same pair seen from the other."""
+    number, size = around.shape
+    own = torch.arange(number, device=around.device)[:, None]
+    opposite = torch.arange(size, device=around.device).flip(0).where(around != own, size // 2)
+    return around * size + opposite
