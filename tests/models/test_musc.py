@@ -58,3 +58,12 @@ def test_an_image_does_not_judge_itself():
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="MuSc judges images by each other, and 3 are too few: add images"):
         musc([m[:3] for m in twelve()])
+
+
+def test_images_fitted_to_keep_their_scores_in_any_batch():
+    maps = twelve()
+    detector = musc(maps)
+    new = [torch.cat([m[3:5], m[:1] + 1]) for m in maps]
+    found = detector._scores_of(detector.embed(new))
+    assert torch.equal(found[:2], detector.patch_scores[3:5])
+    torch.testing.assert_close(found, detector._patch_scores(detector.embed(new)))

@@ -33,9 +33,10 @@ class MuSc(Detector):
         finest_stride: feature maps of smaller stride are left out.
     """
 
-    fitted_buffers = ("gallery", "tokens", "scores")
+    fitted_buffers = ("gallery", "tokens", "patch_scores", "scores")
     gallery: Tensor  # (N, sum C_l, h, w)
     tokens: Tensor  # (N, C) unit vectors
+    patch_scores: Tensor  # (N, h, w) of the images fitted to
     scores: Tensor  # (N,) of the images fitted to, before they are averaged over similar images
 
     def __init__(
@@ -78,11 +79,8 @@ class MuSc(Detector):
         if int(self.best_share * (len(self.held) - 1)) < 1:
             raise DataError(f"MuSc judges images by each other, and {len(self.held)} are too few: add images")
         _, self.gallery, self.tokens = self.held.take()
-        found = []
-        for i in range(len(self.gallery)):
-            found.append(self._highest(self._patch_scores(self.gallery[i : i + 1])))
-            progress(i + 1, len(self.gallery), "mutual scoring")
-        self.scores = torch.cat(found)
+        self.patch_scores = self._patch_scores(self.gallery, progress)
+        self.scores = torch.cat([self._highest(part) for part in self.patch_scores.split(16)])
         self.finish()
 
     def _neighbourhoods(self, maps: Tensor) -> Iterator[Tensor]:
@@ -92,22 +90,41 @@ class MuSc(Detector):
             for layer in pooled.split(self.channels, dim=1):
                 yield F.normalize(layer.flatten(2).mT, dim=2)
 
-    def _patch_scores(self, maps: Tensor) -> Tensor:
+    def _patch_scores(self, maps: Tensor, progress: ProgressFn = no_progress) -> Tensor:
         """Scores (B, h, w) of maps (B, sum C_l, h, w) by the images of the gallery other than they."""
         total: Tensor | float = 0.0
-        same = None
-        pairs = list(zip(self._neighbourhoods(maps), self._neighbourhoods(self.gallery), strict=True))
-        for own, others in pairs:
-            distances = torch.stack([_to_nearest(own, other) for other in others], dim=2)  # (B, P, N)
-            if same is None:
-                same = distances.amax(dim=1, keepdim=True) < SAME  # (B, 1, N)
-            ranked = distances.masked_fill(same, torch.inf).sort(dim=2).values
-            # Of the others: one fewer than the gallery holds where the image is one of it.
-            count = (self.best_share * (len(self.gallery) - same.sum(dim=2)) + 1e-9).long().clamp(min=1)  # (B, 1)
-            counted = torch.arange(len(self.gallery), device=maps.device) < count[..., None]  # (B, 1, N)
-            total = total + ranked.masked_fill(~counted, 0).sum(dim=2) / count
+        same: list[Tensor] = []
+        kinds = len(self.windows) * len(self.channels)
+        pairs = zip(self._neighbourhoods(maps), self._neighbourhoods(self.gallery), strict=True)
+        for kind, (own, others) in enumerate(pairs):
+            found = []
+            # Image by image: the distances take N times the room of the scores.
+            parts = (own,) if torch.compiler.is_exporting() else own.split(1)
+            for i, one in enumerate(parts):
+                distances = torch.stack([_to_nearest(one, other) for other in others], dim=2)  # (B, P, N)
+                if kind == 0:
+                    same.append(distances.amax(dim=1, keepdim=True) < SAME)  # (B, 1, N)
+                ranked = distances.masked_fill(same[i], torch.inf).sort(dim=2).values
+                # Of the others: one fewer than the gallery holds where the image is one of it.
+                others_there = len(self.gallery) - same[i].sum(dim=2)
+                count = (self.best_share * others_there + 1e-9).long().clamp(min=1)  # (B, 1)
+                counted = torch.arange(len(self.gallery), device=maps.device) < count[..., None]  # (B, 1, N)
+                found.append(ranked.masked_fill(~counted, 0).sum(dim=2) / count)
+                progress(kind * len(parts) + i + 1, kinds * len(parts), "mutual scoring")
+            total = total + torch.cat(found)
         assert isinstance(total, Tensor)
-        return (total / len(pairs)).unflatten(1, maps.shape[2:])
+        return (total / kinds).unflatten(1, maps.shape[2:])
+
+    def _scores_of(self, maps: Tensor) -> Tensor:
+        """As `_patch_scores`; those of images that were fitted to, told by their features but for rounding, are known."""
+        if torch.compiler.is_exporting():
+            return self._patch_scores(maps)
+        same = torch.stack([(self.gallery - one).abs().amax(dim=(1, 2, 3)) < SAME for one in maps])  # (B, N)
+        known = same.any(dim=1)
+        scores = self.patch_scores[same.int().argmax(dim=1)]  # (B, h, w)
+        if not known.all():
+            scores[~known] = self._patch_scores(maps[~known])
+        return scores
 
     def _highest(self, scores: Tensor) -> Tensor:
         """The largest value (B,) of the map of patch scores (B, h, w), at the size of an image of so many patches."""
@@ -119,7 +136,7 @@ class MuSc(Detector):
         """Score a batch; the map is resized bilinearly, corner on corner, and not smoothed."""
         self.require_fitted()
         maps = self.embed(features)
-        scores = self._patch_scores(maps)
+        scores = self._scores_of(maps)
         heat = anomaly_map(scores, image_size, 0, "bilinear_corners")
         return Prediction(self._averaged(self._highest(scores), self.class_token(features)), heat)
 
