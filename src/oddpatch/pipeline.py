@@ -177,6 +177,7 @@ def rebuild(cfg: DictConfig) -> Run:
     kept = {key: value for key, value in model.preprocess.settings().items() if key in found and value}
     kept.setdefault("full_scale", None)
     kept.setdefault("align", None)
+    kept["shots"] = None  # nothing is fitted, and the folder may hold fewer images
     described = about["config"]["data"]
     if "render" in described:  # a folder that is absent is made where the user says so, not where a file does
         described = {**described, "render": None}

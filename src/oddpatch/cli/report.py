@@ -37,6 +37,9 @@ def report(
         Path | None,
         typer.Option(help="PNG to write: three or more methods ranked over their categories, by the first metric."),
     ] = None,
+    shots: Annotated[
+        Path | None, typer.Option(help="PNG to write: the metric by the number of good images (data.shots).")
+    ] = None,
     results_json: Annotated[
         Path | None, typer.Option("--results-json", help="JSON to write: one model in PatchCoreViT's form.")
     ] = None,
@@ -89,3 +92,8 @@ def report(
 
         draw_roc(columns_of(found), roc)
         tell(f"written: {roc}", err=True)
+    if shots is not None:
+        from oddpatch.report.few_shot import draw_shots
+
+        draw_shots(columns_of(found), shots, *(metric or [])[:1])
+        tell(f"written: {shots}", err=True)

@@ -19,12 +19,13 @@ from oddpatch.data.loading import check_workers, make_loader, workers_that_fit
 from oddpatch.data.reference import Reference, choose_reference
 from oddpatch.data.roi import load_roi
 from oddpatch.data.sharding import ShardedBatches
+from oddpatch.data.shots import check_shots, choose
 from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, Walk, summary
 from oddpatch.errors import ConfigError, DataError, ResourceError
 from oddpatch.ops.ranks import Ranks
-from oddpatch.wording import counted
+from oddpatch.wording import counted, some
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ class MVTecDataModule(LightningDataModule):
         roi: mask image that is not zero where to inspect, of the size of the images (of the reference, with `align`).
         split: manifest by `oddpatch data split`, which says what is for training and what for testing.
         fold: the fold to test on, of a manifest of folds.
+        shots: fit to so many good images only, chosen before anything is found in them; None for all.
+        shots_seed: which of them.
+        shots_rule: "block" takes the block of this number from the sorted list; "shuffle" draws them.
         batch_size: images a batch, on each device.
         num_workers: decoding processes; "auto" for one a core, at most 8, and none on a single core.
         mask_threshold: see `oddpatch.data.decoding.read_mask`.
@@ -100,6 +104,9 @@ class MVTecDataModule(LightningDataModule):
         roi: str | Path | None = None,
         split: str | Path | None = None,
         fold: int | None = None,
+        shots: int | None = None,
+        shots_seed: int = 0,
+        shots_rule: str = "block",
         batch_size: int = 32,
         num_workers: int | str = "auto",
         mask_threshold: float = 0.0,
@@ -124,6 +131,8 @@ class MVTecDataModule(LightningDataModule):
             raise ConfigError(
                 f"fold={fold} is one of a manifest of folds: set data.split to the manifest, or leave fold"
             )
+        check_shots(shots, shots_seed, shots_rule)
+        self.shots, self.shots_seed, self.shots_rule = shots, shots_seed, shots_rule
         self.root = Path(root)
         self.category = category
         if isinstance(full_scale, str) and full_scale != "auto":
@@ -213,6 +222,8 @@ class MVTecDataModule(LightningDataModule):
         found = self._scan()
         self.train_samples, self.test_samples, self.warnings = found.train, found.test, found.warnings
         self.left_out = [*found.left_out]
+        if self.shots is not None:
+            self._choose_shots(self.shots)
         self.validation_samples = [*found.validation]
         if self.validation and self.validation_samples:
             raise ConfigError(f"{self.split} names the validation images: set data.validation=null")
@@ -229,6 +240,14 @@ class MVTecDataModule(LightningDataModule):
         self.fitted = range(len(self.train_samples))
         for line in self.warnings:
             self._say(logging.WARNING, "%s", line)
+
+    def _choose_shots(self, shots: int) -> None:
+        if self.learns_from_defects:
+            raise ConfigError(f"data.shots={shots} is for methods that learn from good images alone: set it to null")
+        everything = self.train_samples
+        self.train_samples = choose(everything, shots, self.shots_seed, self.shots_rule)
+        names = some([sample.path.name for sample in self.train_samples], 8)
+        self._say(logging.INFO, "data.shots=%d: fitted to %s of %d good images", shots, names, len(everything))
 
     def _adapt(self) -> None:
         """Settle what the settings leave to the training images, and say how much of the images is inspected."""
@@ -286,7 +305,13 @@ class MVTecDataModule(LightningDataModule):
         self.fitted = [position for position, fold in enumerate(folds) if fold < 0 or fit_too]
 
     def fit_to_test_images(self) -> None:
-        """Fit to the test images in place of the good ones, as images of which nothing is known."""
+        """Fit to the test images in place of the good ones, as images of which nothing is known.
+
+        Raises:
+            ConfigError: a number of good images was set.
+        """
+        if self.shots is not None:
+            raise ConfigError(f"data.shots={self.shots} good images, where it is fitted to test images: set it to null")
         self.train_samples = [Sample(sample.path, 0, "", None) for sample in self.test_samples]
         self._train = self._dataset(self.train_samples)
         self.hold_out([-1] * len(self.train_samples), fit_too=True)

@@ -11,7 +11,7 @@ from oddpatch.report.runs import FinishedRun
 
 # Settings that change no number, or that columns are averaged over.
 _NOT_SETTINGS = {"seed", "weights", "root", "category", "fold", "obtain", "batch_size", "num_workers", "on_error"}
-_NOT_SETTINGS |= {"render", "render_seed"}
+_NOT_SETTINGS |= {"render", "render_seed", "shots_seed"}
 # Files that belong to a category: that there is one matters.
 _FILES = ("align", "roi", "split")
 _RANDOM, _MINIMUM = "random weights", "calibration.minimum"
@@ -76,10 +76,10 @@ def columns_of(runs: Sequence[FinishedRun]) -> list[Column]:
     """The runs, those of the same settings together, in the order of their names."""
     named: dict[tuple[str, str, str], dict[str, list[FinishedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in _told_apart(runs):
-        named[_name(run)][repr(sorted(_settings(run).items(), key=str))].append(run)
+        named[_name(run)][repr(sorted(settings_of(run).items(), key=str))].append(run)
     columns = []
     for name, alike in sorted(named.items()):
-        differing = _differing([_settings(members[0]) for members in alike.values()])
+        differing = _differing([settings_of(members[0]) for members in alike.values()])
         columns += [Column(*name, *column) for column in zip(differing, map(tuple, alike.values()), strict=True)]
     return columns
 
@@ -108,7 +108,7 @@ def _name(run: FinishedRun) -> tuple[str, str, str]:
     return called, str(names["backbone"]), size
 
 
-def _settings(run: FinishedRun) -> dict[str, Any]:
+def settings_of(run: FinishedRun) -> dict[str, Any]:
     """What decides the numbers, by dotted name."""
     parts = {part: dict(run.settings[part]) for part in ("model", "backbone", "data")}
     parts["data"] = {
