@@ -5,8 +5,8 @@ from finished_runs import write_run
 
 from oddpatch.errors import ConfigError
 from oddpatch.report.columns import columns_of
-from oddpatch.report.runs import find_runs
 from oddpatch.report.few_shot import curves_of, draw_shots
+from oddpatch.report.runs import find_runs
 
 
 def columns(folder):

@@ -116,7 +116,7 @@ class MuSc(Detector):
         return (total / kinds).unflatten(1, maps.shape[2:])
 
     def _scores_of(self, maps: Tensor) -> Tensor:
-        """As `_patch_scores`; those of images that were fitted to, told by their features but for rounding, are known."""
+        """As `_patch_scores`; those of images that were fitted to, told by their features, are known."""
         if torch.compiler.is_exporting():
             return self._patch_scores(maps)
         same = torch.stack([(self.gallery - one).abs().amax(dim=(1, 2, 3)) < SAME for one in maps])  # (B, N)
