@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Paths are relative, so a checkout in a folder with spaces works.
 
-.PHONY: run test coverage check format clean
+.PHONY: run test coverage check docs format clean
 
 run: .venv/.installed
 	$(BIN)/python train.py $(ARGS)
@@ -20,6 +20,10 @@ check: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Into build/site; stops at a link that leads nowhere and at a page that no menu names.
+docs: .venv/.installed
+	$(BIN)/mkdocs build
 
 format: .venv/.installed
 	$(BIN)/ruff format .

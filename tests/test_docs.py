@@ -1,10 +1,13 @@
-"""Every command and setting that README and docs name can be typed as it stands there."""
+"""Every command and setting that README and docs name can be typed as it stands there; the pages make a site."""
 
 import contextlib
 import copy
 import functools
 import re
 import shlex
+import subprocess
+import sys
+import tomllib
 from typing import Any
 
 import pytest
@@ -25,7 +28,10 @@ from oddpatch.hydra_entry.overrides import as_typed
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
-PROGRAMS = r"python (?:train|eval)\.py|oddpatch|python benchmarks/\w+\.py|torchrun|make|wandb sweep|ray"
+PROGRAMS = r"python (?:train|eval)\.py|oddpatch|python (?:benchmarks|tests)/\w+\.py|torchrun|make|wandb sweep|ray"
+#: Programs of others, whose arguments are theirs.
+OTHERS = {"aws", "cd", "docker", "git", "mv", "ray", "wandb"}
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 #: Settings in running text, such as `model.k=5` or `trainer=ddp trainer.devices=2`.
 GROUPS = (
     r"model|backbone|data|calibration|learning|trainer|cache|logger|metrics(?!\.json)|callbacks|paths|hydra|experiment|debug"
@@ -37,16 +43,17 @@ NAMED = re.compile(rf"(?:{GROUPS.removesuffix('|sweep')})(?:\.[a-z_]\w*)+")
 
 
 def commands():
-    """(page, command or settings) of all, once each."""
+    """(page, command or settings) of all, once each; what is no command stands in a block of a language, as ```text."""
     found: dict[Any, Any] = {}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         name = page.relative_to(ROOT).as_posix()
-        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        for block in [block for language, block in blocks if language in ("", "bash")]:
             for line in block.replace("\\\n", " ").splitlines():
                 for part in re.split("&&", re.split(" # | > ", line)[0]):
                     command = re.sub(r"^(?:[A-Z_]+=\S+ )+", "", part.strip())  # variables of the environment
-                    if re.match(rf"(?:{PROGRAMS})\b", command):
+                    if command:
                         found[name, command] = None
         prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([^`]+)`", prose):
@@ -122,14 +129,16 @@ def check_settings(page, overrides):
 
 
 def test_commands_are_found():
-    pages = {page for page, _ in COMMANDS}
+    without = {page.relative_to(ROOT).as_posix() for page in PAGES} - {page for page, _ in COMMANDS}
     assert len(COMMANDS) > 100
-    assert len(pages) == len(PAGES)
+    assert {page.rpartition("/")[0] for page in without} <= {"docs/reference"}
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}-{command}" for page, command in COMMANDS])
 def test_a_documented_command_can_be_typed(page, command):
     words = shlex.split(command)
+    if words[:2] == ["docker", "run"]:  # what the image named `oddpatch` runs
+        words = words[words.index("oddpatch") :]
     if words[:2] in (["oddpatch", "train"], ["oddpatch", "eval"]):
         if "NAME" not in command:
             composed(words[1], own_aside(words[2:]))
@@ -146,12 +155,15 @@ def test_a_documented_command_can_be_typed(page, command):
     elif words[0] == "make":
         makefile = (ROOT / "Makefile").read_text()
         assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
-    elif words[0] == "wandb":
+    elif words[:2] == ["wandb", "sweep"]:
         assert (ROOT / words[2]).is_file()
+    elif words[:2] == ["pip", "install"]:
+        extras = re.search(r"oddpatch\[(.*)\]", command)
+        assert not extras or set(extras[1].split(",")) <= EXTRAS.keys()
     elif words[0] == "python":
         source = (ROOT / words[1]).read_text()
         assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--"))
-    elif words[0] != "ray":
+    elif words[0] not in OTHERS:
         check_settings(page, words)
 
 
@@ -166,7 +178,34 @@ TABLES = [path for path in PAGES if path.parent.name == "methods"]
 @pytest.mark.parametrize("page", TABLES, ids=[path.stem for path in TABLES])
 def test_settings_of_a_method_are_composed_with_the_default_that_is_told(page):
     table = page.read_text(encoding="utf-8").partition("| setting | default |")[2].partition("\n\n")[0]
-    told = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*?)`?(?: \([^|]*\))? \|", table, re.MULTILINE))
+    told = {}
+    for first, second in re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.MULTILINE):
+        names = re.findall(r"`(\w+)`", first)
+        default = re.sub(r" \([^)]*\)$", "", second).replace("`", "")
+        told |= zip(names, default.split(", ") if len(names) > 1 else [default], strict=True)
     model = OmegaConf.to_container(compose("train", [f"model={page.stem}"]).model)
-    assert {name: "null" if model[name] is None else str(model[name]) for name in told} == told
+    words = {None: "null", True: "true", False: "false"}
+    assert {
+        name: words[value] if isinstance(value := model[name], bool | type(None)) else str(value) for name in told
+    } == told
     assert model.keys() == told.keys() | {"_target_"}
+
+
+def test_every_page_is_in_the_menu():
+    menu = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert menu == {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}
+
+
+def test_the_site_is_built_and_no_link_in_it_leads_nowhere(tmp_path):
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "AnomalyDetector" in (tmp_path / "site/reference/detector/index.html").read_text(encoding="utf-8")
+    asked = {
+        url
+        for page in tmp_path.rglob("*.html")
+        for url in re.findall(
+            r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text(encoding="utf-8")
+        )
+    }
+    assert all(url.startswith("https://oddpatch.github.io/oddpatch/") for url in asked), asked  # needs no other server

@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 class AnomalyDetector(detector.AnomalyDetector):
     """A fitted model with its preprocessing and thresholds, as a function of an image.
 
-    >>> detector = AnomalyDetector.fit("parts/good", model="patchcore")
-    >>> detector.save("housing")
-    >>> AnomalyDetector.load("housing")("part.png").is_anomalous
-
     Args and errors of the constructor are those of `oddpatch.inference.detector.AnomalyDetector`.
 
     Attributes:
         run: folder of the run that it was loaded from; None for a detector of a model.
         result: what the test of `fit` found; None for a detector that was loaded.
+
+    Examples:
+        >>> from oddpatch import AnomalyDetector
+        >>> detector = AnomalyDetector.fit("parts/good", model="patchcore")
+        >>> detector.save("housing")
+        >>> AnomalyDetector.load("housing")("part.png").is_anomalous
+        True
     """
 
     run: Path | None = None
@@ -40,10 +43,6 @@ class AnomalyDetector(detector.AnomalyDetector):
     @classmethod
     def fit(cls, images: "Images", **settings: Any) -> Self:
         """Fit to images of good parts, set the thresholds and test: what `train.py` does, with the same numbers.
-
-        >>> detector = AnomalyDetector.fit("data/bottle", model="padim", backbone="resnet18", calibration="holdout")
-        >>> detector.result.metrics["image_auroc"], detector.result.metrics["pixel_auroc"]
-        >>> AnomalyDetector.fit(arrays, model="patchcore", **{"model.coreset_ratio": 0.1, "data.resize": 512})
 
         Args:
             images: of good parts: a folder with all below it, a file, a pattern, a list of these, or images in memory
@@ -56,6 +55,11 @@ class AnomalyDetector(detector.AnomalyDetector):
             DataError: there are no images, or one cannot be read.
             WeightsError: pretrained weights could not be found.
             ResourceError: memory or disk do not suffice.
+
+        Examples:
+            >>> detector = AnomalyDetector.fit("data/tile", model="padim", **{"data.resize": 64})
+            >>> detector.result.metrics["image_auroc"] > 0.9
+            True
         """
         from oddpatch import fitting  # which loads Lightning and Hydra
 
@@ -77,8 +81,6 @@ class AnomalyDetector(detector.AnomalyDetector):
     ) -> Self:
         """The detector of a finished run, of a checkpoint file, or of a run on the Hugging Face Hub.
 
-        >>> AnomalyDetector.load("hf://user/housing@v2")
-
         Args:
             run: the run's folder, a checkpoint, or hf://OWNER/NAME@REVISION (a branch, tag or commit; may be left out).
             device: see `oddpatch.inference.detector.AnomalyDetector.load`, as for the others.
@@ -90,6 +92,10 @@ class AnomalyDetector(detector.AnomalyDetector):
             CheckpointError: there is none, it cannot be read, or its files are not those that were uploaded.
             ConfigError: see `oddpatch.inference.detector.AnomalyDetector`.
             ResourceError: the hub cannot be reached.
+
+        Examples:
+            >>> AnomalyDetector.load("housing", target_fpr=0.05)("part.png").is_anomalous
+            True
         """
         kept, folder = None, Path(run)
         if isinstance(run, str) and run.startswith(hub.SCHEME):
@@ -103,8 +109,6 @@ class AnomalyDetector(detector.AnomalyDetector):
     def evaluate(self, category: str | Path, **settings: Any) -> "TestResult":
         """Test the run on the images of a category, as `eval.py` does, at the thresholds of the run.
 
-        >>> AnomalyDetector.load("housing").evaluate("data/bottle").metrics["image_auroc"]
-
         The files that `eval.py` writes go into `eval` in the run's folder.
 
         Args:
@@ -115,6 +119,10 @@ class AnomalyDetector(detector.AnomalyDetector):
             ConfigError: a setting does not exist or cannot work, or this is no detector of a run.
             DataError: it is no such folder, or an image cannot be read.
             ResourceError: memory or disk do not suffice.
+
+        Examples:
+            >>> AnomalyDetector.load("housing").evaluate("data/tile").metrics["image_auroc"] > 0.9
+            True
         """
         from oddpatch import fitting
 
@@ -140,8 +148,6 @@ class AnomalyDetector(detector.AnomalyDetector):
     def push_to_hub(self, repo: str, private: bool = False) -> str:
         """Upload the run to the Hugging Face Hub: tensors, their description and a model card, but no image.
 
-        >>> detector.push_to_hub("user/housing")
-
         Args:
             repo: OWNER/NAME; made if there is none, else it gets a new commit.
             private: whether one that is made is for its owner alone.
@@ -153,6 +159,9 @@ class AnomalyDetector(detector.AnomalyDetector):
             ConfigError: `repo` is no such name, this is no detector of a run, or huggingface_hub is not installed.
             CheckpointError: the run cannot be read.
             ResourceError: the hub cannot be reached, or refuses.
+
+        Examples:
+            >>> AnomalyDetector.load("housing").push_to_hub("user/housing")  # doctest: +SKIP
         """
         return hub.push(self._run_folder(), hub.parse_address(repo), private)
 

@@ -32,6 +32,15 @@ class EfficientNetBackbone(Backbone):
     Raises:
         ConfigError: unknown name, or blocks it does not have (the message lists those it has).
         WeightsError: weights not found, or they do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.backbones.efficientnet import EfficientNetBackbone
+        >>> backbone = EfficientNetBackbone("efficientnet-b0", layers=[3, 5], weights="random")
+        >>> backbone.info.channels, backbone.info.strides
+        ([24, 40], [4, 8])
+        >>> [tuple(features.shape) for features in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 24, 16, 16), (1, 40, 8, 8)]
     """
 
     def __init__(

@@ -25,6 +25,14 @@ class EnsembleBackbone(Backbone):
 
     Raises:
         ConfigError: fewer than two members.
+
+    Examples:
+        >>> from functools import partial
+        >>> from oddpatch.backbones.ensemble import EnsembleBackbone
+        >>> from oddpatch.backbones.timm import TimmBackbone
+        >>> members = {name: partial(TimmBackbone, name, layers=[2]) for name in ("resnet18", "mobilenetv3_large_100")}
+        >>> EnsembleBackbone(members, weights="random").info.channels
+        [128, 40]
     """
 
     #: See `oddpatch.models.base.Detector.parts`.

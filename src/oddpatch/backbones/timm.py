@@ -45,6 +45,15 @@ class TimmBackbone(Backbone):
     Raises:
         ConfigError: unknown model, or layers it does not have (the message lists those it has).
         WeightsError: weights not found, or they do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.backbones.timm import TimmBackbone
+        >>> backbone = TimmBackbone("resnet18", layers=[1, 2], weights="random")
+        >>> backbone.info.channels, backbone.info.strides
+        ([64, 128], [4, 8])
+        >>> [tuple(features.shape) for features in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 64, 16, 16), (1, 128, 8, 8)]
     """
 
     def __init__(

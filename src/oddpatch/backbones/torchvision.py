@@ -32,6 +32,15 @@ class TorchvisionBackbone(Backbone):
     Raises:
         ConfigError: unknown model or tag, or nodes it does not have (the message lists the nearest it has).
         WeightsError: weights not found, or they do not fit.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.backbones.torchvision import TorchvisionBackbone
+        >>> backbone = TorchvisionBackbone("resnet18", layers=["layer1", "layer2"], weights="random")
+        >>> backbone.info.channels, backbone.info.strides
+        ([64, 128], [4, 8])
+        >>> [tuple(features.shape) for features in backbone(torch.rand(1, 3, 64, 64))]
+        [(1, 64, 16, 16), (1, 128, 8, 8)]
     """
 
     def __init__(

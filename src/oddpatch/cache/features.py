@@ -63,6 +63,18 @@ class FeatureCache:
 
     Raises:
         ConfigError: the size is not positive, or the folder cannot be written.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.cache.features import Entry, FeatureCache
+        >>> cache = FeatureCache("features", max_gib=1)
+        >>> cache.fingerprint = "of-the-backbone-and-the-preprocessing"
+        >>> key = cache.key(b"the bytes of an image file")
+        >>> cache.load(key) is None
+        True
+        >>> cache.store([Entry(key, facts=(64.0, 64.0))], [torch.ones(1, 8, 6, 6)])
+        >>> cache.load(key).features[0].shape
+        torch.Size([8, 6, 6])
     """
 
     def __init__(self, folder: str | Path, max_gib: float = 20.0) -> None:

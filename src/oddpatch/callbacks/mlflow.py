@@ -17,6 +17,13 @@ class MLflowLogger(MLFlowLogger):
 
     Raises:
         ConfigError: MLflow is not installed.
+
+    Examples:
+        >>> from lightning import Trainer
+        >>> from oddpatch.callbacks.mlflow import MLflowLogger
+        >>> logger = MLflowLogger("housing", run_name="padim", tracking_uri="http://127.0.0.1:5000")
+        >>> Trainer(logger=logger, accelerator="cpu").loggers == [logger]  # the server is asked when a run begins
+        True
     """
 
     def __init__(self, experiment_name: str, run_name: str | None, tracking_uri: str) -> None:

@@ -9,7 +9,15 @@ from rich.progress import Progress as Bar
 
 
 class Progress(ProgressBar):
-    """Shows the stage, how far it is, and the time left; nothing where the output is not a terminal."""
+    """Shows the stage, how far it is, and the time left; nothing where the output is not a terminal.
+
+    Examples:
+        >>> from lightning import Trainer
+        >>> from oddpatch.callbacks.progress import Progress
+        >>> trainer = Trainer(callbacks=[Progress()], logger=False, accelerator="cpu")  # in place of Lightning's own
+        >>> type(trainer.progress_bar_callback).__name__
+        'Progress'
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -56,6 +56,14 @@ class Results(Writer):
 
     Raises:
         ConfigError: a value of `confidence` cannot work.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oddpatch.callbacks.writers import Results
+        >>> callback = Results("found")
+        >>> callback.write(result, trainer)  # as at the end of a test; `evaluate` gives a result
+        >>> sorted(path.name for path in Path("found").iterdir())
+        ['metrics.json', 'pixel_statistics.npz', 'predictions.csv']
     """
 
     def __init__(self, folder: str, confidence: Mapping[str, Any] | None = None) -> None:
@@ -84,6 +92,14 @@ class Pictures(Writer):
 
     Raises:
         ConfigError: a number is negative.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oddpatch.callbacks.writers import Pictures
+        >>> callback = Pictures("found")
+        >>> callback.write(result, trainer)  # as at the end of a test; `evaluate` gives a result
+        >>> Path("found/figures/overview.png").is_file()
+        True
     """
 
     stage = "figures"
@@ -109,6 +125,14 @@ class HtmlReport(Writer):
 
     Args:
         folder: the run's folder.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from oddpatch.callbacks.writers import HtmlReport
+        >>> callback = HtmlReport("found")
+        >>> callback.write(result, trainer)  # as at the end of a test; `evaluate` gives a result
+        >>> Path("found/report.html").is_file()
+        True
     """
 
     stage = "report"
@@ -126,7 +150,15 @@ class HtmlReport(Writer):
 
 
 class Log(Writer):
-    """Gives W&B, TensorBoard and MLflow more than metrics: the config, to filter runs by, and what they can show."""
+    """Gives W&B, TensorBoard and MLflow more than metrics: the config, to filter runs by, and what they can show.
+
+    Examples:
+        >>> from lightning import Trainer
+        >>> from lightning.pytorch.loggers import TensorBoardLogger
+        >>> from oddpatch.callbacks.writers import Log
+        >>> Trainer(callbacks=[Log()], logger=TensorBoardLogger("logs"), accelerator="cpu").log_dir
+        'logs/lightning_logs/version_0'
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Before anything else, so that a run that fails can be identified too."""

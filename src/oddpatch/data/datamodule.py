@@ -83,6 +83,15 @@ class MVTecDataModule(LightningDataModule):
     Raises:
         ConfigError: a setting cannot work.
         DataError: the reference or the region cannot be read; from `setup`, what `oddpatch.data.layout.scan` raises.
+
+    Examples:
+        >>> from oddpatch.data.datamodule import MVTecDataModule
+        >>> data = MVTecDataModule("data", "tile", mean=[0.5] * 3, std=[0.2] * 3, resize=48, num_workers=0)
+        >>> data.setup()
+        >>> len(data.train_samples), len(data.test_samples)
+        (6, 13)
+        >>> next(iter(data.train_dataloader())).image.shape
+        torch.Size([6, 3, 48, 48])
     """
 
     def __init__(

@@ -17,6 +17,14 @@ class FewImages(MVTecDataModule):
 
     Raises:
         ConfigError: a setting cannot work.
+
+    Examples:
+        >>> from oddpatch.data.few import FewImages
+        >>> settings = {"root": "data", "category": "tile", "mean": [0.5] * 3, "std": [0.2] * 3, "num_workers": 0}
+        >>> data = FewImages(4, 2, resize=48, **settings)
+        >>> data.setup()
+        >>> len(data.train_samples), len(data.test_samples)  # 2 good ones and 2 of each of two defect types
+        (4, 6)
     """
 
     def __init__(self, train_images: int, test_images: int, **settings: Any) -> None:

@@ -19,7 +19,17 @@ from oddpatch.temporary import unwritable
 
 
 class HoldFolder(Callback):
-    """A Hydra callback: a run's folder is held before Hydra writes the config and a log into it."""
+    """A Hydra callback: a run's folder is held before Hydra writes the config and a log into it.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from hydra.conf import HydraConf, RunDir
+        >>> from omegaconf import OmegaConf
+        >>> from oddpatch.hydra_entry.holding import HoldFolder
+        >>> HoldFolder().on_run_start(OmegaConf.create({"hydra": HydraConf(run=RunDir("outputs/run"))}))
+        >>> Path("outputs/run/.run.lock").is_file()  # held by this process until it ends
+        True
+    """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Of a single run, which a job of a sweep is, too."""

@@ -15,7 +15,16 @@ ROWS = 15
 
 
 class StageProfiler(SimpleProfiler):
-    """Lightning's `SimpleProfiler` for each stage apart; all of it goes to files, the upper part to the terminal."""
+    """Lightning's `SimpleProfiler` for each stage apart; all of it goes to files, the upper part to the terminal.
+
+    Examples:
+        >>> from oddpatch.hydra_entry.profiling import StageProfiler
+        >>> profiler = StageProfiler()
+        >>> with profiler.profile("read"):
+        ...     seconds = sum(range(1000))
+        >>> "read" in profiler.summary()
+        True
+    """
 
     def describe(self) -> None:
         """Write what was spent since the last time, print what took long, and reset."""

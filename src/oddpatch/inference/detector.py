@@ -27,7 +27,14 @@ from oddpatch.models.base import AnomalyModel
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The result for one image; everything in the size and pixels of the image that was given."""
+    """The result for one image; everything in the size and pixels of the image that was given.
+
+    Examples:
+        >>> from oddpatch import AnomalyDetector
+        >>> detection = AnomalyDetector.load("housing")("part.png")
+        >>> detection.is_anomalous, detection.p_value < 0.2, detection.anomaly_map.shape
+        (True, True, (48, 48))
+    """
 
     score: float  # raw distance, larger is more anomalous
     is_anomalous: bool | None  # above the threshold; None where the run has no threshold
@@ -49,10 +56,6 @@ SaveFn = Callable[[Frame, Tensor, Detection], None]
 
 class AnomalyDetector:
     """A fitted model with its preprocessing and thresholds; the numbers are those of the run's own test.
-
-    >>> detector = AnomalyDetector.load("outputs/RUN")
-    >>> result = detector("part.png")
-    >>> result.is_anomalous, result.p_value, [region.box for region in result.regions]
 
     Args:
         model: a fitted model, or another `Scorer`. It stays as it is: detectors of one model do not disturb each other.
@@ -168,9 +171,10 @@ class AnomalyDetector:
         Decoding, inference and what follows it run side by side in threads, a few batches ahead of the consumer; no
         more is held in memory. Close the iterator (`contextlib.closing`) where it is left early: that ends the threads.
 
-        >>> source = Files(["parts/"])
-        >>> for frame, result in detector.stream(source):
+        >>> from oddpatch.inference.sources import Files
+        >>> for frame, result in AnomalyDetector.load("housing").stream(Files(["part.png"])):
         ...     print(frame.name, result if isinstance(result, DataError) else result.is_anomalous)
+        part.png True
 
         Args:
             images: a source (see `oddpatch.inference.sources`), or images as for `__call__`; it may be without end.
@@ -265,8 +269,8 @@ class AnomalyDetector:
         seconds += time.perf_counter() - start
         aligned = image.registration.quality if image.registration else None
         return Detection(
-            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, aligned, seconds,
-            threshold,
+            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, aligned,
+            seconds, threshold,
         )  # fmt: skip
 
 

@@ -39,7 +39,8 @@ def explain(
 ) -> Explanation:
     """Draw an image's most anomalous patches, each beside the nearest normal patch and the image that it comes from.
 
-    >>> explain(Path("outputs/RUN"), Path("part.png")).matches[0].train_image
+    >>> explain(Path("housing"), Path("part.png")).picture
+    PosixPath('part-explained.png')
 
     Args:
         run: folder of a finished run of PatchCore.

@@ -31,7 +31,13 @@ class Save(StrEnum):
 def save(folder: Path, kinds: Collection[Save], frame: Frame, image: Tensor, detection: Detection) -> None:
     """Write `FOLDER/OUTPUT_KIND.png` (`.tiff` for a map) for each kind, each file whole or not at all.
 
-    >>> detector.stream(source, save=partial(save, Path("inspected"), {Save.overlay}))
+    >>> from functools import partial
+    >>> from oddpatch import AnomalyDetector
+    >>> from oddpatch.inference.sources import Files
+    >>> write = partial(save, Path("inspected"), {Save.overlay})
+    >>> _ = list(AnomalyDetector.load("housing").stream(Files(["part.png"]), save=write))
+    >>> [path.name for path in Path("inspected").iterdir()]
+    ['part_overlay.png']
 
     Args:
         folder: where to.

@@ -32,8 +32,9 @@ class Files:
     A file is taken whatever its name, a folder is walked (see `oddpatch.data.walk`), and so is every folder that a
     pattern matches; of the files that a pattern matches those are taken that a walk would take. No file is opened.
 
-    >>> source = Files(["parts/", "more/*.tif"])
+    >>> source = Files(["part.png", "parts/good/00[01].png"])
     >>> [frame.name for frame in source], source.left_out
+    (['part.png', 'parts/good/000.png', 'parts/good/001.png'], [])
 
     Args:
         sources: files, folders and patterns; one that holds no image gives a frame with an error, before all others.

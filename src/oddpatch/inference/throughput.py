@@ -20,9 +20,11 @@ class Overlap:
     `map` of the same block gives: the steps then run side by side.
 
     >>> with Overlap() as overlap:
-    ...     images = overlap.map(read, paths, ahead=8)
-    ...     for line in overlap.map(write, map(score, images), ahead=8):  # `score` runs in one thread
+    ...     images = overlap.map(str.upper, ["a", "b"], ahead=8)
+    ...     for line in overlap.map("{}!".format, map(ord, images), ahead=8):  # `ord` runs in one thread
     ...         print(line)
+    65!
+    66!
 
     Args:
         workers: threads; None for one per core.

@@ -44,8 +44,9 @@ def update(
 ) -> Update:
     """Add good images to a fitted PatchCore and write it as a new version; the old one stays as it is.
 
-    >>> folder = Path("more_good_parts")
-    >>> update(Path("outputs/RUN"), good_images(folder), folder).folder
+    >>> folder = Path("parts/good")
+    >>> update(Path("housing"), good_images(folder), folder).folder.name
+    'housing-v2'
 
     Args:
         run: folder of a finished run of PatchCore.

@@ -26,7 +26,27 @@ log = logging.getLogger(__name__)
 
 
 class OneEpoch(AnomalyModule):
-    """Shows a detector every good image once and fits it in `on_train_end`; arguments as for `AnomalyModule`."""
+    """Shows a detector every good image once and fits it in `on_train_end`; arguments as for `AnomalyModule`.
+
+    Examples:
+        >>> from lightning import Trainer
+        >>> from oddpatch.backbones.timm import TimmBackbone
+        >>> from oddpatch.data.datamodule import MVTecDataModule
+        >>> from oddpatch.learning.one_epoch import OneEpoch
+        >>> from oddpatch.metrics import ImageMetrics
+        >>> from oddpatch.models.base import AnomalyModel
+        >>> from oddpatch.models.padim import PaDiM
+        >>> data = MVTecDataModule("data", "tile", mean=[0.5] * 3, std=[0.2] * 3, resize=48, num_workers=0)
+        >>> backbone = TimmBackbone("resnet18", layers=[1], weights="random")
+        >>> detector = PaDiM(backbone.info.channels, backbone.info.strides, num_features=20)
+        >>> model = AnomalyModel(data.preprocess, backbone, detector)
+        >>> module = OneEpoch(model, {"image": ImageMetrics()})
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = Trainer(max_epochs=1, enable_checkpointing=False, **quiet)
+        >>> trainer.fit(module, data)
+        >>> trainer.test(module, data, verbose=False)[0]["image_auroc"] > 0.5
+        True
+    """
 
     training_status = "accumulating good images"
 

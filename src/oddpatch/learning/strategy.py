@@ -15,6 +15,12 @@ class RanksStrategy(DDPStrategy):
 
     Then there are no gradients to exchange. What the ranks exchange is in `oddpatch.learning.distributed.fit` and in
     the metrics.
+
+    Examples:
+        >>> from lightning import Trainer
+        >>> from oddpatch.learning.strategy import RanksStrategy
+        >>> Trainer(strategy=RanksStrategy(), accelerator="cpu", devices=2, logger=False).world_size
+        2
     """
 
     def setup(self, trainer: Trainer) -> None:

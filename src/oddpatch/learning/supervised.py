@@ -59,6 +59,12 @@ class Supervised(AnomalyModule):
 
     Raises:
         ConfigError: a setting cannot work, or the method does not learn by gradients.
+
+    Examples:
+        >>> from oddpatch import AnomalyDetector
+        >>> settings = {"model": "cam", "trainer.max_epochs": 2, "data.resize": 64}  # model=cam learns by gradients
+        >>> "balanced_accuracy" in AnomalyDetector.fit("data/tile", **settings).result.metrics
+        True
     """
 
     learns_from_defects = True

@@ -14,6 +14,25 @@ class ZeroShot(OneEpoch):
     """As `OneEpoch`, with the test images in place of the good ones; labels and masks are for measuring only.
 
     For methods that need most images to be good, not all, such as `oddpatch.models.musc.MuSc`.
+
+    Examples:
+        >>> from lightning import Trainer
+        >>> from oddpatch.backbones.timm import TimmBackbone
+        >>> from oddpatch.data.datamodule import MVTecDataModule
+        >>> from oddpatch.learning.zero_shot import ZeroShot
+        >>> from oddpatch.metrics import ImageMetrics
+        >>> from oddpatch.models.base import AnomalyModel
+        >>> from oddpatch.models.musc import MuSc
+        >>> data = MVTecDataModule("data", "tile", mean=[0.5] * 3, std=[0.2] * 3, resize=48, num_workers=0)
+        >>> backbone = TimmBackbone("resnet18", layers=[1], weights="random")
+        >>> detector = MuSc(backbone.info.channels, backbone.info.strides, finest_stride=4)
+        >>> model = AnomalyModel(data.preprocess, backbone, detector)
+        >>> module = ZeroShot(model, {"image": ImageMetrics()})
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = Trainer(max_epochs=1, enable_checkpointing=False, **quiet)
+        >>> trainer.fit(module, data)
+        >>> trainer.test(module, data, verbose=False)[0]["image_auroc"] > 0.5
+        True
     """
 
     training_status = "accumulating images of which nothing is known"

@@ -65,7 +65,16 @@ class ByImage(Metric):
 
 
 class ImageMetrics(ByImage):
-    """`image_auroc`, `image_ap`, `image_f1_max` and `image_f1_max_threshold` (an oracle) of raw image scores."""
+    """`image_auroc`, `image_ap`, `image_f1_max` and `image_f1_max_threshold` (an oracle) of raw image scores.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics import ImageMetrics
+        >>> metric = ImageMetrics()
+        >>> metric.update(torch.tensor([0.1, 2.5, 1.4, 3.0]), label=torch.tensor([0, 0, 1, 1]), index=torch.arange(4))
+        >>> metric.compute()["image_auroc"]  # 3 of the 4 pairs are in order
+        0.75
+    """
 
     scores: list[Tensor] | Tensor
     labels: list[Tensor] | Tensor
@@ -162,6 +171,16 @@ class PixelMetrics(MapMetrics):
 
     Raises:
         ConfigError: a limit is outside (0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics import PixelMetrics
+        >>> mask = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> mask[..., 2:5, 2:5] = 1
+        >>> metric = PixelMetrics(fpr_limits=[0.3, 0.05])
+        >>> metric.update(anomaly_map=mask.float(), mask=mask, index=torch.tensor([0]))
+        >>> {name: round(value, 3) for name, value in metric.compute().items() if name.startswith("au_pro")}
+        {'au_pro': 1.0, 'au_pro@0.05': 1.0}
     """
 
     def __init__(self, fpr_limits: Sequence[float] = (0.3,)) -> None:

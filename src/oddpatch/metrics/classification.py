@@ -43,6 +43,14 @@ class ClassificationMetrics(ImageMetrics):
 
     Args:
         threshold: a score above it means anomalous; 0.5 for probabilities.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics.classification import ClassificationMetrics
+        >>> metric = ClassificationMetrics(threshold=0.5)
+        >>> metric.update(torch.tensor([0.1, 0.7, 0.4, 0.9]), label=torch.tensor([0, 0, 1, 1]), index=torch.arange(4))
+        >>> metric.compute()["balanced_accuracy"]
+        0.5
     """
 
     names = ("accuracy", "balanced_accuracy", "f1", "anomaly_tp", "anomaly_fn", "anomaly_fp", "anomaly_tn")

@@ -68,6 +68,19 @@ class MemoryBanks(PatchDetector):
         top, top_of, smoothing, smoothing_radius: see `PatchDetector`.
         seed: of the generators that draw projections and starting points.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.banks import MemoryBanks
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = MemoryBanks(channels=[4], strides=[8])
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     parts: ClassVar = {"selector": ("selector", "object")}

@@ -51,6 +51,15 @@ class Calibration(nn.Module):
 
     Raises:
         ConfigError: a setting cannot work.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.calibration import Calibration
+        >>> calibration = Calibration("leave_one_out", target_fpr=0.1)
+        >>> scores = torch.arange(1.0, 20.0)  # of 19 good images, each left out of the fit
+        >>> calibration.calibrate(scores, torch.empty(0), torch.arange(19))
+        >>> calibration.image.value, calibration.image_at(0.05).value
+        (18.0, 19.0)
     """
 
     image_scores: Tensor

@@ -35,6 +35,14 @@ class CAM(TrainableDetector):
 
     Raises:
         ConfigError: a setting cannot work.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.cam import CAM
+        >>> features = [torch.ones(2, 4, 6, 6)]  # a feature map of 2 images
+        >>> detector = CAM(channels=[4], strides=[8])
+        >>> detector.logits(features).shape  # of good and anomaly: `loss` compares them with the labels
+        torch.Size([2, 2])
     """
 
     decides_at = 0.5

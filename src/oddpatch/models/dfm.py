@@ -26,6 +26,18 @@ class DFM(Detector):
         score: "reconstruction": squared length of what the components leave; "likelihood": negative log likelihood of
             the components, which has no map.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.dfm import DFM
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = DFM(channels=[4], strides=[8], variance=0.5, pooling=2)
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> bool(detector([odd], (48, 48)).score > detector([good[:1]], (48, 48)).score)
+        True
     """
 
     inspects_regions = True

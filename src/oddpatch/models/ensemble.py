@@ -34,6 +34,19 @@ class EnsembleDetector(Detector):
 
     Raises:
         ConfigError: `maps` do not add up, or another setting cannot work.
+
+    Examples:
+        >>> import torch
+        >>> from functools import partial
+        >>> from oddpatch.models.ensemble import EnsembleDetector
+        >>> from oddpatch.models.patchcore import PatchCore
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> good = [torch.randn(10, channels, 6, 6, generator=generator) for channels in (4, 8)]  # of two backbones
+        >>> detector = EnsembleDetector([4, 8], [8, 8], maps=[1, 1], member=partial(PatchCore, coreset_ratio=0.5))
+        >>> detector.update(good, torch.arange(10))
+        >>> detector.fit()
+        >>> detector(good, (48, 48)).score.shape
+        torch.Size([10])
     """
 
     parts: ClassVar = {"member": ("model", "maker")}

@@ -27,6 +27,18 @@ class GaussianAD(Detector):
         epsilon: see `shrinkage`; not used by "ledoit_wolf".
         npca: keep only the components that hold this last share of each stage's variance (paper: 0.01); None keeps all.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.gaussian import GaussianAD
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = GaussianAD(channels=[4], strides=[8])
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> bool(detector([odd], (48, 48)).score > detector([good[:1]], (48, 48)).score)
+        True
     """
 
     localizes = False

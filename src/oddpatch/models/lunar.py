@@ -81,6 +81,19 @@ class LUNAR(MemoryBankDetector):
         network: "weight" gives their weighted mean, normalised to any sign and scale; "score" a score in 0..1.
         steps: training steps, each on all patches of the memory bank.
         patch_size, top, smoothing, seed, finest_stride: see `MemoryBankDetector`.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.lunar import LUNAR
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = LUNAR(channels=[4], strides=[8], steps=20)
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     fitted_buffers = ("memory_bank", "minimum", "span")

@@ -33,6 +33,18 @@ class MHPatchCore(PatchDetector):
         patch_size: side of the neighbourhood that is pooled.
         smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.mh_patchcore import MHPatchCore
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = MHPatchCore(channels=[4], strides=[8])
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> bool(detector([odd], (48, 48)).score > detector([good[:1]], (48, 48)).score)
+        True
     """
 
     fitted_buffers = ("mean", "whitening", "memory_bank")

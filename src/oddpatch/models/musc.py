@@ -31,6 +31,19 @@ class MuSc(Detector):
         neighbours: numbers k of images, the image itself among them, over whose scores an image's own is averaged,
             weighted by the similarity of class tokens (RsCIN); the results of all k are averaged. Empty for none.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.musc import MuSc
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> part = torch.randn(4, 6, 6, generator=generator)  # a feature map
+        >>> images = part + 0.1 * torch.randn(8, 4, 6, 6, generator=generator)
+        >>> images[5, :, 3, 2] *= -3
+        >>> detector = MuSc(channels=[4], strides=[8])
+        >>> detector.update([images], torch.arange(8))
+        >>> detector.fit()
+        >>> int(detector([images], (48, 48)).score.argmax())
+        5
     """
 
     fitted_buffers = ("gallery", "tokens", "patch_scores", "scores")

@@ -40,6 +40,19 @@ class PaDiM(Detector):
         score_from: the image score is the maximum of the "smoothed" (paper) or of the "raw" resized map.
         seed: of the generator that draws the reduction; what was drawn is saved.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.padim import PaDiM
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = PaDiM(channels=[4], strides=[8], num_features=4)
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     inspects_regions = True

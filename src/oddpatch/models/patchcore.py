@@ -55,6 +55,19 @@ class PatchCore(PatchDetector):
         smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
         seed: of the generator that draws the starting points.
         finest_stride: feature maps of smaller stride are left out (paper: 8).
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.patchcore import PatchCore
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = PatchCore(channels=[4], strides=[8], coreset_ratio=0.5)
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     parts: ClassVar = {"selector": ("selector", "object"), "embedding": ("embedding", "object")}

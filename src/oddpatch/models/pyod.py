@@ -34,6 +34,20 @@ class PyOD(MemoryBankDetector):
 
     Raises:
         ConfigError: it makes no detector of PyOD.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.pyod import PyOD
+        >>> from pyod.models.knn import KNN
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = PyOD(channels=[4], strides=[8], detector=KNN)
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     parts: ClassVar = {**MemoryBankDetector.parts, "detector": ("outlier", "maker")}

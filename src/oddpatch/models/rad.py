@@ -28,6 +28,19 @@ class RAD(PatchDetector):
         weights: of the layers, whatever their sum; None for equal ones.
         top, top_of, smoothing, smoothing_radius: see `PatchDetector`.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.rad import RAD
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = RAD(channels=[4], strides=[8])
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     fitted_buffers = ("bank", "tokens", "source")

@@ -41,6 +41,19 @@ class SPADE(Detector):
         smoothing: sigma of the Gaussian filter on the map, in pixels (paper: 4); 0 for none.
         gallery_dtype: "float32", or "float16": half the size, rounded to three digits.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.spade import SPADE
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = SPADE(channels=[4], strides=[8], k=3)
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     inspects_regions = True

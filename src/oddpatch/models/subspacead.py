@@ -22,6 +22,19 @@ class SubspaceAD(PatchDetector):
         top: share of the pixels of the map whose mean is the image score, the highest.
         smoothing: sigma of the 3 x 3 Gaussian filter on the map; 0 for none.
         finest_stride: feature maps of smaller stride are left out.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.models.subspacead import SubspaceAD
+        >>> good = torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))  # a feature map of 8 images
+        >>> detector = SubspaceAD(channels=[4], strides=[8], variance=0.5)
+        >>> detector.update([good], torch.arange(8))
+        >>> detector.fit()
+        >>> odd = good[:1].clone()
+        >>> odd[..., 3, 2] += 9
+        >>> score, anomaly_map = detector([odd], (48, 48))
+        >>> [position // 8 for position in divmod(int(anomaly_map.argmax()), 48)]  # the patch with the highest pixel
+        [3, 2]
     """
 
     fitted_buffers = ("mean", "basis")

@@ -1,0 +1,73 @@
+"""The examples in docstrings run and print what they say; every public class has one."""
+
+import doctest
+import inspect
+import pkgutil
+import re
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS, ROOT, make_dataset
+
+import oddpatch
+
+MODULES = [module.name for module in pkgutil.walk_packages([str(ROOT / "src/oddpatch")], "oddpatch.")]
+#: What the package exports, and what a config names.
+PUBLIC = sorted(
+    {f"oddpatch.{name}" for name in oddpatch.__all__ if inspect.isclass(getattr(oddpatch, name))}
+    | {
+        target
+        for path in CONFIGS.rglob("*.yaml")
+        for target in re.findall(r"^[^#\n]*_target_: (oddpatch\.[\w.]+)", path.read_text(), re.MULTILINE)
+    }
+)
+
+
+def docstrings():
+    """Those with an example, by their names."""
+    for name in MODULES:
+        if ">>>" in Path(import_module(name).__file__ or "").read_text(encoding="utf-8"):
+            yield from (test for test in doctest.DocTestFinder().find(import_module(name)) if test.examples)
+
+
+EXAMPLES = {test.name: test for test in docstrings()}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with what examples name: `parts/good`, `part.png`, the category `data/tile` and the run `housing`."""
+    folder = tmp_path_factory.mktemp("examples")
+    tile = make_dataset(folder / "data", good=6)
+    shutil.copytree(tile / "train/good", folder / "parts/good")
+    shutil.copy(tile / "test/spot/000.png", folder / "part.png")
+    oddpatch.AnomalyDetector.fit(folder / "parts/good", model="patchcore").save(folder / "housing")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(prepared):
+    """A `TestResult` with pictures and what else a callback may want."""
+    return oddpatch.AnomalyDetector.load(prepared / "housing").evaluate(prepared / "data/tile")
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_an_example_runs_and_prints_what_it_says(name, prepared, result, tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    shutil.copytree(prepared, folder)
+    if name == "oddpatch.api.AnomalyDetector":
+        shutil.rmtree(folder / "housing")
+    monkeypatch.chdir(folder)
+    example = EXAMPLES[name]
+    example.globs |= {"result": result, "trainer": None}
+    said = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append, clear_globs=False)
+    assert not said, "".join(said)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_class_has_an_example(name):
+    module, _, attribute = name.rpartition(".")
+    cls = getattr(import_module(module), attribute)
+    assert f"{cls.__module__}.{cls.__qualname__}" in EXAMPLES
