@@ -178,7 +178,7 @@ TABLES = [path for path in PAGES if path.parent.name == "methods"]
 @pytest.mark.parametrize("page", TABLES, ids=[path.stem for path in TABLES])
 def test_settings_of_a_method_are_composed_with_the_default_that_is_told(page):
     table = page.read_text(encoding="utf-8").partition("| setting | default |")[2].partition("\n\n")[0]
-    told = {}
+    told: dict[str, str] = {}
     for first, second in re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.MULTILINE):
         names = re.findall(r"`(\w+)`", first)
         default = re.sub(r" \([^)]*\)$", "", second).replace("`", "")

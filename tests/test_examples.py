@@ -61,7 +61,7 @@ def test_an_example_runs_and_prints_what_it_says(name, prepared, result, tmp_pat
     monkeypatch.chdir(folder)
     example = EXAMPLES[name]
     example.globs |= {"result": result, "trainer": None}
-    said = []
+    said: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append, clear_globs=False)
     assert not said, "".join(said)
 

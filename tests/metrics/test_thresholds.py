@@ -67,7 +67,7 @@ def test_the_confident_threshold_is_the_lowest_whose_bound_holds(count):
     assert threshold.value == min(holds)
     assert threshold.promised <= 0.05
     with pytest.raises(ConfigError, match=r"calibration\.promise='sure' is not known: choose marginal or confident"):
-        conformal_threshold([1.0], 0.05, "sure")  # type: ignore[arg-type]
+        conformal_threshold([1.0], 0.05, "sure")
 
 
 @pytest.mark.parametrize("count", [59, 150, 400])
@@ -78,7 +78,7 @@ def test_what_each_promise_says_holds_in_a_simulation(count):
     for _ in range(2000):
         scores = draw.rvs(count, random_state=rng)
         for promise, realised in rates.items():
-            realised.append(draw.sf(conformal_threshold(scores, target, promise).value))  # type: ignore[arg-type]
+            realised.append(draw.sf(conformal_threshold(scores, target, promise).value))
     marginal, confident = (np.array(found) for found in rates.values())
     assert marginal.mean() <= target + 3 * marginal.std() / np.sqrt(2000)
     assert (confident > target).sum() <= stats.binom(2000, 0.05).ppf(0.999)

@@ -172,7 +172,7 @@ class Alignment:
             return between, quality
         inverse = np.linalg.inv(between)
         try:
-            _, fitted = cv2.findTransformECC(  # type: ignore[call-overload]  # it takes no mask, whatever it declares
+            _, fitted = cv2.findTransformECC(
                 self._grey, grey, (inverse / inverse[2, 2]).astype(np.float32), cv2.MOTION_HOMOGRAPHY,
                 (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _REFINEMENTS, 1e-5), np.full_like(grey, 255), 5,
             )  # fmt: skip

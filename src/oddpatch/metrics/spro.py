@@ -80,7 +80,7 @@ def au_spro(
     masks = np.where(counted, 1, np.where(normal, 0, IGNORE)).astype(np.uint8)
     ranking = rank_pixels(maps, masks).ranking
     places = np.searchsorted(ranking.thresholds, maps[counted])
-    share = np.bincount(places, raised[counted] / num_defects, ranking.thresholds.size)  # (T,)
+    share = np.bincount(places, raised[counted] / num_defects, ranking.thresholds.size).astype(np.float64)  # (T,)
     return area_under(ranking, share, fpr_limit)
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from oddpatch.errors import ConfigError
 from oddpatch.figures.canvas import FONT, Sheet
@@ -92,7 +92,7 @@ def draw_shots(columns: Sequence[Column], path: Path, metric: str = "image_auroc
     ticks = sorted({point.shots for points in curves.values() for point in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks], size=8, family=FONT)
     axes.set_xticks([], minor=True)
-    styles = line_styles(list(curves))
+    styles: dict[str, Any] = {**line_styles(list(curves))}
     for position, (name, points) in enumerate(curves.items()):
         shots, means, spreads = zip(*points, strict=True)
         axes.errorbar(shots, means, yerr=spreads, marker="o", markersize=3, capsize=2, **styles[name])

@@ -155,7 +155,8 @@ class _Comparable:
         settings = {part: with_defaults(OmegaConf.to_container(cfg[part], resolve=True)) for part in _PARTS}
         size = cfg.data.crop or cfg.data.resize
         height, width = (size, size) if isinstance(size, int) else size
-        return cls(settings, (height, width), get_class(cfg.learning._target_).learns_from_defects)
+        learning: Any = get_class(cfg.learning._target_)
+        return cls(settings, (height, width), learning.learns_from_defects)
 
     def matches(self, category: str, num_test_images: int) -> list[Match]:
         """The published variants beside which a run on so many test images of a category would be put."""
