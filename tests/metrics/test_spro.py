@@ -10,7 +10,9 @@ from PIL import Image
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.metrics import UndefinedMetricError, au_pro
+from oddpatch.metrics.configured import AtTest, Metrics
 from oddpatch.metrics.spro import SPRO, au_spro, gains, read_defects
+from oddpatch.types import Batch, Prediction
 
 LIMITS = [0.05, 0.3, 1.0]
 
@@ -118,6 +120,22 @@ def test_the_metric_of_a_run(owner, size):
     defects = [(0, laid[0], 0.25), (0, laid[1], 0.5)]
     expected = {f"au_spro@{limit}": pytest.approx(slowly(maps, ~truth, defects, limit)) for limit in (0.05, 0.5)}
     assert metric.compute() == expected
+
+
+def test_a_test_gives_it_what_it_asks_for(owner):
+    source, masks = owner
+    truth = torch.from_numpy(np.stack([masks.any(0), np.zeros_like(masks[0])]))[:, None].byte()
+    batch = Batch(
+        torch.zeros(2, 3, 16, 16), truth, torch.tensor([1, 0]), torch.tensor([0, 1]),
+        ["/data/box/test/logical_anomalies/003.png", "/data/box/test/good/000.png"],
+    )  # fmt: skip
+    prepared = Preprocess((16, 16), None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    metrics = Metrics({"spro": SPRO(source)})
+    assert metrics.need_maps
+    metrics.update(
+        Prediction(torch.zeros(2), truth.float()), batch, with_pixels=True, test=AtTest(prepared, {}, None, 0, "none")
+    )
+    assert metrics.compute(with_pixels=True) == ({"au_spro@0.05": 1.0}, {})
 
 
 def test_what_is_wrong_is_said(owner, tmp_path):
