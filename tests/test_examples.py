@@ -1,4 +1,4 @@
-"""The examples in docstrings run and print what they say; every public class has one."""
+"""Examples in docstrings run and print what they say; every public class has one; Python on the pages runs."""
 
 import doctest
 import inspect
@@ -9,9 +9,15 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, ROOT, make_dataset
+import torch
+from conftest import CONFIGS, ROOT, make_dataset, restore_tiny_backbone, use_tiny_backbone
+from PIL import Image
+from torch import nn
 
 import oddpatch
+from oddpatch import hub
+from oddpatch.models.trainable import TrainableDetector
+from oddpatch.types import Prediction
 
 MODULES = [module.name for module in pkgutil.walk_packages([str(ROOT / "src/oddpatch")], "oddpatch.")]
 #: What the package exports, and what a config names.
@@ -43,6 +49,9 @@ def prepared(tmp_path_factory):
     shutil.copytree(tile / "train/good", folder / "parts/good")
     shutil.copy(tile / "test/spot/000.png", folder / "part.png")
     oddpatch.AnomalyDetector.fit(folder / "parts/good", model="patchcore").save(folder / "housing")
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_backbone(patch)
+        oddpatch.AnomalyDetector.fit(folder / "parts/good", model="patchcore").save(folder / "tiny")
     return folder
 
 
@@ -71,3 +80,36 @@ def test_a_public_class_has_an_example(name):
     module, _, attribute = name.rpartition(".")
     cls = getattr(import_module(module), attribute)
     assert f"{cls.__module__}.{cls.__qualname__}" in EXAMPLES
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{path.relative_to(ROOT)}-{number}")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_on_a_page_runs(block, prepared, tmp_path, monkeypatch):
+    use_tiny_backbone(monkeypatch)
+    restore_tiny_backbone(monkeypatch)
+    folder = tmp_path / "here"
+    shutil.copytree(prepared, folder)
+    (folder / "data/tile").rename(folder / "data/bottle")
+    for run in ("RUN", "outputs/FOLDER"):
+        shutil.copytree(folder / "tiny", folder / run)
+    (folder / "housing").rename(folder / "before")
+    if "save(" not in block:
+        shutil.copytree(folder / "tiny", folder / "housing")
+    (folder / "my_methods").mkdir()
+    (folder / "my_methods/__init__.py").touch()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(hub, "push", lambda run, address, private: "uploaded")
+    monkeypatch.setattr(hub, "fetch", lambda address, target: shutil.copytree("tiny", target, dirs_exist_ok=True))
+    images = [Image.open(path) for path in sorted(Path("parts/good").iterdir())]
+    names = {"image": "part.png", "images": images, "nn": nn, "torch": torch, "Prediction": Prediction}
+    names |= {"AnomalyDetector": oddpatch.AnomalyDetector, "TrainableDetector": TrainableDetector}
+    if "detector." in block and "detector =" not in block:
+        names["detector"] = oddpatch.AnomalyDetector.load("tiny")
+    exec(compile(block, "page", "exec"), names)
