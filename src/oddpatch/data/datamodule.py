@@ -22,6 +22,7 @@ from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.shots import check_shots, choose
 from oddpatch.data.splits import follow, take_share
 from oddpatch.data.transforms import Preprocess
+from oddpatch.data.views import ViewedImages, make_views
 from oddpatch.data.walk import LeftOut, Walk, summary
 from oddpatch.errors import ConfigError, DataError, ResourceError
 from oddpatch.ops.ranks import Ranks
@@ -69,6 +70,7 @@ class MVTecDataModule(LightningDataModule):
         shots: fit to so many good images only, chosen before anything is found in them; None for all.
         shots_seed: which of them.
         shots_rule: "block" takes the block of this number from the sorted list; "shuffle" draws them.
+        views: further views of each training image to fit to, as a mapping, see `oddpatch.data.views.Views`.
         batch_size: images a batch, on each device.
         num_workers: decoding processes; "auto" for one a core, at most 8, and none on a single core.
         mask_threshold: see `oddpatch.data.decoding.read_mask`.
@@ -116,6 +118,7 @@ class MVTecDataModule(LightningDataModule):
         shots: int | None = None,
         shots_seed: int = 0,
         shots_rule: str = "block",
+        views: Mapping[str, Any] | None = None,
         batch_size: int = 32,
         num_workers: int | str = "auto",
         mask_threshold: float = 0.0,
@@ -142,6 +145,12 @@ class MVTecDataModule(LightningDataModule):
             )
         check_shots(shots, shots_seed, shots_rule)
         self.shots, self.shots_seed, self.shots_rule = shots, shots_seed, shots_rule
+        self.views = make_views(views)
+        if roi and self.views is not None and self.views.moves:
+            raise ConfigError(
+                "data.views turns or flips images, which moves other parts into data.roi: leave rotations, "
+                "random_rotations and flips out of data.views, or set data.roi=null"
+            )
         self.root = Path(root)
         self.category = category
         if isinstance(full_scale, str) and full_scale != "auto":
@@ -233,6 +242,12 @@ class MVTecDataModule(LightningDataModule):
         self.left_out = [*found.left_out]
         if self.shots is not None:
             self._choose_shots(self.shots)
+        if (views := self.views) is not None:
+            if self.learns_from_defects:
+                raise ConfigError(
+                    "data.views is for methods that learn without gradients: set learning.augment instead"
+                )
+            self.wrap["train"] = lambda dataset: ViewedImages(dataset, views)
         self.validation_samples = [*found.validation]
         if self.validation and self.validation_samples:
             raise ConfigError(f"{self.split} names the validation images: set data.validation=null")
@@ -326,6 +341,11 @@ class MVTecDataModule(LightningDataModule):
         self.hold_out([-1] * len(self.train_samples), fit_too=True)
 
     @property
+    def num_views(self) -> int:
+        """Views of each image that is fitted to."""
+        return 1 if self.views is None else len(self.views)
+
+    @property
     def validation_parts(self) -> list[Part]:
         """What each of the validation loaders gives: "calibration" (good images) or "validation" (labelled ones).
 
@@ -339,7 +359,8 @@ class MVTecDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Images to fit to: good ones in order, unless the learning has other `train_batches`."""
-        return self._loader("train", self.train_batches(self.fitted, self.batch_size))
+        # All views of an image are in one batch, in their order, so that its rows come alike from any number of ranks.
+        return self._loader("train", self.train_batches(self.fitted, max(1, self.batch_size // self.num_views)))
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader for each of `validation_parts`."""
@@ -355,7 +376,8 @@ class MVTecDataModule(LightningDataModule):
         if batches is None:
             batches = ShardedBatches(self.held_out if part == "calibration" else range(len(dataset)), self.batch_size)
         images = self.wrap[part](dataset) if part in self.wrap else dataset
-        num_workers, too_many = workers_that_fit(self.num_workers, self.batch_size, self.preprocess.image_size)
+        most = max(self.batch_size, self.num_views)
+        num_workers, too_many = workers_that_fit(self.num_workers, most, self.preprocess.image_size)
         if too_many and not self._said_workers:
             self._said_workers = True
             self._say(logging.WARNING, "%s", too_many)

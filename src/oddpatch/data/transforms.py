@@ -1,6 +1,6 @@
 """Preprocessing of one image or a batch: align, resize, frame, normalise. The model owns it, so every use shares it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,12 +189,18 @@ class Preprocess(nn.Module):
         """
         return self.alignment.register(to_unit(image)) if self.alignment else None
 
-    def forward(self, image: Tensor, registration: Registration | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        registration: Registration | None = None,
+        view: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Prepare an image for the backbone.
 
         Args:
             image: (3, H, W) or (B, 3, H, W), floating point in [0, 1] or uint8, as `oddpatch.data.decoding` gives.
             registration: what `register` gave for the image, where it is needed again; else it is found here.
+            view: applied to an image (3, H, W) once it is aligned.
 
         Returns:
             (3, h, w) or (B, 3, h, w) float32, normalised; (h, w) is `image_size`.
@@ -211,6 +217,8 @@ class Preprocess(nn.Module):
             )
         if self.alignment:
             image = self._align(image if floating else to_unit(image), registration)
+        if view is not None:
+            image = view(image)
         size = (image.shape[-2], image.shape[-1])
         if self._roi_size not in (None, size):
             height, width = self._roi_size or size
@@ -269,6 +277,15 @@ class Preprocess(nn.Module):
         try:
             registration = self.register(image)
             return self(image, registration), Placement((image.shape[1], image.shape[2]), registration)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+    def prepare_views(self, path: str | Path, views: Sequence[Callable[[Tensor], Tensor]]) -> list[Tensor]:
+        """Read an image file and prepare views of it, see `forward`: (3, h, w) float32 each; errors as `prepare`."""
+        image = self.read(path)
+        try:
+            registration = self.register(image)
+            return [self(image, registration, view) for view in views]
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
 

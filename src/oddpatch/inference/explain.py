@@ -100,6 +100,10 @@ def restore_memory_bank(
         )
     if detector.source.shape != (len(detector.memory_bank), 2) or detector.source.dtype != torch.int64:
         raise CheckpointError(f"{run}: the memory bank does not say where its patches come from: train again")
+    if about["config"]["data"].get("views"):
+        raise ConfigError(
+            f"{run} was fitted to altered views too, which {command} cannot show or add: train with data.views=null"
+        )
     if not about["train_images"]:
         raise CheckpointError(f"{run} does not name its training images: train again")
     return model, detector, about

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torchmetrics import Metric
 
 from oddpatch.data.datamodule import MVTecDataModule
@@ -80,16 +81,19 @@ class OneEpoch(AnomalyModule):
         shapes = self.model.feature_shapes()
         if self.trainer.world_size > 1:
             detector.require_mergeable()
-        calibration, count = self.model.calibration, len(data.fitted)
-        needed, remedy = detector.required_memory(shapes, count)
+        calibration, count, views = self.model.calibration, len(data.fitted), data.num_views
+        if views > 1:
+            detector.require_views()
+        needed, remedy = detector.required_memory(shapes, count * views)
         if calibration.fits_all and max(self.folds, default=-1) >= 0:
             self.kept = self._keep_features(shapes, count)
-            if calibration.method == "leave_one_out" and detector.leaves_out:
-                detector.required_memory(shapes, count - 1)  # it may need as many images
+            leaves_out = detector.leaves_out if views == 1 else detector.leaves_out_all_views
+            if calibration.method == "leave_one_out" and leaves_out:
+                detector.required_memory(shapes, (count - 1) * views)  # it may need as many images
                 detector.expect_left_out()
             else:
                 fold = max(self.folds) + 1
-                detector.required_memory(shapes, count - -(-count // fold))
+                detector.required_memory(shapes, (count - -(-count // fold)) * views)
                 needed *= fold + 1
                 self.fold_detectors = FoldDetectors(detector, self.folds).to(self.device)
                 if calibration.method == "leave_one_out":
@@ -118,7 +122,9 @@ class OneEpoch(AnomalyModule):
             if self.fold_detectors is not None:
                 self.fold_detectors.update(features, batch.index)
             if self.kept is not None:
-                self.kept.keep(batch.index, features)
+                # Of several views the image as it is, which comes first.
+                first = torch.cat([batch.index.new_ones(1), batch.index.diff()]) != 0
+                self.kept.keep(batch.index[first], features if first.all() else [m[first] for m in features])
 
     def on_train_end(self) -> None:
         """Fit the detector to what the epoch accumulated."""

@@ -85,6 +85,7 @@ class MemoryBanks(PatchDetector):
 
     parts: ClassVar = {"selector": ("selector", "object")}
     fitted_buffers = ("banks", "source")
+    leaves_out_views = True
     banks: Tensor  # (banks, M, sum D_l): of each layer, in its columns, M patches of its own
     source: Tensor  # (banks, M, L) index of the training image that each was taken from
 

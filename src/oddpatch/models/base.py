@@ -52,6 +52,8 @@ class Detector(nn.Module, ABC):
     exportable: bool = True
     #: Whether `update` and `forward` look at nothing outside `self.region`; others refuse `data.roi`.
     inspects_regions: bool = False
+    #: Whether `score_left_out` leaves out all views of an image where it was shown several (`data.views`).
+    leaves_out_views: bool = False
     #: The settings that lower `required_memory`, as an error suggests them.
     memory_remedy: str = "lower data.resize and data.crop, or drop the backbone's finest layer"
     #: Arguments that describe further objects in a checkpoint: their kind, and how they are given, see `known.py`.
@@ -230,6 +232,20 @@ class Detector(nn.Module, ABC):
     def leaves_out(self) -> bool:
         """Whether this method, and any that it is made of, has `score_left_out`."""
         return all(type(part).score_left_out is not Detector.score_left_out for part in self.detectors_within)
+
+    @property
+    def leaves_out_all_views(self) -> bool:
+        """Whether it does so where an image was shown in several views."""
+        return self.leaves_out and all(part.leaves_out_views for part in self.detectors_within)
+
+    def require_views(self) -> None:
+        """Raise a `ConfigError` if this method would keep the first view of each image only."""
+        for part in self.detectors_within:
+            if any(accumulator.unique for accumulator in part.accumulators):
+                raise ConfigError(
+                    f"{type(part).__name__} keeps one row of each image, and would see none of its other views: set "
+                    "data.views=null"
+                )
 
     def expect_left_out(self) -> None:
         """Say, before `update`, that `score_left_out` will be asked for: what makes it cheap can then be kept."""

@@ -44,6 +44,7 @@ class RAD(PatchDetector):
     """
 
     fitted_buffers = ("bank", "tokens", "source")
+    leaves_out_views = True
     bank: Tensor  # (N, P, sum C_l) unit vectors, layer by layer
     tokens: Tensor  # (N, C) unit vectors
     source: Tensor  # (N,) index of the training image

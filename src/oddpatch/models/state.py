@@ -34,6 +34,8 @@ class Accumulator(ABC):
 
     #: Set on a copy that is shown a single image: large blocks are measured, and not allocated.
     probing = False
+    #: Whether there is one row per image, and of an image that came twice only the first one counts.
+    unique = False
 
     @abstractmethod
     def merge(self, ranks: "Ranks", device: torch.device) -> None:
@@ -184,6 +186,8 @@ class Spooled(Accumulator):
     Args:
         dtype: float type in which rows are stored.
     """
+
+    unique = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
