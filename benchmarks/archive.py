@@ -5,8 +5,8 @@
     python benchmarks/archive.py --ray 1 2 --images 400      # images per second by the number of workers
 
 The floor decodes every image and runs the backbone on batches, side by side in the same threads, and nothing else. The
-archive is inspected as `oddpatch predict RUN FOLDER --results FILE` does it. Both take turns on a part of the images at
-a time, so that the ratio holds on a machine that others use, too. Start-up is not counted.
+archive is inspected as `oddpatch predict RUN FOLDER --results FILE --batch-size 32` does it. Both take turns on a part
+of the images at a time, so that the ratio holds on a machine that others use, too. Start-up is not counted.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from oddpatch.inference.sources import Files
 from oddpatch.inference.throughput import Overlap
 
 #: Images that differ; the archive is links to them.
-DIFFERENT, GOOD, BATCH = 40, 20, 8
+DIFFERENT, GOOD, BATCH = 40, 20, 32
 
 
 def draw(folder: Path, size: int, suffix: str) -> list[Path]:
@@ -90,8 +90,8 @@ def compare(run: Path, files: list[str], engine: str, out: Path, suffix: str) ->
     detector = AnomalyDetector.load(run, engine=engine, timeout=60.0)
     floor(detector, files[:BATCH])  # the engine prepares itself
     turns = np.zeros((2, 2))
-    for start in range(0, len(files), 100):
-        part = files[start : start + 100]
+    for start in range(0, len(files), 128):
+        part = files[start : start + 128]
         turns[0] += seconds(lambda part=part: floor(detector, part))  # type: ignore[misc]
         results = out / f"{engine}-{start}{suffix}"
         turns[1] += seconds(lambda part=part, results=results: inspect(detector, part, results))  # type: ignore[misc]
@@ -171,7 +171,9 @@ def main() -> None:
         out = Path(scratch)
         images = draw(out / "images", 96 if args.memory else args.size, args.suffix)
         run = out / "run"
-        AnomalyDetector.fit([str(path) for path in images[:GOOD]], model=args.model, backbone="effnet_lite0").save(run)
+        good = [str(path) for path in images[:GOOD]]
+        small = {"data.resize": 64} if args.memory else {}
+        AnomalyDetector.fit(good, model=args.model, backbone="effnet_lite0", **small).save(run)
         if args.memory:
             return memory(run, images, args.memory, out, args.results)
         files = archive_of(images, out / "archive", args.images)
