@@ -16,7 +16,10 @@ from oddpatch.models.spade import SPADE
 SINGLE = sorted(p.stem for p in (CONFIGS / "backbone").glob("*.yaml") if "EnsembleBackbone" not in p.read_text())
 SIZE = 224  # a multiple of every stride
 SMALL = ["effnet_lite0", "mobilenetv3", "resnet18", "tv_resnet34"]
-TRANSFORMERS = {"vit_b16": 16, "vit_b32": 32, "deit_b": 16, "dinov2_s": 14, "dinov2_b": 14, "dinov3_s": 16}
+TRANSFORMERS = {"vit_b16": 16, "vit_b32": 32, "deit_b": 16}
+DINO = {f"dinov2{kind}": 14 for kind in ("_s", "_b", "_l", "reg_s", "reg_b", "reg_l")}
+DINO |= {f"dinov3_{size}": 16 for size in "sbl"}
+TRANSFORMERS |= DINO
 METHODS = {
     "gaussian": lambda c, s: GaussianAD(c, s),
     "padim": lambda c, s: PaDiM(c, s, num_features=min(16, sum(c))),
@@ -51,6 +54,16 @@ def test_maps_are_as_told_and_nothing_learns(name, metas):
 def test_transformers_give_their_patches_alone_at_other_sizes_too(name, stride, metas):
     for size in (224, 4 * stride * 2):
         assert {s[1:] for s in metas(name).feature_shapes((size, size))} == {(size // stride, size // stride)}
+
+
+@pytest.mark.parametrize(("name", "stride"), DINO.items())
+def test_dino_gives_normed_blocks_and_class_tokens_at_published_sizes(name, stride):
+    backbone = on_meta({**settings_of(name), "norm": True, "class_token": True})
+    (channels,) = set(backbone.info.channels)
+    for size in (size for size in (392, 448, 672) if size % stride == 0):
+        grid = (channels, size // stride, size // stride)
+        assert backbone.feature_shapes((size, size)) == [grid, grid, (channels, 1, 1), (channels, 1, 1)]
+    assert backbone.info.strides == [stride, stride, 0, 0]
 
 
 @pytest.mark.parametrize("name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in SINGLE])
