@@ -129,7 +129,9 @@ def test_every_recipe_can_be_built(choice, recipe):
 #: The published row that a recipe is for, as `oddpatch.report.published` names it, and its means over MVTec AD.
 ROWS = {
     "anomalydino_s14_448": ("full", 0.993, 0.979),
+    "anomalydino_s14_448_shots": ("1-shot", 0.965, 0.963),
     "anomalydino_s14_672": ("full", 0.995, 0.982),
+    "anomalydino_s14_672_shots": ("1-shot", 0.966, 0.968),
     "dfm_r50": ("anomalib 2023 README, FRE, seed 42", 0.948, 0.966),
     "gaussian_b4": ("stages 1-9 sum; no-dim-reduction; no augmentation", 0.948, None),
     "mh_patchcore_wr50": ("anomalib 2.7.0", 0.988, 0.977),
@@ -163,6 +165,7 @@ ROWS = {
     "spade_wr50": ("k=50 kappa=1", 0.855, 0.960),
     "spade_wr50_ind_knn": ("ind_knn_ad k=50", 0.826, 0.968),
     "subspacead_g14": ("full", 0.992, 0.982),
+    "subspacead_g14_shots": ("1-shot", 0.971, 0.975),
 }
 
 
@@ -181,7 +184,8 @@ def test_a_recipe_is_set_as_its_row_was_published(choice, tmp_path, recipe):
     size = cfg.data.crop or cfg.data.resize
     names = {"category": "bottle", "image_size": [size, size] if isinstance(size, int) else list(size)}
     settings = {part: with_defaults(OmegaConf.to_container(cfg[part], resolve=True)) for part in MODEL_KEYS}
-    metrics = {"num_test_images": 83, "num_train_images": 209, "weights": "file", "run": names, "settings": settings}
+    fitted = cfg.data.shots or 209
+    metrics = {"num_test_images": 83, "num_train_images": fitted, "weights": "file", "run": names, "settings": settings}
     run = FinishedRun(tmp_path, metrics)
     variant, image_auroc, pixel_auroc = ROWS[choice]
     (match,) = [m for m in matches(run)[0] if m.published.variant == variant]

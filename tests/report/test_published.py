@@ -69,6 +69,7 @@ def test_every_protocol_belongs_to_a_variant_and_names_real_settings():
         found = pytest.importorskip(f"oddpatch.models.{module}")
         known |= {f"model.{p}" for p in getattr(found, name).__init__.__annotations__}
     known |= {"backbone.layers", "backbone.tap", "data.resize", "data.crop", "data.interpolation"}
+    known |= {"data.shots", "data.shots_rule", "data.views"}
     comparable = [one for one in published() if one.same or one.told]
     assert len(comparable) > 50
     for one in comparable:

@@ -188,7 +188,7 @@ def _differences(entry: Published, ours: Protocol, run: FinishedRun) -> list[str
         told.append(f"weights {weights} here")
     fitted = int(run.metrics["num_train_images"])
     dataset = DATASETS[dataset_of(run.category, int(run.metrics["num_test_images"]))]
-    if fitted != dataset.categories[run.category].train:
+    if fitted != entry.same.get("data.shots", [dataset.categories[run.category].train])[0]:
         told.append(
             f"fitted to {fitted} of {dataset.categories[run.category].train} training images of {run.category} here"
         )
