@@ -63,6 +63,18 @@ def test_a_method_that_draws_numbers_runs_with_three_seeds(bottle, name, seeds):
     assert "data.category=bottle" in command
 
 
+@pytest.mark.usefixtures("weights")
+def test_few_shot_recipes_run_with_other_images(bottle):
+    recipe = prepare("anomalydino_s14_672_shots", bottle)
+    assert (recipe.seeds, recipe.seeded_by) == ((0, 1, 2), "data.shots_seed")
+    assert "data.shots_seed=0,1,2" in recipe.command(bottle / "out", bottle)
+
+
+@pytest.mark.usefixtures("weights")
+def test_rows_of_a_dataset_without_known_categories_disturb_nothing(bottle):
+    assert prepare("padim_r18_anomalib", bottle).categories == ("bottle",)  # whose source has ShanghaiTech (STC) too
+
+
 def test_missing_data_and_weights_are_said(bottle, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))

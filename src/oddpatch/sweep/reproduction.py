@@ -54,6 +54,7 @@ class Recipe:
     name: str
     categories: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
+    seeded_by: str = "seed"  # the setting; of few-shot recipes that which chooses the images
     obstacle: str = ""  # why it cannot run, and what to do
 
     def command(self, folder: Path, data: Path | None) -> list[str]:
@@ -63,7 +64,7 @@ class Recipe:
             f"experiment={self.name}",
             *([f"paths.data_dir={quoted(str(data))}"] if data else []),
             f"data.category={','.join(map(quoted, self.categories))}",
-            f"seed={','.join(map(str, self.seeds))}",
+            f"{self.seeded_by}={','.join(map(str, self.seeds))}",
             *_QUICKER,
             f"hydra.sweep.dir={quoted(str(folder))}",
         ]
@@ -117,7 +118,9 @@ def prepare(name: str, data: Path | None) -> Recipe:
     with tempfile.TemporaryDirectory() as folder, composed("train", settings, Path(folder)) as cfg:
         written: Any = OmegaConf.to_container(cfg, resolve=False)
         random = any("${seed}" in repr(written[part]) for part in ("model", "backbone", "learning"))
-        seeds = tuple(range(cfg.seed, cfg.seed + (NUM_SEEDS if random else 1)))
+        few = cfg.data.get("shots") is not None
+        first = cfg.data.shots_seed if few else cfg.seed
+        seeds = tuple(range(first, first + (NUM_SEEDS if random or few else 1)))
         comparable = _Comparable.of(cfg)
         if not any(comparable.matches(category, size.test) for category, size in _published_sizes()):
             raise NothingPublishedError(f"{name}: no published numbers are known that its own could be put beside")
@@ -128,7 +131,7 @@ def prepare(name: str, data: Path | None) -> Recipe:
             return Recipe(name, obstacle="; ".join(filter(None, [str(error), cfg.data.get("obtain")])))
         except WeightsError as error:
             return Recipe(name, obstacle=str(error))
-    return Recipe(name, tuple(found), seeds)
+    return Recipe(name, tuple(found), seeds, "data.shots_seed" if few else "seed")
 
 
 @cache
@@ -177,7 +180,7 @@ class _Comparable:
             if not self.held_out:
                 sizes &= {len(scan(root, category).test)}
             values = [key for size in sizes for match in self.matches(category, size) for key in match.published.values]
-            if any(name == category or name in DATASETS[dataset].groups for dataset, name, _ in values):
+            if any(name == category or (of in DATASETS and name in DATASETS[of].groups) for of, name, _ in values):
                 wanted.append(category)
         if not wanted:
             there = f"{', '.join(found)}, not with the images that were published on" if found else "no category"
