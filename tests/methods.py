@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from oddpatch.hydra_entry import building
@@ -44,6 +45,10 @@ def config(name: str) -> Any:
 
 #: Those that are fitted to good images in one epoch: what is promised of `update` and `fit` is promised by them.
 FITTED = [name for name in METHODS if not config(name).learning._target_.endswith(".Supervised")]
+
+
+#: Those that inspect a region of interest alone; the others refuse one.
+INSPECTING_REGIONS = [name for name in FITTED if get_class(config(name).model._target_).inspects_regions]
 
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from methods import CHANNELS, FITTED, METHODS, SIZE, STRIDES, features, fit, make, plant
+from methods import CHANNELS, FITTED, INSPECTING_REGIONS, METHODS, SIZE, STRIDES, features, fit, make, plant
 from torch.profiler import ProfilerActivity, profile
 
 from oddpatch.errors import ConfigError, NotFittedError
@@ -194,3 +194,9 @@ def test_the_estimate_of_memory_is_within_a_fifth_of_the_peak(name):
     peak = allocated_at_the_peak(run)
     assert 0.8 * peak <= needed <= 1.2 * peak
     assert remedy
+
+
+@pytest.mark.parametrize("name", sorted({*FITTED} - {*INSPECTING_REGIONS}))
+def test_a_method_that_looks_at_whole_images_refuses_a_region(name):
+    with pytest.raises(ConfigError, match=r"cannot leave out what lies outside data\.roi: set data\.roi=null"):
+        make(name).restrict(torch.ones(SIZE, dtype=torch.bool))

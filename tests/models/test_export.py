@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import TinyBackbone
-from methods import FITTED, METHODS, SIZE, features, fit, make
+from methods import INSPECTING_REGIONS, METHODS, SIZE, features, fit, make
 from test_region import LEFT
 
 from oddpatch.data.transforms import Preprocess
@@ -37,7 +37,8 @@ def require_equal(exported, model, given):
 
 
 @pytest.mark.parametrize(
-    ("name", "region"), [*((n, False) for n in (*METHODS, *SETTINGS)), *((n, True) for n in (*FITTED, *SETTINGS))]
+    ("name", "region"),
+    [*((n, False) for n in (*METHODS, *SETTINGS)), *((n, True) for n in (*INSPECTING_REGIONS, *SETTINGS))],
 )
 def test_an_exported_detector_gives_the_same_numbers_for_any_batch(name, region):
     method, settings = SETTINGS.get(name, (name, {}))

@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from methods import FITTED, SIZE, features, make
+from methods import INSPECTING_REGIONS, SIZE, features, make
 
 from oddpatch.models.ensemble import EnsembleDetector
 from oddpatch.models.patchcore import PatchCore
 from oddpatch.models.region import RegionOfInterest
 from oddpatch.models.spade import SPADE
 
-ALL = {name: partial(make, name) for name in FITTED}
+ALL = {name: partial(make, name) for name in INSPECTING_REGIONS}
 ALL["spade_join"] = lambda: SPADE([6, 8, 10], [4, 8, 16], k=5, smoothing=1.0, pyramid="join")
 ALL["patchcore_weighted"] = lambda: PatchCore(
     [6, 8, 10], [4, 8, 16], coreset_ratio=0.5, num_neighbors=3, finest_stride=4
