@@ -47,8 +47,10 @@ def config(name: str) -> Any:
 FITTED = [name for name in METHODS if not config(name).learning._target_.endswith(".Supervised")]
 
 
-#: Those that inspect a region of interest alone; the others refuse one.
-INSPECTING_REGIONS = [name for name in FITTED if get_class(config(name).model._target_).inspects_regions]
+#: Those that inspect a region of interest alone, ensembles where their members do; the others refuse one.
+INSPECTING_REGIONS = [
+    name for name in FITTED if get_class(config(name).model.get("member", config(name).model)._target_).inspects_regions
+]
 
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:
