@@ -75,7 +75,8 @@ def test_camera_play_is_undone(photographs):
         assert error(found.matrix, true) < 0.7
         assert found.quality > 0.8
         before, after = (
-            (moved - images[0])[:, 16:-16, 16:-16].abs().mean() for moved in (image, alignment.warp(image, found))
+            (moved - images[0])[:, 16:-16, 16:-16].abs().mean()
+            for moved in (image, torch.from_numpy(alignment.warp(image, found)))
         )
         assert after < 0.5 * before
 
@@ -119,9 +120,9 @@ def test_misplaced_parts_do_not_draw_the_board_along(scene, photographs, index):
     on_good, on_odd = (alignment.register(tensor(rendered.image)) for rendered in (good, anomalous))
     # The same board from the same place: with and without the fault it has to be moved alike.
     assert error(on_odd.matrix, on_good.matrix) < 1.0
-    straight, crooked = (alignment.warp(tensor(r.image), on_good) for r in (good, anomalous))
-    wrong = alignment.warp_mask(torch.from_numpy(anomalous.mask), on_odd) > 0
-    difference = (alignment.warp(tensor(anomalous.image), on_odd) - straight).abs().mean(0)
+    straight, crooked = (torch.from_numpy(alignment.warp(tensor(r.image), on_good)) for r in (good, anomalous))
+    wrong = torch.from_numpy(alignment.warp_mask(torch.from_numpy(anomalous.mask), on_odd)) > 0
+    difference = (torch.from_numpy(alignment.warp(tensor(anomalous.image), on_odd)) - straight).abs().mean(0)
     assert difference[wrong].mean() > 0.8 * (crooked - straight).abs().mean(0)[wrong].mean()
 
 
@@ -152,7 +153,7 @@ def test_warping_against_pillow(photographs):
     image = photographs[0][0]
     matrix = np.array([[1.02, 0.03, -4.0], [-0.02, 0.98, 6.0], [1e-4, -5e-5, 1.0]])
     alignment = align_to(image)
-    moved = alignment.warp(image, alignment.register(image)._replace(matrix=matrix))
+    moved = torch.from_numpy(alignment.warp(image, alignment.register(image)._replace(matrix=matrix)))
     inverse = np.linalg.inv(matrix)
     # Pillow counts from the corner of the first pixel, and asks where each pixel comes from.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
@@ -174,7 +175,7 @@ def test_masks_get_no_new_values(photographs):
     alignment = align_to(images[0])
     mask = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
     mask[100:140, 60:110] = 1
-    moved = alignment.warp_mask(mask, alignment.register(images[1]))
+    moved = torch.from_numpy(alignment.warp_mask(mask, alignment.register(images[1])))
     assert set(moved.unique().tolist()) == {0, 1}
     assert moved.sum() == pytest.approx(int(mask.sum()), rel=0.1)
 
@@ -182,7 +183,7 @@ def test_masks_get_no_new_values(photographs):
 def test_a_mask_is_zero_where_the_image_does_not_reach(photographs):
     alignment = align_to(photographs[0][0])
     shift = np.array([[1, 0, 30], [0, 1, -20], [0, 0, 1]], np.float64)  # right and up
-    moved = alignment.warp_mask(torch.ones(SIZE, SIZE, dtype=torch.uint8), Registration(shift, 1.0))
+    moved = torch.from_numpy(alignment.warp_mask(torch.ones(SIZE, SIZE, dtype=torch.uint8), Registration(shift, 1.0)))
     expected = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
     expected[: SIZE - 20, 30:] = 1
     assert torch.equal(moved, expected)

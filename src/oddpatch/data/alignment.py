@@ -8,16 +8,17 @@ import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from oddpatch.data.decoding import read_image
 from oddpatch.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = NDArray[np.float64]
 Points = tuple[Floats, NDArray[np.float32]]  # (N, 2) as x and y, and descriptors (N, 128)
@@ -84,7 +85,7 @@ class Alignment:
     def __repr__(self) -> str:
         return f"{self.method} to a reference of {self.size[0]}x{self.size[1]}, min_quality={self.min_quality}"
 
-    def register(self, image: Tensor) -> Registration:
+    def register(self, image: "NDArray[Any] | Tensor") -> Registration:
         """Where an image (3, H, W) in [0, 1] lies on the reference.
 
         Raises:
@@ -98,7 +99,7 @@ class Alignment:
             )
         return found
 
-    def measure(self, image: Tensor) -> Registration:
+    def measure(self, image: "NDArray[Any] | Tensor") -> Registration:
         """As `register`, but whatever the quality.
 
         The quality is the correlation of the gradient magnitudes of the moved image and of the reference, in
@@ -193,25 +194,25 @@ class Alignment:
         total = np.cumsum(contrasts[order])
         return float(np.clip(fits[order][np.searchsorted(total, total[-1] / 2)], 0, 1))
 
-    def warp(self, image: Tensor, registration: Registration) -> Tensor:
+    def warp(self, image: "NDArray[Any] | Tensor", registration: Registration) -> NDArray[Any]:
         """An image (C, H, W) of floats moved onto the reference: (C, *size), linear; the border is repeated outside."""
         import cv2
 
         moved = cv2.warpPerspective(
-            image.permute(1, 2, 0).contiguous().numpy(), registration.matrix, self.size[::-1],
+            np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)), registration.matrix, self.size[::-1],
             flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
-        return torch.from_numpy(moved.reshape(*self.size, -1)).permute(2, 0, 1)
+        return np.asarray(moved).reshape(*self.size, -1).transpose(2, 0, 1)
 
-    def warp_mask(self, mask: Tensor, registration: Registration) -> Tensor:
+    def warp_mask(self, mask: "NDArray[np.uint8] | Tensor", registration: Registration) -> NDArray[np.uint8]:
         """A mask (H, W) uint8 moved onto the reference: (*size) with no new values, 0 outside the image."""
         import cv2
 
-        moved = cv2.warpPerspective(mask.numpy(), registration.matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
-        return torch.from_numpy(moved)
+        moved = cv2.warpPerspective(np.asarray(mask), registration.matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
+        return np.asarray(moved, np.uint8)
 
 
-def from_image(image: Tensor) -> Alignment:
+def from_image(image: "NDArray[Any] | Tensor") -> Alignment:
     """An `Alignment` to an image (3, H, W) in [0, 1].
 
     Raises:
@@ -253,11 +254,11 @@ def decode(uri: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",))).astype(np.uint8)
 
 
-def _to_grey(image: Tensor) -> NDArray[np.uint8]:
+def _to_grey(image: "NDArray[Any] | Tensor") -> NDArray[np.uint8]:
     """An image (3, H, W) in [0, 1] as 8-bit grey at working size."""
     import cv2
 
-    grey = image.float().mean(dim=0).numpy()
+    grey = np.asarray(image, np.float32).mean(axis=0)
     height, width = grey.shape
     scale = min(1.0, WORKING_SIDE / max(height, width))
     if scale < 1:

@@ -1,6 +1,6 @@
 """Turning image files, arrays and PIL images into tensors: one rule, used in training, test and prediction alike.
 
-Images become (3, H, W) float32 RGB in [0, 1]:
+Images become (3, H, W) float32 RGB in [0, 1], as tensors, or as arrays where torch is not to be loaded:
 
 * 8-bit integers are divided by 255, deeper ones by the full scale of the sensor (1023, 4095, ...) if it is given, else
   by 65535; never by what an image happens to hold, so that images stay comparable. `find_full_scale` finds it for a
@@ -21,18 +21,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from oddpatch.data.deep import Array, open_lazily, read_deep, read_with_opencv
 from oddpatch.data.reading import FileContent, read_bytes, read_within
 from oddpatch.errors import DataError
 from oddpatch.limits import free_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Not pictures of pixels, or decoded by running another program (EPS): never opened.
 _REFUSED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
@@ -77,7 +78,7 @@ def missing_plugin(name: str) -> str:
 
 def read_image(
     path: str | Path, full_scale: int | None = None, max_pixels: int | None = None, keep_uint8: bool = False
-) -> Tensor:
+) -> "Tensor":
     """Decode an image file.
 
     Args:
@@ -94,10 +95,16 @@ def read_image(
             be scaled.
     """
     with _naming(path):
-        return _rgb_tensor(_pixels(_open(path, max_pixels)), full_scale, keep_uint8)
+        return _to_tensor(_rgb_array(_pixels(_open(path, max_pixels)), full_scale, keep_uint8))
 
 
-def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: int | None = None) -> Tensor:
+def read_planes(path: str | Path, full_scale: int | None = None, max_pixels: int | None = None) -> Array:
+    """As `read_image` with `keep_uint8`, without torch: a view (3, H, W) that may be read only."""
+    with _naming(path):
+        return _planes(_rgb_array(_pixels(_open(path, max_pixels)), full_scale, keep_uint8=True))
+
+
+def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: int | None = None) -> "Tensor":
     """The same rule for an image in memory.
 
     Args:
@@ -112,19 +119,41 @@ def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: in
         DataError: shape, type or values are none of these.
     """
     with _naming(name):
-        if isinstance(image, Image.Image):
-            image = _pixels(_upright(image.copy()))
-        elif image.dtype.kind == "i" or (image.dtype.itemsize > 2 and image.dtype.kind == "u"):
-            raise DataError(f"{image.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
-        return _rgb_tensor(image, full_scale)
+        return _to_tensor(_rgb_array(_in_memory(image), full_scale))
 
 
-def stored_pixels(image: Array | Image.Image | Tensor) -> Array:
+def to_rgb_planes(image: Array | Image.Image, full_scale: int | None = None) -> Array:
+    """As `to_rgb_float`, without torch: a view (3, H, W) that may be read only."""
+    with _naming("image"):
+        return _planes(_rgb_array(_in_memory(image), full_scale))
+
+
+def _in_memory(image: Array | Image.Image) -> Array:
+    if isinstance(image, Image.Image):
+        return _pixels(_upright(image.copy()))
+    if image.dtype.kind == "i" or (image.dtype.itemsize > 2 and image.dtype.kind == "u"):
+        raise DataError(f"{image.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
+    return image
+
+
+def to_array(image: Any) -> Array | Image.Image | None:
+    """An image in memory as `to_rgb_float` takes it: a tensor (3, H, W) or (1, H, W) as an array; None for no image.
+
+    Raises:
+        DataError: a tensor of another shape.
+    """
+    if hasattr(image, "detach"):  # a tensor: who has one has loaded torch, and nobody else should
+        if image.ndim != 3 or image.shape[0] not in (1, 3):
+            raise DataError(f"tensor {tuple(image.shape)}: give (3, H, W), or an array (H, W, 3)")
+        return np.asarray(image.detach().cpu().permute(1, 2, 0).numpy())
+    return image if isinstance(image, Image.Image | np.ndarray) else None
+
+
+def stored_pixels(image: "Array | Image.Image | Tensor") -> Array:
     """(H, W) or (H, W, 3) of an image in memory, upright and without alpha, in its own type: a file that holds it is
     read as the image itself."""
-    if isinstance(image, Tensor):
-        image = image.detach().cpu().permute(1, 2, 0).numpy()
-    array = _pixels(_upright(image.copy())) if isinstance(image, Image.Image) else image
+    given = to_array(image)
+    array = _pixels(_upright(given.copy())) if isinstance(given, Image.Image) else np.asarray(given)
     if array.ndim == 3:
         array = array[..., 0] if array.shape[2] < 3 else array[..., :3]
     if array.dtype.kind == "f":
@@ -132,10 +161,11 @@ def stored_pixels(image: Array | Image.Image | Tensor) -> Array:
     return array.astype(np.uint8) * np.uint8(255) if array.dtype == np.bool_ else array
 
 
-def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+def to_uint8(image: "Tensor | Array") -> NDArray[np.uint8]:
     """(H, W, 3) for showing, of an image (3, H, W) in [0, 1] or uint8."""
-    image = (image * 255).round().byte() if image.is_floating_point() else image
-    return np.asarray(image.permute(1, 2, 0).cpu().numpy(), np.uint8)
+    array = image if isinstance(image, np.ndarray) else image.cpu().numpy()
+    array = (array * 255).round() if array.dtype.kind == "f" else array
+    return np.asarray(array.transpose(1, 2, 0), np.uint8)
 
 
 class Header(NamedTuple):
@@ -209,7 +239,7 @@ def _is_deep(array: Array) -> bool:
     return array.dtype.kind in "iu" and array.dtype.itemsize > 1
 
 
-def read_mask(path: str | Path, threshold: float = 0.0) -> Tensor:
+def read_mask(path: str | Path, threshold: float = 0.0) -> "Tensor":
     """Decode a ground-truth mask of any mode: what is not zero is defect.
 
     * Colour: a pixel is defect if any channel is. Alpha counts only where it alone carries the picture, that is where
@@ -227,6 +257,8 @@ def read_mask(path: str | Path, threshold: float = 0.0) -> Tensor:
     Raises:
         DataError: as `read_image`; float values outside [0, 1] only with a threshold above 0.
     """
+    import torch
+
     with _naming(path):
         image = _open(path)
         if isinstance(image, Image.Image) and image.mode == "P":
@@ -236,8 +268,10 @@ def read_mask(path: str | Path, threshold: float = 0.0) -> Tensor:
     return torch.from_numpy(mask.astype(np.uint8))
 
 
-def marks_background(mask: Tensor) -> bool:
+def marks_background(mask: "Tensor") -> bool:
     """Whether a mask (H, W) covers more than half of the image, or of its border: inverted, or its background not 0."""
+    import torch
+
     border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])  # (2 * (H + W),)
     return any(2 * int(part.count_nonzero()) > part.numel() for part in (mask, border))
 
@@ -328,8 +362,20 @@ def _pixels(image: Image.Image | Array) -> Array:
     return np.asarray(image)
 
 
-def _rgb_tensor(array: Array, full_scale: int | None, keep_uint8: bool = False) -> Tensor:
-    """(H, W) or (H, W, 1..4) to (3, H, W) float32 in [0, 1]; channels stay last in memory."""
+def _to_tensor(array: Array) -> "Tensor":
+    """An image (H, W, 1|3) as (3, H, W); channels stay last in memory."""
+    import torch
+
+    return torch.from_numpy(array).permute(2, 0, 1).expand(3, -1, -1)
+
+
+def _planes(array: Array) -> Array:
+    """An image (H, W, 1|3) as (3, H, W); channels stay last in memory."""
+    return np.broadcast_to(array.transpose(2, 0, 1), (3, *array.shape[:2]))
+
+
+def _rgb_array(array: Array, full_scale: int | None, keep_uint8: bool = False) -> Array:
+    """(H, W) or (H, W, 1..4) to (H, W, 1|3) float32 in [0, 1]."""
     if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (4,):
         raise DataError(f"an array of shape {array.shape} is not an image: give (H, W), (H, W, 3) or (H, W, 4)")
     if array.ndim == 2:
@@ -340,19 +386,18 @@ def _rgb_tensor(array: Array, full_scale: int | None, keep_uint8: bool = False) 
     if keep_uint8 and array.dtype == np.bool_:
         array = np.where(array, np.uint8(255), np.uint8(0))
     keep = keep_uint8 and array.dtype == np.uint8
-    tensor = torch.from_numpy(array) if keep else _unit_range(array, full_scale)
-    return tensor.permute(2, 0, 1).expand(3, -1, -1)  # (3, H, W)
+    return array if keep else _unit_range(array, full_scale)
 
 
-def _unit_range(array: Array, full_scale: int | None) -> Tensor:
+def _unit_range(array: Array, full_scale: int | None) -> NDArray[np.float32]:
     """Scale by the range of the type or of the sensor, never by what the array holds."""
     if array.dtype.kind == "f":
         low, high = float(array.min()), float(array.max())
         if not (low >= 0.0 and high <= 1.0):  # also true of NaN
             raise DataError(f"float values {low:g}..{high:g} are not all in [0, 1]: divide by the sensor's full scale")
-        return torch.from_numpy(array.astype(np.float32))
+        return array.astype(np.float32)
     if array.dtype in (np.bool_, np.uint8):
-        return torch.from_numpy(array).float().div_(1 if array.dtype == np.bool_ else 255)
+        return _divided(array, 1 if array.dtype == np.bool_ else 255)
     if array.dtype.kind not in "iu":
         raise DataError(f"{array.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
     scale = full_scale or 65535
@@ -364,7 +409,13 @@ def _unit_range(array: Array, full_scale: int | None) -> Tensor:
         raise DataError(
             f"values up to {high} are beyond the full scale of {scale}: set data.full_scale={wider} and fit again"
         )
-    return torch.from_numpy(array).float().div_(scale)
+    return _divided(array, scale)
+
+
+def _divided(array: Array, scale: int) -> NDArray[np.float32]:
+    floats = array.astype(np.float32)
+    floats /= np.float32(scale)
+    return floats
 
 
 def _array_mask(array: Array, threshold: float) -> NDArray[np.bool_]:

@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from oddpatch.data.decoding import read_header
 from oddpatch.data.geometry import Size
-from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import DataError
+
+if TYPE_CHECKING:
+    from oddpatch.data.transforms import Preprocess
 
 #: Of a crop that leaves a smaller share is warned.
 ENOUGH = 0.95
@@ -33,7 +35,7 @@ class Inspected(NamedTuple):
         return {"mean": round(self.mean, 4), "min": round(self.min, 4)}
 
 
-def inspected_share(preprocess: Preprocess, sizes: Sequence[Size]) -> Inspected | None:
+def inspected_share(preprocess: "Preprocess", sizes: Sequence[Size]) -> Inspected | None:
     """How much of images of these sizes is inspected; None without images.
 
     An image that cannot be prepared is passed over: whoever loads it says why.
@@ -51,7 +53,7 @@ def inspected_share(preprocess: Preprocess, sizes: Sequence[Size]) -> Inspected 
     return Inspected(mean, min(shares), min(frames))
 
 
-def describe_share(preprocess: Preprocess, inspected: Inspected) -> str:
+def describe_share(preprocess: "Preprocess", inspected: Inspected) -> str:
     """One line: how much of the images is inspected, and the setting that changes it where a crop leaves little."""
     height, width = preprocess.image_size
     uneven = inspected.mean - inspected.min >= 5e-4

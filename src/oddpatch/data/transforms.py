@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
+from oddpatch.data.filters import Axis
 from oddpatch.data.geometry import Geometry, Size, make_frame
-from oddpatch.data.resampling import Axis, resample, to_unit
+from oddpatch.data.resampling import resample, to_unit
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
 
@@ -294,7 +295,7 @@ class Preprocess(nn.Module):
         if image.ndim == 4:
             return torch.stack([self._align(single, registration) for single in image])
         moved = self.alignment.warp(image.cpu(), registration or self.alignment.register(image.cpu()))
-        return moved.to(image.device)
+        return torch.from_numpy(moved).to(image.device)
 
     @staticmethod
     def _column(values: Sequence[float], like: Tensor) -> Tensor:
@@ -312,7 +313,7 @@ class Preprocess(nn.Module):
             IGNORE in padding.
         """
         if self.alignment:
-            mask = self.alignment.warp_mask(mask, self._needed(registration))
+            mask = torch.from_numpy(self.alignment.warp_mask(mask, self._needed(registration)))
         return self._lay_out(mask, IGNORE)
 
     def uniform_mask(self, value: int, original_size: Size) -> Tensor:

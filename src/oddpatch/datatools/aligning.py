@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from oddpatch.data.alignment import Alignment, Registration
@@ -106,14 +107,14 @@ def write_aligned(
 
 def _image(alignment: Alignment, item: Placed) -> bytes:
     image = read_image(item.sample.path)  # (3, H, W)
-    moved = alignment.warp(image, item.registration)
+    moved = torch.from_numpy(alignment.warp(image, item.registration))
     return _encode(moved, grey=_is_grey(image), deep=_is_deep(image))
 
 
 def _mask(alignment: Alignment, item: Placed) -> bytes:
     mask = read_mask_of(item.sample, item.size)  # (H, W)
     assert mask is not None
-    return png(alignment.warp_mask(mask, item.registration).numpy() > 0)
+    return png(alignment.warp_mask(mask, item.registration) > 0)
 
 
 def _is_grey(image: Tensor) -> bool:

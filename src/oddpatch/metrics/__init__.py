@@ -1,16 +1,16 @@
 """Metrics of anomaly detection: exact, ties included. Pure functions, and two torchmetrics classes that call them."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from oddpatch.metrics.arrays import NonFiniteScoreError, UndefinedMetricError
-from oddpatch.metrics.curves import precision_recall_curve, roc_curve
-from oddpatch.metrics.pixel import PixelRanking, PixelResult, pixel_metrics, rank_pixels
-from oddpatch.metrics.pro import au_pro, pro_curve
-from oddpatch.metrics.ranking import MetricResult, Ranking, auroc, auroc_by_type, average_precision, f1_max, rank
-from oddpatch.metrics.regions import Regions, find_regions
-
 if TYPE_CHECKING:
+    from oddpatch.metrics.arrays import NonFiniteScoreError, UndefinedMetricError
     from oddpatch.metrics.classes import ImageMetrics, PixelMetrics
+    from oddpatch.metrics.curves import precision_recall_curve, roc_curve
+    from oddpatch.metrics.pixel import PixelRanking, PixelResult, pixel_metrics, rank_pixels
+    from oddpatch.metrics.pro import au_pro, pro_curve
+    from oddpatch.metrics.ranking import MetricResult, Ranking, auroc, auroc_by_type, average_precision, f1_max, rank
+    from oddpatch.metrics.regions import Regions, find_regions
 
 __all__ = [
     "ImageMetrics",
@@ -36,11 +36,20 @@ __all__ = [
     "roc_curve",
 ]
 
+_WHERE = {
+    "arrays": ("NonFiniteScoreError", "UndefinedMetricError"),
+    "classes": ("ImageMetrics", "PixelMetrics"),
+    "curves": ("precision_recall_curve", "roc_curve"),
+    "pixel": ("PixelRanking", "PixelResult", "pixel_metrics", "rank_pixels"),
+    "pro": ("au_pro", "pro_curve"),
+    "ranking": ("MetricResult", "Ranking", "auroc", "auroc_by_type", "average_precision", "f1_max", "rank"),
+    "regions": ("Regions", "find_regions"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    # torchmetrics takes longer to import than torch itself: who calls the functions only should not wait for it.
-    if name in ("ImageMetrics", "PixelMetrics"):
-        from oddpatch.metrics import classes
-
-        return getattr(classes, name)
+    # torchmetrics takes longer to import than torch itself, and thresholds need neither.
+    for module, names in _WHERE.items():
+        if name in names:
+            return getattr(import_module(f"oddpatch.metrics.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError
+from oddpatch.metrics.good_scores import GoodScores
 from oddpatch.metrics.thresholds import (
     Promise,
     Threshold,
     check_promise,
     check_target_fpr,
-    conformal_p_values,
-    conformal_threshold,
     fold_of,
     stands_out,
 )
@@ -156,25 +155,25 @@ class Calibration(nn.Module):
         """Whether there is a threshold."""
         return len(self.image_scores) > 0
 
+    @property
+    def good_scores(self) -> GoodScores:
+        """The scores apart from the model: what decisions are made by."""
+        image, pixel = self.image_scores.cpu().numpy(), self.pixel_scores.cpu().numpy()
+        return GoodScores(image, pixel, float(self.f1_threshold), self.target_fpr, self.absent, self.promise)
+
     def image_at(self, target_fpr: float) -> Threshold:
         """Threshold of image scores for a wanted rate of false alarms."""
-        return conformal_threshold(self.image_scores.cpu(), target_fpr, self.promise)
-
-    def pixel_at(self, target_fpr: float) -> Threshold | None:
-        """Threshold of pixels: on a good image more than `min_area` of them exceed it at most at this rate."""
-        if not len(self.pixel_scores):
-            return None
-        return conformal_threshold(self.pixel_scores.cpu(), target_fpr, self.promise)
+        return self.good_scores.image_at(target_fpr)
 
     @property
     def image(self) -> Threshold:
-        """`image_at` the rate of the settings."""
-        return self.image_at(self.target_fpr)
+        """Threshold of image scores at the rate of the settings."""
+        return self.good_scores.image_at(self.target_fpr)
 
     @property
     def pixel(self) -> Threshold | None:
-        """`pixel_at` the rate of the settings."""
-        return self.pixel_at(self.target_fpr)
+        """Threshold of pixels: on a good image more than `min_area` of them exceed it at most at this rate."""
+        return self.good_scores.pixel_at(self.target_fpr)
 
     @property
     def set_by(self) -> list[int]:
@@ -188,15 +187,11 @@ class Calibration(nn.Module):
             target_fpr: of the conformal one; None for that of the settings.
         """
         target = self.target_fpr if target_fpr is None else target_fpr
-        found = {"conformal": self.image_at(target).value} if self.calibrated else {}
-        if not self.f1_threshold.isnan():
-            # F1-max counts a score equal to it as anomalous.
-            found["validation"] = float(np.nextafter(float(self.f1_threshold), -np.inf))
-        return found
+        return self.good_scores.thresholds(target)
 
     def p_values(self, scores: Any) -> Any:
         """Of image scores (...), see `conformal_p_values`."""
-        return conformal_p_values(scores, self.image_scores.cpu())
+        return self.good_scores.p_values(scores)
 
     def to_dict(self) -> dict[str, Any] | None:
         """Plain values for metrics.json; None without a threshold."""

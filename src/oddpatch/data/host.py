@@ -1,0 +1,201 @@
+"""The preprocessing of `oddpatch.data.transforms` in NumPy, for artifacts: who runs one need not load torch.
+
+From the file to resized pixels in [0, 1] the host does the work; an artifact normalises them itself. The numbers are
+those of `Preprocess` to float rounding, which tests hold it to.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oddpatch.data.alignment import Alignment, Registration, decode
+from oddpatch.data.decoding import Array, read_planes
+from oddpatch.data.filters import Axis, taps
+from oddpatch.data.geometry import Geometry, Size, make_frame
+from oddpatch.errors import ConfigError, DataError
+
+Floats = NDArray[np.float32]
+
+
+class HostPreprocess:
+    """Decodes, aligns, resizes and frames images as `Preprocess` does, of which these are the settings.
+
+    Args:
+        resize: see `oddpatch.data.transforms.Preprocess`, as for the others.
+        crop: see there.
+        interpolation: see there.
+        align: see there.
+        roi: see there.
+        fit: see there.
+        adapted: see there.
+        full_scale: see there.
+        max_pixels: see there.
+        tiles: None; images that are looked at in tiles are not prepared here.
+        mean: of the normalisation, which is not done here.
+        std: likewise.
+
+    Raises:
+        ConfigError: a value cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        resize: int | Sequence[int] | None,
+        crop: int | Sequence[int] | None,
+        interpolation: str,
+        align: Mapping[str, Any] | None,
+        roi: str | None,
+        fit: str | None,
+        adapted: Mapping[str, Sequence[int]] | None,
+        full_scale: int | None,
+        max_pixels: int | None,
+        tiles: None,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ConfigError(f"interpolation={interpolation!r} is not known: choose bilinear or bicubic")
+        if tiles is not None:
+            raise ConfigError("images in tiles are not prepared without torch")
+        self.frame = make_frame(resize, crop, fit, adapted)
+        self.interpolation, self.full_scale, self.max_pixels = interpolation, full_scale, max_pixels
+        self.alignment = Alignment(**align) if align else None
+        self._roi = decode(roi) if roi else None  # (H, W) uint8
+        self._seen = np.ones(self.image_size, np.float32)  # (h, w), 1 where it is inspected
+        if self._roi is not None:
+            self._seen = self._lay_out(self._roi)
+
+    @property
+    def image_size(self) -> Size:
+        """(h, w) of preprocessed images.
+
+        Raises:
+            ConfigError: the settings leave it open.
+        """
+        if self.frame.size is None:
+            raise ConfigError("the image size is not settled")
+        return self.frame.size
+
+    def read(self, path: str | Path, max_pixels: int | None = None) -> Array:
+        """See `Preprocess.read`."""
+        return read_planes(path, self.full_scale, max_pixels or self.max_pixels)
+
+    def register(self, image: Array) -> Registration | None:
+        """See `Preprocess.register`."""
+        return self.alignment.register(_to_unit(image)) if self.alignment else None
+
+    def __call__(self, image: Array, registration: Registration | None = None) -> Floats:
+        """Resize and frame an image (3, H, W) of float32 in [0, 1] or uint8.
+
+        Args:
+            image: see `Preprocess.forward`, of one image.
+            registration: what `register` gave for it, where it is needed again; else it is found here.
+
+        Returns:
+            (3, h, w) float32 in [0, 1], not normalised.
+
+        Raises:
+            DataError: it is smaller than the crop or of another size than `roi`, or it does not register.
+        """
+        if self.alignment:
+            image = _to_unit(image)
+            image = self.alignment.warp(image, registration or self.alignment.register(image))
+        size = (image.shape[1], image.shape[2])
+        if self._roi is not None and self._roi.shape != size:
+            raise DataError(
+                f"image of {size[0]}x{size[1]} pixels, but roi was drawn on {self._roi.shape[0]}x{self._roi.shape[1]}: "
+                "give images of one size, or a roi of theirs"
+            )
+        place = self.geometry(size)
+        framed = image.transpose(1, 2, 0)  # (H, W, 3)
+        for side in range(2):
+            part, offset = place.inside[side], place.offset[side]
+            axis = Axis(size[side], place.resized[side], part.start + offset, part.stop + offset)
+            framed = _resize_first(framed, axis, self.interpolation).swapaxes(0, 1)  # (h, w, 3) in the end
+            if place.padded:  # mirrored, as `Preprocess` has it
+                framed = framed[:, mirrored(part, place.size[side])]
+        framed = framed.transpose(2, 0, 1) / np.float32(255 if image.dtype == np.uint8 else 1)
+        return np.ascontiguousarray(framed.clip(0, 1) if self.interpolation == "bicubic" else framed, np.float32)
+
+    def geometry(self, original_size: Size) -> Geometry:
+        """See `Preprocess.geometry`."""
+        return self.frame.place(self.alignment.size if self.alignment else original_size)
+
+    def share(self, original_size: Size, registration: Registration | None = None) -> float:
+        """See `Preprocess.share`."""
+        if self._roi is None and registration is None:
+            return self.geometry(original_size).share
+        return float((self.to_original(self._seen, original_size, 0.0, registration) >= 0.5).mean())
+
+    def to_original(
+        self, anomaly_map: Floats, original_size: Size, fill: float = np.nan, registration: Registration | None = None
+    ) -> Floats:
+        """See `Preprocess.to_original`, of one map (h, w): (H, W), sampled bilinearly."""
+        y, x = (np.arange(side, dtype=np.float32) for side in original_size)
+        centres = [y[:, None], x[None, :]]  # (H, 1), (1, W), or (H, W) each
+        if registration:
+            matrix = registration.matrix.astype(np.float32)
+            rows, columns = np.broadcast_arrays(*centres)
+            moved = np.tensordot(matrix, np.stack([columns, rows, np.ones_like(rows)]), 1)  # (3, H, W)
+            centres = [moved[1] / moved[2], moved[0] / moved[2]]
+        framed = self.alignment.size if self.alignment else original_size
+        place = self.geometry(original_size)
+        low, high, ahead, inside = [], [], [], np.True_
+        for side, centre in enumerate(centres):
+            position = (centre + np.float32(0.5)) * (place.resized[side] / framed[side]) - place.offset[side]
+            shown = place.inside[side]
+            inside = inside & (position >= shown.start) & (position <= shown.stop)
+            position = (position - np.float32(0.5)).clip(0, place.size[side] - 1)
+            first = position.astype(np.int64)
+            low.append(first)
+            high.append(np.minimum(first + 1, place.size[side] - 1))
+            ahead.append(position - first)
+        above, below = (
+            anomaly_map[row, low[1]] * (1 - ahead[1]) + anomaly_map[row, high[1]] * ahead[1]
+            for row in (low[0], high[0])
+        )
+        laid = above * (1 - ahead[0]) + below * ahead[0]  # (H, W)
+        return np.asarray(np.where(inside, laid, np.float32(fill)), np.float32)
+
+    def _lay_out(self, mask: NDArray[np.uint8]) -> Floats:
+        """Where a mask (H, W) is not zero once it is resized and framed (h, w), as `Preprocess` does; 0 in padding."""
+        place = self.geometry((mask.shape[0], mask.shape[1]))
+        for side in range(2):
+            position = np.arange(place.size[side]) + place.offset[side]
+            kept = (position >= 0) & (position < place.resized[side])
+            scale = np.float32(mask.shape[side] / place.resized[side])
+            taken = ((position.astype(np.float32) + np.float32(0.5)) * scale).astype(np.int64)
+            mask = np.take(mask, taken.clip(0, mask.shape[side] - 1), axis=side)
+            mask = np.where(np.expand_dims(kept, 1 - side), mask, 0)
+        return (mask > 0).astype(np.float32)
+
+
+def mirrored(part: slice, size: int) -> NDArray[np.int64]:
+    """Of the positions of an axis that show `part` of an image in a frame of `size`, the one that each shows.
+
+    Counted from the beginning of `part`; where the image ends it is mirrored.
+    """
+    length = part.stop - part.start
+    position = (np.arange(size) - part.start) % (2 * length)
+    return np.where(position < length, position, 2 * length - 1 - position)
+
+
+def _to_unit(image: Array) -> Floats:
+    return np.asarray(image, np.float32) / np.float32(255) if image.dtype == np.uint8 else image
+
+
+def _resize_first(array: Array, axis: Axis, interpolation: str) -> Floats:
+    """Resize the first axis of (size_in, ...): (n, ...) float32."""
+    if axis.size_in == axis.size_out:
+        return np.asarray(array[axis.first : axis.last], np.float32)
+    row, weight, used = taps(axis, interpolation)
+    flat = array.reshape(axis.size_in, -1)
+    out = np.empty((len(row), flat.shape[1]), np.float32)
+    for one, first, share, count in zip(out, row[:, 0], weight.astype(np.float32), used.sum(axis=1), strict=True):
+        # A few rows at a time, as floats of a whole large image would take four times its memory.
+        np.dot(share[:count], flat[first : first + count].astype(np.float32, copy=False), out=one)
+    return out.reshape(len(row), *array.shape[1:])
