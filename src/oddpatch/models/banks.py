@@ -15,6 +15,7 @@ from oddpatch.ops.foreground import foreground
 from oddpatch.ops.neighbours import NearestIndex, plain_nearest
 from oddpatch.ops.patches import align
 from oddpatch.ops.projection import random_projection
+from oddpatch.ops.statistics import lower_median
 from oddpatch.types import Prediction
 
 #: Scores (B, P) of patches (B, P, D), given their distances (B, P, k) to their neighbours (B, P, k, D).
@@ -37,7 +38,7 @@ def soft_projection(patches: Tensor, distances: Tensor, neighbours: Tensor) -> T
     The scale of the weights is the lower median of all squared distances of the image.
     """
     squared = distances.square()
-    scale = squared.flatten(1).median(dim=1).values.clamp(min=torch.finfo(squared.dtype).tiny)  # (B,)
+    scale = lower_median(squared.flatten(1), dim=1).clamp(min=torch.finfo(squared.dtype).tiny)  # (B,)
     weights = torch.softmax(-squared / scale[:, None, None], dim=2)  # (B, P, k)
     return (patches - (weights[..., None] * neighbours).sum(dim=2)).norm(dim=2)
 
@@ -230,7 +231,7 @@ class MemoryBanks(PatchDetector):
         layers = patches[..., : sum(self.dims)].split(self.dims, dim=2)
         scores = torch.stack(
             [
-                torch.stack([self._explain(part, bank, i, own) for bank in range(len(self.banks))]).median(dim=0).values
+                lower_median(torch.stack([self._explain(part, bank, i, own) for bank in range(len(self.banks))]), dim=0)
                 for i, part in enumerate(layers)
             ]
         ).mean(dim=0)

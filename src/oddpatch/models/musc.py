@@ -155,7 +155,7 @@ class MuSc(Detector):
 
     def _averaged(self, scores: Tensor, tokens: Tensor) -> Tensor:
         """Image scores (B,), scaled to the range of the gallery's, averaged over images of similar class tokens."""
-        low, high = self.scores.amin(), self.scores.amax()
+        low, high = self.scores.amin(dim=0), self.scores.amax(dim=0)
         own, others = ((s - low) / (high - low).clamp(min=1e-12) for s in (scores, self.scores))
         if not self.neighbours:
             return own

@@ -194,3 +194,11 @@ def principal_components(scatter: Tensor, share: float) -> tuple[Tensor, Tensor]
     values, vectors = torch.linalg.eigh(scatter)  # rising
     rank = leading(values.flip(0), share)
     return values[-rank:], vectors[:, -rank:].contiguous()
+
+
+def lower_median(values: Tensor, dim: int) -> Tensor:
+    """As `values.median(dim).values`, the lower of the two in the middle, which ONNX has no operator for."""
+    if not torch.compiler.is_exporting():
+        return values.median(dim=dim).values
+    half = (values.shape[dim] - 1) // 2 + 1
+    return values.topk(half, dim=dim, largest=False).values.select(dim, half - 1)
