@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from oddpatch import hub
 from oddpatch.errors import ConfigError
 from oddpatch.inference import detector
 from oddpatch.locking import RUN
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
 
     from oddpatch.fitting import Images
     from oddpatch.results.test_result import TestResult
+
+#: Begins the address of a run on the Hugging Face Hub.
+HUB = "hf://"
 
 
 class AnomalyDetector(detector.AnomalyDetector):
@@ -79,10 +81,11 @@ class AnomalyDetector(detector.AnomalyDetector):
         trust: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
-        """The detector of a finished run, of a checkpoint file, or of a run on the Hugging Face Hub.
+        """The detector of a finished run, a checkpoint file, an exported artifact, or a run on the Hugging Face Hub.
 
         Args:
-            run: the run's folder, a checkpoint, or hf://OWNER/NAME@REVISION (a branch, tag or commit; may be left out).
+            run: the run's folder, a checkpoint, an artifact (.onnx, .xml), or hf://OWNER/NAME@REVISION (a branch, tag
+                or commit; may be left out).
             device: see `oddpatch.inference.detector.AnomalyDetector.load`, as for the others.
             engine: see there.
             trust: see there.
@@ -98,7 +101,9 @@ class AnomalyDetector(detector.AnomalyDetector):
             True
         """
         kept, folder = None, Path(run)
-        if isinstance(run, str) and run.startswith(hub.SCHEME):
+        if isinstance(run, str) and run.startswith(HUB):
+            from oddpatch import hub  # which loads torch
+
             kept = tempfile.TemporaryDirectory(prefix="oddpatch-run-")
             folder = Path(kept.name)
             hub.fetch(hub.parse_address(run), folder)
@@ -163,6 +168,8 @@ class AnomalyDetector(detector.AnomalyDetector):
         Examples:
             >>> AnomalyDetector.load("housing").push_to_hub("user/housing")  # doctest: +SKIP
         """
+        from oddpatch import hub
+
         return hub.push(self._run_folder(), hub.parse_address(repo), private)
 
     def _run_folder(self) -> Path:

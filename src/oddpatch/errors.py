@@ -24,7 +24,7 @@ REMEDIES = {
 #: The extra that a package comes with, by the name that it is imported by.
 EXTRAS = {
     "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino", "pyod": "outlier",
-    "pyarrow": "parquet",
+    "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
 #: Modules that only training needs: a machine that inspects parts may leave them out, see docs/install.md.
 TRAINING = ("dotenv", "hydra", "lightning", "omegaconf", "torchmetrics")
@@ -48,6 +48,10 @@ class WeightsError(OddpatchError, OSError):
 
 class CheckpointError(OddpatchError, ValueError):
     """A run folder or checkpoint cannot be loaded."""
+
+
+class ParityError(OddpatchError, ValueError):
+    """An exported model gives other numbers than the run that it was made from."""
 
 
 class NotFittedError(OddpatchError, RuntimeError):

@@ -19,8 +19,9 @@ from oddpatch.data.layout import categories, is_category
 from oddpatch.data.walk import Walk
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.hydra_entry.calling import composed
-from oddpatch.inference.scorer import ImageLike, to_tensor
+from oddpatch.inference.scorer import ImageLike
 from oddpatch.inference.sources import Files
+from oddpatch.inference.torch_scorer import to_tensor
 from oddpatch.learning.launcher import num_ranks
 from oddpatch.results.test_result import TestResult
 

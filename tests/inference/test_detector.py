@@ -17,10 +17,12 @@ from PIL import Image
 from test_pipeline import run, tiny
 
 from oddpatch import AnomalyDetector, Detection, factory
+from oddpatch.data.decoding import to_rgb_planes
 from oddpatch.errors import ConfigError, DataError, NameTooLongError, ResourceError
-from oddpatch.inference.scorer import Prepared, to_tensor
+from oddpatch.inference.scorer import Prepared
 from oddpatch.inference.sources import Files, Frame
-from oddpatch.models.calibration import Calibration
+from oddpatch.inference.torch_scorer import to_tensor
+from oddpatch.metrics.good_scores import GoodScores
 
 
 @pytest.fixture(scope="module")
@@ -277,17 +279,17 @@ def test_saving_is_part_of_the_stream_and_its_errors_are_those_of_the_image_or_o
 
 
 class Brightness:
-    """A scorer that knows neither torch's models nor a backbone: as something exported would be."""
+    """A scorer that knows neither torch nor a backbone."""
 
     def __init__(self, calibration):
         self.calibration, self.settings = calibration, {"roi": None, "fit": "stretch"}
 
     def prepare(self, image, max_pixels=None):
-        original = to_tensor(image)
+        original = to_rgb_planes(image)
         return Prepared(original, original, None, 1.0)
 
     def score(self, images):
-        maps = [image.pixels.mean(dim=0).numpy() for image in images]
+        maps = [image.pixels.mean(axis=0) for image in images]
         return [(float(brightness.max()), brightness) for brightness in maps]
 
     def lay_out(self, anomaly_map, image):
@@ -295,9 +297,8 @@ class Brightness:
 
 
 def test_any_scorer_will_do():
-    calibration = Calibration("holdout", target_fpr=0.2)
-    calibration.calibrate(torch.arange(9) / 20, torch.arange(9) / 20, torch.arange(9))
-    detector = AnomalyDetector(Brightness(calibration))
+    scores = np.arange(9) / 20
+    detector = AnomalyDetector(Brightness(GoodScores(scores, scores, np.nan, target_fpr=0.2, absent=None)))
     dark, spot = np.full((2, 6, 8), 30, np.uint8)
     spot[2:4, 5:7] = 255
     results = detector([dark, spot])

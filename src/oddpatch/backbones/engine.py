@@ -1,6 +1,5 @@
 """What runs a backbone's network: torch, or OpenVINO on a CPU. The torch network stays the one that is saved."""
 
-import functools
 import importlib.util
 import logging
 import threading
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from oddpatch.engines import openvino_core
 from oddpatch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -183,16 +183,4 @@ def compile_openvino(backbone: "Backbone", size: tuple[int, int], precision: str
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    return _core().compile_model(network, "CPU", settings)
-
-
-@functools.cache
-def _core() -> Any:
-    """The one OpenVINO core of this process, which is never given up.
-
-    Each core installs a stack for signal handlers and frees it with itself. With two of them the process is left with a
-    freed one, and dies at the next signal that Python handles, such as that of a data worker that ends.
-    """
-    import openvino as ov
-
-    return ov.Core()
+    return openvino_core().compile_model(network, "CPU", settings)

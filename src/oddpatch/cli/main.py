@@ -10,8 +10,10 @@ from rich.console import Console
 
 from oddpatch import __version__
 from oddpatch.cli import backbone, data
+from oddpatch.cli.bench import bench
 from oddpatch.cli.compare import compare
 from oddpatch.cli.explain import explain
+from oddpatch.cli.export import export
 from oddpatch.cli.init import init
 from oddpatch.cli.predict import predict
 from oddpatch.cli.report import report
@@ -53,6 +55,8 @@ app.command()(init)
 app.command()(predict)
 app.command()(explain)
 app.command()(update)
+app.command()(export)
+app.command()(bench)
 app.command()(compare)
 app.command()(report)
 app.command()(reproduce)

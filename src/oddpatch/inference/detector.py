@@ -8,21 +8,24 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, device
 
 from oddpatch.data.decoding import read_file
 from oddpatch.errors import ConfigError, DataError, NameTooLongError
-from oddpatch.factory import restore
+from oddpatch.inference.artifact import is_artifact, load_artifact
 from oddpatch.inference.regions import Region, find_regions
-from oddpatch.inference.scorer import ImageLike, Prepared, Scored, Scorer, TorchScorer
+from oddpatch.inference.scorer import ImageLike, Prepared, Scored, Scorer
 from oddpatch.inference.sources import Frame
 from oddpatch.inference.throughput import Overlap
 from oddpatch.metrics.thresholds import anomaly_score
-from oddpatch.models.base import AnomalyModel
+
+if TYPE_CHECKING:
+    from torch import device
+
+    from oddpatch.models.base import AnomalyModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Detection:
 
 
 #: Is called with each frame, its image (3, H, W) in [0, 1] or uint8, and what was found, by several threads at once.
-SaveFn = Callable[[Frame, Tensor, Detection], None]
+SaveFn = Callable[[Frame, NDArray[Any], Detection], None]
 
 
 class AnomalyDetector:
@@ -75,7 +78,7 @@ class AnomalyDetector:
 
     def __init__(
         self,
-        model: AnomalyModel | Scorer,
+        model: "AnomalyModel | Scorer",
         threshold: float | str = "auto",
         pixel_threshold: float | None = None,
         target_fpr: float | None = None,
@@ -85,7 +88,12 @@ class AnomalyDetector:
         max_pixels: int | None = None,
         timeout: float | None = None,
     ) -> None:
-        self.scorer: Scorer = TorchScorer(model, device) if isinstance(model, AnomalyModel) else model
+        if isinstance(model, Scorer):
+            self.scorer: Scorer = model
+        else:  # of torch, which whoever has one has loaded
+            from oddpatch.inference.torch_scorer import TorchScorer
+
+            self.scorer = TorchScorer(model, device)
         self.min_area, self.merge_distance = min_area, merge_distance
         self.max_pixels, self.timeout = max_pixels, timeout
         calibration = self.scorer.calibration
@@ -121,19 +129,26 @@ class AnomalyDetector:
         trust: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
-        """The detector of a finished run, or of a checkpoint file.
+        """The detector of a finished run, of a checkpoint file, or of an artifact, for which torch is not loaded.
 
         Args:
-            run: the run's folder, or a checkpoint.
-            device: where to compute.
-            engine: "torch" or "openvino", in place of the run's own.
+            run: the run's folder, a checkpoint, or what `oddpatch export` wrote (.onnx, .xml).
+            device: where to compute; an artifact does on the CPU.
+            engine: of a run "torch" or "openvino", in place of its own; an artifact has one only.
             trust: packages of your own whose classes and functions the checkpoint may name: their code runs.
             settings: further arguments of `AnomalyDetector`.
 
         Raises:
             CheckpointError: there is none, or it cannot be read.
-            ConfigError: see `AnomalyDetector`.
+            ConfigError: see `AnomalyDetector`; or the engine is not installed, or does not run such an artifact.
         """
+        if is_artifact(Path(run)):
+            if str(device) != "cpu":
+                raise ConfigError(f"device={str(device)!r}: an artifact is run on the CPU: choose cpu, or load the run")
+            return cls(load_artifact(Path(run), engine), **settings)
+        from oddpatch.factory import restore
+        from oddpatch.inference.torch_scorer import TorchScorer
+
         model, _ = restore(Path(run), trust, **({} if engine is None else {"engine": engine}))
         return cls(TorchScorer(model, device, own=True), **settings)
 
@@ -246,7 +261,7 @@ class AnomalyDetector:
         if calibration.calibrated:
             p_value = float(calibration.p_values(score))
             if threshold is not None:
-                anomaly = float(anomaly_score(score, _median(calibration.image_scores), threshold))
+                anomaly = float(anomaly_score(score, float(np.median(calibration.image_scores)), threshold))
         anomaly_map = normalized = mask = None
         regions: list[Region] = []
         if small_map is not None and self.pixel_threshold is not None:
@@ -261,7 +276,7 @@ class AnomalyDetector:
         if anomaly_map is not None and self.pixel_threshold is not None:
             regions, mask = find_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
             if maps and len(calibration.pixel_scores):
-                typical = _median(calibration.pixel_scores)
+                typical = float(np.median(calibration.pixel_scores))
                 normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
         if not maps:
             anomaly_map = mask = None
@@ -289,11 +304,6 @@ def _may_exceed(small_map: NDArray[np.float32], threshold: float | None) -> bool
     if threshold is None:
         return False
     return not small_map.max() + 1e-5 * np.abs(small_map).max() < threshold  # where it is not a number, too
-
-
-def _median(scores: Tensor) -> float:
-    """Of an even number the mean of the two in the middle, as NumPy has it; PyTorch's is the lower of them."""
-    return float(np.median(scores.cpu().numpy()))
 
 
 def _frames(images: Iterable[Frame | ImageLike]) -> Iterator[Frame]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from oddpatch.data.decoding import to_uint8
 from oddpatch.data.inspected import ENOUGH
@@ -28,7 +28,7 @@ class Save(StrEnum):
     map = "map"
 
 
-def save(folder: Path, kinds: Collection[Save], frame: Frame, image: Tensor, detection: Detection) -> None:
+def save(folder: Path, kinds: Collection[Save], frame: Frame, image: NDArray[Any], detection: Detection) -> None:
     """Write `FOLDER/OUTPUT_KIND.png` (`.tiff` for a map) for each kind, each file whole or not at all.
 
     >>> from functools import partial

@@ -1,0 +1,133 @@
+"""Whether an artifact gives the numbers of torch on real images: score, map and decision."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oddpatch.errors import DataError
+from oddpatch.files import from_cell
+from oddpatch.inference.artifact import DECISION, MAP, SCORE, ArtifactScorer
+from oddpatch.inference.torch_scorer import TorchScorer
+from oddpatch.results import PREDICTIONS
+from oddpatch.wording import counted
+
+#: Relative difference that float32 may make.
+TOLERANCE = 1e-4
+#: Images that are compared at most, evenly spread over all there are, and how many the artifact is given at once.
+MOST, BATCH = 256, 3
+
+
+class Images(NamedTuple):
+    """Real images of a run."""
+
+    good: list[Path]  # held out of the fit
+    tested: list[Path]
+
+    @property
+    def compared(self) -> list[Path]:
+        """Those that an artifact is held to."""
+        return spread([*self.good, *self.tested], MOST)
+
+
+class Parity(NamedTuple):
+    """How far an artifact is from torch."""
+
+    images: int
+    score: float  # largest relative difference
+    map: float  # largest difference, relative to the highest value of the map; 0 without maps
+    changed: list[Path]  # images that are judged otherwise
+    worst: Path  # the image of the largest difference
+    told: str  # its scores
+    on_threshold: int  # images whose score is the threshold itself to float rounding: no decision to compare
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the differences are those of float rounding, and no decision changed."""
+        return self.score <= TOLERANCE and self.map <= TOLERANCE and not self.changed
+
+    def __str__(self) -> str:
+        changed = counted(len(self.changed), "decision") if self.changed else "no decision"
+        on = f"; {counted(self.on_threshold, 'image')} on the threshold itself" if self.on_threshold else ""
+        return (
+            f"on {counted(self.images, 'image')} scores differ by {self.score:.1e}, maps by {self.map:.1e} at most, "
+            f"{changed} changed{on}"
+        )
+
+
+def real_images(run: Path, about: dict[str, Any], root: Path | None = None) -> Images:
+    """The images of a run that are still there: good ones held out of the fit, and those of its test.
+
+    Args:
+        run: its folder, or its checkpoint.
+        about: the checkpoint's description.
+        root: folder of the categories, if it was moved.
+
+    Raises:
+        DataError: there is none.
+    """
+    folder = run if run.is_dir() else run.absolute().parent.parent
+    known = Path(about["config"]["data"]["root"])
+    tested: list[str] = []
+    if (folder / PREDICTIONS).is_file():
+        with (folder / PREDICTIONS).open(encoding="utf-8", newline="") as file:
+            tested = [from_cell(row["path"]) for row in csv.DictReader(file) if row.get("path")]
+
+    def find(names: Sequence[str]) -> list[Path]:
+        paths = []
+        for name in names:
+            path = Path(name)
+            if root is not None and path.is_relative_to(known):
+                path = path.relative_to(known)
+            paths.append((root or known) / path)
+        return [path for path in paths if path.is_file()]
+
+    images = Images(find(about["held_out"]), find(tested))
+    if not images.compared:
+        raise DataError(
+            f"{run}: none of its {len(about['held_out']) + len(tested)} images is below {root or known}, and an "
+            "artifact is compared with torch on real images: give the folder of the categories, --root FOLDER"
+        )
+    return images
+
+
+def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Path], threshold: float | None) -> Parity:
+    """Run both on files, each with its own decoding and preprocessing; torch one by one, the artifact in batches.
+
+    Args:
+        reference: the fitted model.
+        artifact: what is to give the same.
+        paths: of images.
+        threshold: that the artifact decides by; None if it does not.
+    """
+    score = difference = worst = 0.0
+    where, told, on_threshold, changed = paths[0], "", 0, []
+    for place, path in enumerate(paths):
+        if place % BATCH == 0:
+            batch = artifact.run([artifact.prepare(one) for one in paths[place : place + BATCH]])
+        found = {name: values[place % BATCH] for name, values in batch.items()}
+        ((expected, expected_map),) = reference.score([reference.prepare(path)])
+        value = float(found[SCORE])
+        off = abs(value - expected) / max(abs(expected), 1e-30)
+        off_map = 0.0
+        if expected_map is not None:
+            highest = max(float(np.abs(expected_map).max()), 1e-30)
+            off_map = float(np.abs(found[MAP][0] - expected_map).max()) / highest
+        score, difference = max(score, off), max(difference, off_map)
+        if max(off, off_map) >= worst:
+            worst, where, told = max(off, off_map), path, f"score {value:.6g} instead of {expected:.6g}"
+        if threshold is not None:
+            if abs(expected - threshold) <= TOLERANCE * abs(threshold):
+                on_threshold += 1
+            elif bool(found[DECISION]) != (expected > threshold):
+                changed.append(path)
+    return Parity(len(paths), score, difference, changed, where, told, on_threshold)
+
+
+def spread(paths: Sequence[Path], most: int) -> list[Path]:
+    """At most so many of them, evenly spread, each once."""
+    unique = list(dict.fromkeys(paths))
+    chosen = np.linspace(0, len(unique) - 1, min(most, len(unique))).round().astype(int)
+    return [unique[place] for place in chosen]

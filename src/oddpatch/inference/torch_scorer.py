@@ -1,0 +1,87 @@
+"""Scoring with a fitted model in torch."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from oddpatch.data.decoding import to_array, to_rgb_float
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.inference.scorer import Prepared, Preparing, Scored
+from oddpatch.models.base import AnomalyModel
+
+
+class TorchScorer(Preparing):
+    """Scores with a fitted model in torch.
+
+    Args:
+        model: stays as it is: where it would have to be moved or changed, a copy is.
+        device: where to compute.
+        own: the model may be moved and changed.
+
+    Raises:
+        ConfigError: the device cannot be used.
+    """
+
+    def __init__(self, model: AnomalyModel, device: str | torch.device = "cpu", own: bool = False) -> None:
+        super().__init__()
+        try:
+            self.device, now = torch.device(device), model.detector.fitted.device
+            there = now.type == self.device.type and self.device.index in (None, now.index)
+            as_it_is = own or (there and not any(module.training for module in model.modules()))
+            self.model = (model if as_it_is else deepcopy(model)).to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device={device!r} cannot be used ({reason}): choose cpu") from error
+        self.calibration = self.model.calibration.good_scores
+        self.settings = self.model.preprocess.settings()
+
+    def example(self) -> Prepared:
+        """See `Preparing`."""
+        pixels = torch.zeros(3, *self.model.preprocess.image_size)
+        return Prepared(pixels.numpy(), pixels, None, 1.0)
+
+    def _take(self, image: Image.Image | NDArray[Any]) -> Tensor:
+        return to_rgb_float(image, full_scale=self.model.preprocess.full_scale)
+
+    def _read(self, path: str | Path, max_pixels: int | None) -> Tensor:
+        return self.model.preprocess.read(path, max_pixels)
+
+    def _prepare(self, original: Tensor) -> Prepared:
+        preprocess = self.model.preprocess
+        registration = preprocess.register(original)
+        pixels = preprocess(original, registration)
+        share = preprocess.share((original.shape[1], original.shape[2]), registration)
+        return Prepared(original.numpy(), pixels, registration, share)
+
+    @torch.inference_mode()
+    def score(self, images: Sequence[Prepared]) -> list[Scored]:
+        """See `Scorer`."""
+        score, maps = self.model(torch.stack([image.pixels for image in images]).to(self.device))  # (B,), (B, 1, h, w)
+        if maps is None:
+            return [(value, None) for value in score.tolist()]
+        return list(zip(score.tolist(), maps[:, 0].float().cpu().numpy(), strict=True))
+
+    def lay_out(self, anomaly_map: NDArray[np.float32], image: Prepared) -> NDArray[np.float32]:
+        """See `Scorer`."""
+        size = (image.original.shape[1], image.original.shape[2])
+        maps = torch.from_numpy(anomaly_map)[None, None]  # (1, 1, h, w)
+        laid = self.model.preprocess.to_original(maps, size, registration=image.registration)
+        return np.asarray(laid[0, 0].numpy(), np.float32)
+
+
+def to_tensor(image: Image.Image | NDArray[Any] | Tensor, full_scale: int | None = None) -> Tensor:
+    """(3, H, W) float32 in [0, 1] of an image in memory, see `oddpatch.data.decoding.to_rgb_float`.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    if (given := to_array(image)) is None:
+        raise DataError(f"{type(image).__name__} is no image: give a path, a PIL image, an array or a tensor")
+    return to_rgb_float(given, full_scale=full_scale)

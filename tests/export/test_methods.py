@@ -1,0 +1,62 @@
+"""Every method of configs/model in both engines, for any number of images: the numbers of torch."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TinyBackbone
+from methods import METHODS, make
+
+from oddpatch.data.transforms import Preprocess
+from oddpatch.errors import ConfigError
+from oddpatch.export.exporting import describe
+from oddpatch.export.graph import Inspection, to_onnx, to_openvino, to_program
+from oddpatch.inference.artifact import _onnxruntime, _openvino
+from oddpatch.models.base import AnomalyModel
+from oddpatch.models.trainable import TrainableDetector
+
+SIZE = (64, 64)
+ABOUT = {"config": {}, "weights": "tiny", "num_fitted": 16}
+#: OpenVINO 2026.4 gives other scores for all but the first image of a batch; `export` sees that and writes nothing.
+WRONG_IN_OPENVINO = ("musc",)
+
+
+def fitted(method):
+    backbone = TinyBackbone()
+    detector = make(method, backbone.info.channels, backbone.info.strides)
+    preprocess = Preprocess(mean=backbone.info.mean, std=backbone.info.std, resize=SIZE, crop=None)
+    model = AnomalyModel(preprocess, backbone, detector).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(16, 3, *SIZE, generator=generator)
+    if isinstance(detector, TrainableDetector):
+        detector.finish()
+    else:
+        with torch.no_grad():
+            model.update(images, torch.arange(len(images)))
+            detector.fit()
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_both_engines_give_the_numbers_of_torch(method):
+    model = fitted(method)
+    inspection = Inspection(model, threshold=1.0)
+    if not all(detector.exportable for detector in model.detector.detectors_within):
+        with pytest.raises(ConfigError, match=r"cannot be exported: choose another model$"):
+            to_program(inspection)
+        return
+    onnx_model = to_onnx(to_program(inspection), inspection.outputs).SerializeToString()
+    metadata = describe(model, ABOUT, "float32", 1.0)
+    runs = [_onnxruntime(onnx_model, metadata)]
+    if method not in WRONG_IN_OPENVINO:
+        runs.append(_openvino(to_openvino(onnx_model), metadata))
+    for count in (1, 5):
+        images = torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(count))
+        with torch.inference_mode():
+            expected = dict(zip(inspection.outputs, inspection(images), strict=True))
+        for run in runs:
+            found = run(images.numpy())
+            assert found.keys() == expected.keys()
+            for name, values in expected.items():
+                scale = float(values.float().abs().max())
+                np.testing.assert_allclose(found[name], values.numpy(), rtol=0, atol=1e-4 * scale)
