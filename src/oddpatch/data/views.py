@@ -58,7 +58,7 @@ class Views:
         if len(brightness_range) != 2 or not 0 < brightness_range[0] <= brightness_range[1]:
             raise ConfigError(f"data.views.brightness_range={list(brightness_range)}: give two rising factors above 0")
         self.rotations, self.random_rotations, self.max_angle = list(rotations), random_rotations, max_angle
-        self.flips, self.brightness, self.range = list(flips), brightness, tuple(brightness_range)
+        self.flips, self.brightness, self.range = list(flips), brightness, (brightness_range[0], brightness_range[1])
         self.border, self.seed = border, seed
         if len(self) == 1:
             raise ConfigError("data.views adds no view: set rotations, random_rotations, flips or brightness, or null")

@@ -95,7 +95,8 @@ def draw_shots(columns: Sequence[Column], path: Path, metric: str = "image_auroc
     styles: dict[str, Any] = {**line_styles(list(curves))}
     for position, (name, points) in enumerate(curves.items()):
         shots, means, spreads = zip(*points, strict=True)
-        axes.errorbar(shots, means, yerr=spreads, marker="o", markersize=3, capsize=2, **styles[name])
+        style: Any = styles[name]
+        axes.errorbar(shots, means, yerr=spreads, marker="o", markersize=3, capsize=2, **style)
         top = 0.7 + HEIGHT + 0.65 + ROW * position
         sheet.stroke(0.8, top, 0.35, **styles[name])
         sheet.write(1.25, top, name, size=8, room=WIDTH - 2.2)
