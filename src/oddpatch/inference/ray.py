@@ -64,9 +64,10 @@ def inspect(
         _set_up()
         work = ray.cloudpickle.dumps((load, save, str(Path.cwd()), batch_size, max(int(need.cpus), 1)))
         task = functools.partial(_inspect, work=base64.b64encode(work).decode())
-        # Ray ends a worker that has used a GPU after one task unless max_calls says otherwise.
+        # Ray ends a worker that has used a GPU after one task unless max_calls says otherwise; it repeats a lost task
+        # three times by itself.
         results = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
-            task, num_cpus=need.cpus, num_gpus=need.gpus or None, max_calls=0, max_retries=3
+            task, num_cpus=need.cpus, num_gpus=need.gpus or None, max_calls=0
         )
         try:
             for shard in results.iter_rows():
