@@ -30,9 +30,9 @@ from oddpatch import AnomalyDetector
 from oddpatch.data.decoding import read_image
 from oddpatch.inference.outputs import to_record
 from oddpatch.inference.records import open_records
-from oddpatch.inference.scorer import TorchScorer
 from oddpatch.inference.sources import Files
 from oddpatch.inference.throughput import Overlap
+from oddpatch.inference.torch_scorer import TorchScorer
 
 #: Images that differ; the archive is links to them.
 DIFFERENT, GOOD, BATCH = 40, 20, 32

@@ -75,7 +75,7 @@ class Views:
         """Those of training image `index`, the first of which is the image as it is."""
         drawn = np.random.default_rng((self.seed, index))
         angles = [*self.rotations, *drawn.uniform(0, self.max_angle, self.random_rotations).tolist()]
-        factors = drawn.uniform(*self.range, self.brightness).tolist()
+        factors = drawn.uniform(self.range[0], self.range[1], self.brightness).tolist()
         return [
             lambda image: image,
             *(lambda image, angle=angle: rotate(image, angle, self.border) for angle in angles),
