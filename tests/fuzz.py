@@ -805,7 +805,7 @@ def check_overrides(case: Case, folder: Path) -> None:
 
     from oddpatch.errors import in_one_line
     from oddpatch.files import shown
-    from oddpatch.hydra_entry.composition import _of_composition, explain, top_level
+    from oddpatch.hydra_entry.composition import explain, is_of_composition, top_level
     from oddpatch.hydra_entry.overrides import as_typed, quoted
 
     SPOKEN.folder = None
@@ -822,7 +822,7 @@ def check_overrides(case: Case, folder: Path) -> None:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             compose(name, overrides, return_hydra_config=True)
     except Exception as error:
-        line = explain(error, overrides, CONFIGS, name) if _of_composition(error) else in_one_line(error)
+        line = explain(error, overrides, CONFIGS, name) if is_of_composition(error) else in_one_line(error)
         if line is None:
             raise
         told = line

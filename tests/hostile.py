@@ -333,7 +333,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "config.model.selector": ["os.system", 1],
         "config.model.unknown": [1],
         "config.calibration.target_fpr": [7, "x"],
-        "config.backbone.info.layers": [[99], "x", None, [[1]], {}],
+        "config.backbone.layers": [[99], "x", None, [[1]], {}],
         "config.backbone.engine": ["os.system", 1],
     }.items():
         for value in values:

@@ -80,7 +80,7 @@ def test_parts_are_arguments_of_their_class():
         parts = getattr(one, "parts", {})
         assert parts.keys() <= inspect.signature(one).parameters.keys()
         assert all(kind in KINDS and given in ("object", "maker", "makers") for kind, given in parts.values())
-    assert sum(bool(getattr(one, "parts", {})) for one in found) == 5
+    assert sum(bool(getattr(one, "parts", {})) for one in found) == 6
 
 
 def test_no_public_attribute_of_the_package_can_be_reached():

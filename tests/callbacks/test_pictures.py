@@ -54,8 +54,11 @@ class Reader(nn.Module):
         self.detector = RedChannel(self.preprocess, mapped)
         self.calibration = Calibration()
 
+    def features(self, images):
+        return self.backbone(images)
+
     def forward(self, images):
-        return self.detector(self.backbone(images), SIZE)
+        return self.detector(self.features(images), SIZE)
 
 
 class Data(L.LightningDataModule):

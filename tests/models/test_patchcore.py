@@ -213,7 +213,7 @@ def test_the_bank_depends_neither_on_file_order_nor_on_batch_size(selector):
         ({"coreset_ratio": 1.5}, r"coreset_ratio=1.5"),
         ({"coreset_ratio": None}, r"coreset_ratio=None.*give coreset_size"),
         ({"coreset_size": 0}, r"coreset_size=0: choose at least 1"),
-        ({"selector": "gredy"}, r"selector='gredy': choose one of greedy, approximate_greedy, random, none"),
+        ({"selector": "gredy"}, r"selector='gredy': choose one of greedy, approximate_greedy, random, density, none"),
         ({"distance": "l1"}, r"distance='l1'"),
         ({"embedding": "sum"}, r"embedding='sum'"),
         ({"patch_size": 4}, r"patch_size=4: choose an odd number"),

@@ -99,7 +99,7 @@ def test_another_detector_and_its_settings_are_composed():
     ("described", "told"),
     [
         ({"_target_": "pyod.models.ecod.Ecod"}, r"Error locating target 'pyod.models.ecod.Ecod': is its name spelt"),
-        ({"_target_": "pyodd.models.ecod.ECOD"}, "pyodd is not installed: pip install pyodd"),
+        ({"_target_": "pyodd.models.ecod.ECOD"}, "pyodd is not installed: install it, or is its name spelt right"),
         ({"_target_": "torch.nn.Identity"}, "makes a Identity, which is no detector of PyOD"),
         ({"neighbours": 3}, r"model.detector cannot be made \(TypeError: .*neighbours"),
         ({"contamination": 2.0}, r"model.detector cannot be made \(ValueError: contamination must be"),

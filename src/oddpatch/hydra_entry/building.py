@@ -35,7 +35,7 @@ def make(part: Any, **kwargs: Any) -> Any:
         if str(error).startswith("Error locating target"):
             reason = str(error).splitlines()[0].partition(", set env var")[0]
             if missing := _missing_package(error):
-                remedy = installing(missing) or f"pip install {missing}"
+                remedy = installing(missing) or "install it, or is its name spelt right?"
                 raise ConfigError(f"{name or 'config'}: {reason}: {missing} is not installed: {remedy}") from None
             raise ConfigError(f"{name or 'config'}: {reason}: is its name spelt right?") from None
         raise
