@@ -16,6 +16,7 @@ from torch import nn
 
 import oddpatch
 from oddpatch import hub
+from oddpatch.export.exporting import export
 from oddpatch.models.trainable import TrainableDetector
 from oddpatch.types import Prediction
 
@@ -96,8 +97,10 @@ def test_python_on_a_page_runs(block, prepared, tmp_path, monkeypatch):
     folder = tmp_path / "here"
     shutil.copytree(prepared, folder)
     (folder / "data/tile").rename(folder / "data/bottle")
-    for run in ("RUN", "outputs/FOLDER"):
+    for run in ("RUN", "outputs/FOLDER", "outputs/RUN"):
         shutil.copytree(folder / "tiny", folder / run)
+    if "model.onnx" in block:
+        export(folder / "outputs/RUN", "onnx")
     (folder / "housing").rename(folder / "before")
     if "save(" not in block:
         shutil.copytree(folder / "tiny", folder / "housing")

@@ -48,7 +48,8 @@ def export(
 ) -> Exported:
     """Write a finished run as an artifact, if it gives the run's scores, maps and decisions on the run's own images.
 
-    >>> export(Path("outputs/RUN"), "onnx").path
+    >>> export(Path("housing"), "onnx").path
+    PosixPath('housing/model.onnx')
 
     Args:
         run: its folder, or its checkpoint.

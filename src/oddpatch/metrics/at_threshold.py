@@ -18,7 +18,18 @@ SOURCES = ("conformal", "validation")
 
 
 class SegF1(ByImage):
-    """`seg_f1`: F1 of all pixels of all images at the pixel threshold from good images."""
+    """`seg_f1`: F1 of all pixels of all images at the pixel threshold from good images.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics.at_threshold import SegF1
+        >>> mask = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> mask[..., 2:4, 2:4] = 1
+        >>> metric = SegF1()
+        >>> metric.update(mask.float(), mask, index=torch.tensor([0]), pixel_threshold=0.5, no_threshold="")
+        >>> metric.compute()
+        {'seg_f1': 1.0}
+    """
 
     counts: list[Tensor] | Tensor
 
@@ -53,7 +64,18 @@ class SegF1(ByImage):
 
 
 class ClassF1(ByImage):
-    """`class_f1`: F1 of images, anomalous if more than `min_area` pixels exceed the threshold from good images."""
+    """`class_f1`: F1 of images, anomalous if more than `min_area` pixels exceed the threshold from good images.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics.at_threshold import ClassF1
+        >>> maps, label = torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])
+        >>> maps[1, :, 2:4, 2:4] = 1
+        >>> metric = ClassF1()
+        >>> metric.update(maps, label, torch.arange(2), pixel_threshold=0.5, min_area=0, no_threshold="")
+        >>> metric.compute()
+        {'class_f1': 1.0}
+    """
 
     called: list[Tensor] | Tensor
     labels: list[Tensor] | Tensor
@@ -92,7 +114,17 @@ class ClassF1(ByImage):
 
 
 class BalancedAccuracy(ImageMetrics):
-    """`image_balanced_accuracy@conformal` and `@validation`: of image scores, at each threshold that there is."""
+    """`image_balanced_accuracy@conformal` and `@validation`: of image scores, at each threshold that there is.
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics.at_threshold import BalancedAccuracy
+        >>> metric = BalancedAccuracy()
+        >>> score, label = torch.tensor([0.1, 0.2, 0.4, 0.9]), torch.tensor([0, 0, 1, 1])
+        >>> metric.update(score, label, torch.arange(4), thresholds={"conformal": 0.5}, no_threshold="")
+        >>> metric.compute()
+        {'image_balanced_accuracy@conformal': 0.75}
+    """
 
     names = tuple(f"image_balanced_accuracy@{source}" for source in SOURCES)
 

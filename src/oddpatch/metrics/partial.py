@@ -93,6 +93,16 @@ class PartialPixelAUROC(MapMetrics):
 
     Raises:
         ConfigError: a limit is outside (0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics.partial import PartialPixelAUROC
+        >>> mask = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+        >>> mask[..., 2:5, 2:5] = 1
+        >>> metric = PartialPixelAUROC()
+        >>> metric.update(anomaly_map=mask.float(), mask=mask, index=torch.tensor([0]))
+        >>> metric.compute()
+        {'pixel_auroc@0.05': 1.0}
     """
 
     def __init__(self, fpr_limits: Sequence[float] = (0.05,)) -> None:
@@ -113,6 +123,17 @@ class AUPIMO(MapMetrics):
 
     Raises:
         ConfigError: the bounds are not rising in (0, 1].
+
+    Examples:
+        >>> import torch
+        >>> from oddpatch.metrics.partial import AUPIMO
+        >>> mask = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+        >>> mask[1, :, 2:5, 2:5] = 1
+        >>> maps = mask + torch.linspace(0, 0.5, 64)  # a good image comes first, whose pixels set the rates
+        >>> metric = AUPIMO(fpr_bounds=[1e-2, 1e-1])
+        >>> metric.update(maps, mask, label=torch.tensor([0, 1]), index=torch.arange(2))
+        >>> metric.compute()
+        {'aupimo': 1.0}
     """
 
     labels: list[Tensor] | Tensor

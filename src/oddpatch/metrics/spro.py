@@ -142,6 +142,13 @@ class SPRO(MapMetrics):
 
     Raises:
         ConfigError: there is no such configuration, or a limit is outside (0, 1].
+
+    Examples:
+        >>> from oddpatch.metrics.spro import SPRO
+        >>> SPRO("nowhere")
+        Traceback (most recent call last):
+        ...
+        oddpatch.errors.ConfigError: metrics.spro.source=nowhere holds no CATEGORY/defects_config.json: ...
     """
 
     raised: list[Tensor] | Tensor
