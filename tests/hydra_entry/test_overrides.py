@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -144,7 +145,8 @@ def test_runs_on_odd_names_and_their_folders(tmp_path):
 
     typed = ["calibration=none", f"data.root={tmp_path}/my data", f"data.category={name}"]
     done = run("train.py", *typed)
-    printed = done.stdout.strip().splitlines()[-1]
+    guide = next(line.strip() for line in done.stdout.splitlines() if line.strip().startswith("RUN="))
+    printed = shlex.split(guide)[0].removeprefix("RUN=")
     metrics = json.loads((tmp_path / printed / "metrics.json").read_text())
     assert metrics["run"]["category"] == name
     again = run("eval.py", f"run={printed}")
