@@ -36,6 +36,15 @@ class Fault(NamedTuple):
 FAULTS = [
     # Methods
     Fault(
+        "an image is retrieved for itself", "models/rad.py",
+        "similarity.masked_fill(index[:, None] == self.source, -torch.inf)", "similarity",
+        "models/test_rad.py -k left_out",
+    ),
+    Fault(
+        "tiles count up to their ends", "ops/tiles.py",
+        "(a + self.side + b) // 2 // self.multiple", "(a + self.side) // self.multiple", "ops/test_tiles.py",
+    ),
+    Fault(
         "search index not rebuilt for a new bank", "models/patchcore.py",
         "if self._index is None or self._index[0] is not self.memory_bank:", "if self._index is None:",
         "models/test_patchcore.py",
