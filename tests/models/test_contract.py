@@ -174,7 +174,11 @@ WIDE_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", FITTED)
+#: Those whose fit to so many patches takes over ten seconds.
+LONG = {"musc", "procon"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in FITTED])
 def test_the_estimate_of_memory_is_within_a_fifth_of_the_peak(name):
     channels, strides = WIDE["channels"], WIDE["strides"]
     detector = make(name, channels, strides, **WIDE_SETTINGS.get(name, {}))
