@@ -4,8 +4,9 @@ COPY constraints.txt pyproject.toml README.md LICENSE /source/
 COPY configs /source/configs
 COPY src /source/src
 RUN python -m venv /opt/oddpatch
-# The CPU build of PyTorch: the one of PyPI brings along 4 GB of CUDA.
-RUN /opt/oddpatch/bin/pip install --no-cache-dir --constraint /source/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch torchvision
+# --build-arg TORCH_INDEX=...: where PyTorch offers its build for CPUs, see docs/install.md.
+ARG TORCH_INDEX=
+RUN /opt/oddpatch/bin/pip install --no-cache-dir --constraint /source/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision
 RUN /opt/oddpatch/bin/pip install --no-cache-dir --constraint /source/constraints.txt /source
 
 FROM python:3.12-slim
