@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.inference.detector import Detection
