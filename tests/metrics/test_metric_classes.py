@@ -131,7 +131,7 @@ def test_wrong_shapes_and_limits_are_refused(batch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_memory_does_not_grow(batch):
-    maps, masks, _, _, index = (tensor.cuda() for tensor in batch)
+    maps, masks, index = (batch[i].cuda() for i in (0, 1, 4))
     metric = PixelMetrics().cuda()
     metric.update(maps, masks, index)
     before = torch.cuda.memory_allocated()

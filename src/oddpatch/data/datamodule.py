@@ -26,6 +26,7 @@ from oddpatch.data.views import ViewedImages, make_views
 from oddpatch.data.walk import LeftOut, Walk, summary
 from oddpatch.errors import ConfigError, DataError, ResourceError
 from oddpatch.ops.ranks import Ranks
+from oddpatch.types import Batch
 from oddpatch.wording import counted, some
 
 log = logging.getLogger(__name__)
@@ -361,6 +362,17 @@ class MVTecDataModule(LightningDataModule):
         """Images to fit to: good ones in order, unless the learning has other `train_batches`."""
         # All views of an image are in one batch, in their order, so that its rows come alike from any number of ranks.
         return self._loader("train", self.train_batches(self.fitted, max(1, self.batch_size // self.num_views)))
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Refuse defective images to train on while the labels are on the CPU, which then waits for no GPU.
+
+        Raises:
+            DataError: a method that learns from good images was given another.
+        """
+        if self.trainer is not None and self.trainer.training and not self.learns_from_defects and batch.label.any():
+            anomalous = batch.path[int(batch.label.nonzero()[0])]
+            raise DataError(f"{anomalous} is among the training images but is not good: move it to test/")
+        return batch
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader for each of `validation_parts`."""

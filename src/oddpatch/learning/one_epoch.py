@@ -10,7 +10,7 @@ import torch
 from torchmetrics import Metric
 
 from oddpatch.data.datamodule import MVTecDataModule
-from oddpatch.errors import ConfigError, DataError
+from oddpatch.errors import ConfigError
 from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.learning.kept import KeptFeatures, KeptImages
@@ -113,9 +113,6 @@ class OneEpoch(AnomalyModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """Take one batch of good images into the detector."""
-        if batch.label.any():
-            anomalous = batch.path[int(batch.label.nonzero()[0])]
-            raise DataError(f"{anomalous} is among the training images but is not good: move it to test/")
         if len(batch.image):
             features = self.features(batch)
             self.model.detector.update(features, batch.index)

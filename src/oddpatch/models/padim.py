@@ -1,5 +1,6 @@
 """PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -100,6 +101,7 @@ class PaDiM(Detector):
         self._draw_reduction(reduction, seed)
         for name in ("mean", "whitening", "grid"):
             self.register_buffer(name, torch.empty(0))
+        self._read_to_host()
         self.register_buffer("num_images", torch.tensor(0), persistent=False)
         self.moments = RunningMoments(torch.float32)
         self.samples = Rows("cpu")  # embeddings (P, D) of each image, where these are few
@@ -147,7 +149,16 @@ class PaDiM(Detector):
     def _chosen_in(self, first: int, last: int) -> Tensor:
         """Which of one layer's channels, numbered first..last-1 in the joined embedding, were drawn."""
         assert self.channel_index is not None
-        return self.channel_index[(self.channel_index >= first) & (self.channel_index < last)] - first
+        return self.channel_index[bisect_left(self._drawn, first) : bisect_left(self._drawn, last)] - first
+
+    def _read_to_host(self) -> None:
+        """Keep small buffers as numbers, too: to read them in each batch would have the CPU wait for the GPU."""
+        self._drawn: list[int] = [] if self.channel_index is None else self.channel_index.tolist()
+        self._fitted_grid = tuple(self.grid.tolist())
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        super()._load_from_state_dict(*args, **kwargs)
+        self._read_to_host()
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
@@ -188,6 +199,7 @@ class PaDiM(Detector):
         device = self.fitted.device
         self.mean, self.whitening = mean.float(), scatter
         self.num_images, self.grid = torch.tensor(count, device=device), torch.tensor(grid, device=device)
+        self._read_to_host()
         self.left_out = torch.empty(0, device=device)
         if self._keeps_samples(count):
             self._measure_left_out()
@@ -210,15 +222,15 @@ class PaDiM(Detector):
         """
         self.require_fitted()
         if len(self.left_out):
-            height, width = self.grid.tolist()
+            height, width = self._fitted_grid
             return self._predict(self.left_out[index.to(self.left_out.device)].T, (height, width), image_size)
         return self._score(features, image_size, partial(left_out_mahalanobis, count=int(self.num_images)))
 
     def _require_grid(self, height: int, width: int) -> None:
         if torch.compiler.is_exporting():  # the sizes that are exported have been scored before
             return
-        rows, columns = self.grid.tolist()
-        if (rows, columns) != (height, width):
+        if self._fitted_grid != (height, width):
+            rows, columns = self._fitted_grid
             raise DataError(
                 f"images give a grid of {height}x{width} patches, PaDiM was fitted on {rows}x{columns}: "
                 "use images of the size it was fitted with"

@@ -38,14 +38,30 @@ def anomaly_map(
     Returns:
         (B, 1, H, W).
     """
-    rows = _axis_matrix(scores.shape[-2], image_size[0], float(sigma), interpolation, radius).to(scores)  # (H, h)
-    columns = _axis_matrix(scores.shape[-1], image_size[1], float(sigma), interpolation, radius).to(scores)  # (W, w)
+    how = (float(sigma), interpolation, radius, scores.dtype, scores.device)
+    rows = _axis_matrix_on(scores.shape[-2], image_size[0], *how)  # (H, h)
+    columns = _axis_matrix_on(scores.shape[-1], image_size[1], *how)  # (W, w)
     return (rows @ scores @ columns.mT).unsqueeze(1)
 
 
 def mean_of_highest(values: Tensor, share: float) -> Tensor:
     """Mean (B,) of the highest share, rounded to the nearest number and at least one, of values (B, n)."""
     return values.topk(max(1, round(share * values.shape[1])), dim=1).values.mean(dim=1)
+
+
+@lru_cache(maxsize=32)
+def _axis_matrix_on(
+    size_in: int,
+    size_out: int,
+    sigma: float,
+    interpolation: str,
+    radius: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The same where the scores are: brought there in each batch, it would have the CPU wait for the GPU."""
+    with torch.inference_mode(False):  # whoever trains with it later may need it for a gradient
+        return _axis_matrix(size_in, size_out, sigma, interpolation, radius).to(device, dtype)
 
 
 @lru_cache(maxsize=32)
