@@ -155,6 +155,25 @@ def test_lower_precisions_are_near_and_come_out_as_float32(precision):
     assert not torch.equal(near[0], exact[0])
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn.conv, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize(("precision", "products"), [("fp32", "ieee"), ("tf32", "tf32")])
+def test_float32_is_not_tf32_unless_asked_for(precision, products):
+    seen = []
+
+    class Looks(TinyBackbone):
+        def forward(self, images):
+            seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+            return super().forward(images)
+
+    before = torch.backends.cudnn.conv.fp32_precision
+    backbone = Looks()
+    backbone.run_with(Runtime(precision=precision))
+    seen.clear()
+    backbone(images())
+    assert seen == [(products, products)]
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
 def test_compiled_features_are_equal(monkeypatch):
     monkeypatch.setattr(engine.torch, "compile", lambda f: torch._dynamo.optimize("eager")(f))  # no compiler needed
     backbone = TinyBackbone()
@@ -167,7 +186,8 @@ def test_compiled_features_are_equal(monkeypatch):
     ("settings", "told"),
     [
         ({"engine": "tensorrt"}, "choose one of torch, openvino"),
-        ({"precision": "int8"}, "choose one of fp32, bf16, fp16"),
+        ({"precision": "int8"}, "choose one of fp32, tf32, bf16, fp16"),
+        ({"engine": "openvino", "precision": "tf32"}, "tf32 is for GPUs: set backbone.engine=torch, or fp32"),
         ({"engine": "openvino", "compile": True}, "needs backbone.engine=torch, not openvino"),
     ],
 )

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops import neighbours
-from oddpatch.ops.neighbours import NearestIndex, full_precision, nearest
+from oddpatch.ops.neighbours import NearestIndex, nearest
+from oddpatch.ops.precision import full_precision
 
 
 def embedding_like(num_points: int, dim: int, seed: int = 0) -> Tensor:
@@ -153,16 +154,16 @@ def test_autocast_and_low_matrix_precision_change_nothing() -> None:
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
 def test_full_precision_is_set_and_put_back() -> None:
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv)
     torch.set_float32_matmul_precision("medium")
     before = [backend.fp32_precision for backend in backends]
     try:
         with full_precision():
-            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+            assert [backend.fp32_precision for backend in backends] == ["ieee"] * 3
         assert [backend.fp32_precision for backend in backends] == before
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert before != ["ieee", "ieee"]
+    assert "ieee" not in before
 
 
 def test_no_queries() -> None:

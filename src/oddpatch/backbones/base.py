@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from oddpatch.backbones.engine import OpenVINOEngine, Runtime, TorchEngine, is_being_exported, make_engine
 from oddpatch.errors import ConfigError
+from oddpatch.ops.precision import float32_products
 from oddpatch.types import FeatureInfo
 
 #: Pixels that each thread of a CPU takes at once. Larger tensors leave the caches, and from 32 MiB on glibc asks the
@@ -60,7 +61,8 @@ class Backbone(nn.Module, ABC):
         return features
 
     def _run(self, images: Tensor) -> list[Tensor]:
-        return super().__call__(images) if self._engine is None else self._engine(self, images)
+        with float32_products("tf32" if self.runtime.precision == "tf32" else "ieee"):
+            return super().__call__(images) if self._engine is None else self._engine(self, images)
 
     def freeze(self, channels_last: bool, runtime: Runtime | None = None) -> None:
         """Fix the parameters for good; called once by a subclass when its network is complete."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINES = ("torch", "openvino")
-PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -31,11 +31,12 @@ class Runtime:
     Args:
         engine: "torch", or "openvino": faster on a CPU (docs/backbones.md), equal to float rounding. It needs the extra
             `oddpatch[openvino]` (without it torch runs the network, and says so) and serves images on the CPU.
-        precision: "fp32" (exact), or "bf16" or "fp16": features and scores change (docs/backbones.md); for GPUs.
+        precision: "fp32", on a GPU too, unlike torch, whose convolutions are in TF32 there; or for GPUs "tf32", "bf16"
+            or "fp16": features and scores change (docs/backbones.md). On a CPU "tf32" is "fp32".
         compile: run the torch network through `torch.compile`; for GPUs, needs a compiler for CPUs.
 
     Raises:
-        ConfigError: unknown engine or precision, or `compile` with another engine than torch.
+        ConfigError: unknown engine or precision, or one of these with an engine that cannot do it.
     """
 
     engine: str = "torch"
@@ -47,6 +48,8 @@ class Runtime:
             raise ConfigError(f"backbone.engine={self.engine!r}: choose one of {', '.join(ENGINES)}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"backbone.precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}")
+        if self.engine == "openvino" and self.precision not in OPENVINO_PRECISIONS:
+            raise ConfigError(f"backbone.precision={self.precision} is for GPUs: set backbone.engine=torch, or fp32")
         if self.compile and self.engine != "torch":
             raise ConfigError(f"backbone.compile=true needs backbone.engine=torch, not {self.engine}")
 
@@ -61,7 +64,7 @@ def make_engine(runtime: Runtime) -> "TorchEngine | OpenVINOEngine | None":
             "pip install 'oddpatch[openvino]'"
         )
         runtime = Runtime(precision=runtime.precision)
-    return None if runtime == Runtime() else TorchEngine(runtime)
+    return TorchEngine(runtime) if runtime.compile or PRECISIONS[runtime.precision] else None
 
 
 def is_being_exported() -> bool:

@@ -13,13 +13,13 @@ from oddpatch.errors import ConfigError
 from oddpatch.ops.neighbours import (
     Columns,
     chunks,
-    full_precision,
     lengths,
     nearest,
     pairs_below,
     require_finite,
     squared_distances,
 )
+from oddpatch.ops.precision import full_precision
 from oddpatch.ops.projection import fit_sketch
 
 #: Told how far a selection has come: (points picked, points to pick, what is being done).

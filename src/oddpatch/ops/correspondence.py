@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from oddpatch.ops.neighbours import full_precision, lengths
+from oddpatch.ops.neighbours import lengths
+from oddpatch.ops.precision import full_precision
 
 #: Patches that share one minimum: few enough that little is measured twice, enough for efficient products.
 BLOCK = 512

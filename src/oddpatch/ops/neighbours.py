@@ -8,21 +8,22 @@ the same bit for bit however the queries were batched.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.ops.precision import full_precision
 from oddpatch.ops.projection import DIRECT_COST, DistanceSketch, fit_sketch
 
 Metric = Literal["euclidean", "cosine"]
 
 #: Columns that share one minimum when pairs are nominated: a row is looked at closely only where that is small enough.
 GROUP = 64
-#: Largest matrix of bounds in a search, unless told otherwise: below it, products have too few rows to be fast.
-SEARCH_BYTES = 1 << 25
+#: Largest matrix of bounds in a search, unless told otherwise: below it, products have too few rows to be fast, and a
+#: GPU waits for the CPU between chunks.
+SEARCH_BYTES, GPU_SEARCH_BYTES = 1 << 25, 1 << 28
 
 
 def nearest(
@@ -104,10 +105,11 @@ class NearestIndex:
             raise ConfigError(f"queries of shape {tuple(queries.shape)}: this bank needs (Q, {self.dim})")
         queries = unit_vectors(queries) if self.metric == "cosine" else queries.detach()
         require_finite(queries, "queries")
+        max_bytes = max_bytes or (GPU_SEARCH_BYTES if queries.is_cuda else SEARCH_BYTES)
         squared = queries.new_empty((len(queries), k), dtype=torch.float64)
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
-            for rows in chunks(len(queries), len(self.coarse.bias) * 4, queries.device, max_bytes or SEARCH_BYTES):
+            for rows in chunks(len(queries), len(self.coarse.bias) * 4, queries.device, max_bytes):
                 squared[rows], indices[rows] = self._search(self.coarse, queries[rows], k, without)
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
         return distances.float(), indices
@@ -247,25 +249,3 @@ def chunks(total: int, row_bytes: int, device: torch.device, max_bytes: int | No
     max_bytes = max_bytes or (1 << 26 if device.type == "cuda" else 1 << 23)
     size = max(1, max_bytes // row_bytes)
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Have matrix products of float32 computed in float32 here: neither TF32, nor bfloat16, nor autocast."""
-    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
-    by_backend = hasattr(backends[0], "fp32_precision")  # torch before 2.9 has the one setting for all
-    before = [b.fp32_precision for b in backends] if by_backend else torch.get_float32_matmul_precision()
-    try:
-        if by_backend:
-            for backend in backends:
-                backend.fp32_precision = "ieee"
-        else:
-            torch.set_float32_matmul_precision("highest")
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        if isinstance(before, str):
-            torch.set_float32_matmul_precision(before)
-        else:
-            for backend, precision in zip(backends, before, strict=True):
-                backend.fp32_precision = precision
