@@ -41,7 +41,7 @@ def sound(data: Path) -> dict[str, Any]:
     model = AnomalyModel(preprocess, backbone, detector, Calibration("holdout"))
     model.update(torch.randn(3, 3, 32, 32), torch.arange(3))
     detector.fit()
-    model.calibration.calibrate(torch.arange(9.0), torch.arange(9.0), torch.arange(3, 12))
+    model.calibration.calibrate(torch.arange(9.0), torch.arange(9.0), torch.arange(3, 12), torch.rand(9, 2))
     names = [f"tile/train/good/{number:03}.png" for number in range(12)]
     settings = {"root": str(data), "category": "tile", "resize": 32, "crop": 32, "num_workers": 0, "batch_size": 4}
     return {
@@ -328,6 +328,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "held_out": [None, [0], "x", ["none.png"], []],
         "no_threshold": [1, ["x"], b"x"],
         "updates": [None, 1, [1], {"a": 1}],
+        "calibrations": [None, 1, [1], {"a": 1}, [{}], [{"when": 1}]],
         "config.model.coreset_size": ["many", -1],
         "config.model.k": [0, "x", [1]],
         "config.model.selector": ["os.system", 1],
@@ -376,7 +377,12 @@ def payloads(canary: Path) -> dict[str, Change]:
     found["weights are missing"] = drop_tensor("backbone.network.conv1.0.weight")
     found["scores are nan"] = tensor("calibration.image_scores", lambda t: t * float("nan"))
     found["scores have two dimensions"] = tensor("calibration.image_scores", lambda t: t.reshape(3, -1))
-    for name in ("image_scores", "pixel_scores"):
+    for name, change in {
+        "fewer images": lambda t: t[1:], "four": lambda t: t.repeat(1, 2), "of one dimension": lambda t: t[:, 0],
+        "nan": lambda t: t * float("nan"),
+    }.items():  # fmt: skip
+        found[f"statistics are {name}"] = tensor("calibration.image_statistics", change)
+    for name in ("image_scores", "pixel_scores", "image_statistics"):
         found[f"{name} is of truth values"] = tensor(f"calibration.{name}", lambda t: t.bool())
     found["scores are of no image"] = tensor("calibration.image_index", lambda t: t + 100)
     found["scores are of fewer images"] = tensor("calibration.image_index", lambda t: t[1:])

@@ -13,7 +13,7 @@ from oddpatch.known import check_plain
 from oddpatch.temporary import unwritable
 
 #: Raised when older code could no longer read what is written.
-FORMAT = 2
+FORMAT = 3
 #: What is used of a checkpoint's description beside its config's parts, which `oddpatch.known` reads, and its type.
 FIELDS: dict[str, Any] = {
     "format": int,
@@ -28,7 +28,12 @@ FIELDS: dict[str, Any] = {
     "held_out": [str],
     "no_threshold": (str, type(None)),
 }
-LISTS = ("train_images", "held_out", "updates")
+LISTS = ("train_images", "held_out", "updates", "calibrations")
+#: Of a step by which the calibration was renewed.
+CALIBRATION_STEP: dict[str, Any] = {
+    "when": str, "run": str, "folder": str, "images": int, "left_out": [str], "before": (float, type(None)),
+    "after": float,
+}  # fmt: skip
 #: The one number of a model that is not there until it is measured.
 MAY_BE_NAN = "calibration.f1_threshold"
 
@@ -82,6 +87,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         check_plain({key: value for key, value in about.items() if key not in LISTS}, "oddpatch", path)
     _check_fields(about, FIELDS, "oddpatch", path)
     _check_fields(about.get("updates", []), [dict], "oddpatch.updates", path)
+    _check_fields(about.get("calibrations", []), [CALIBRATION_STEP], "oddpatch.calibrations", path)
     if about["format"] != FORMAT:
         ours = library_versions()["oddpatch"]
         raise CheckpointError(

@@ -1,17 +1,20 @@
 """A fitted model from its checkpoint. Loads neither Lightning nor Hydra: predicting needs none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from oddpatch.checkpoint import read_checkpoint
+from oddpatch.data.light import STATISTICS
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import CheckpointError, OddpatchError, ResourceError
 from oddpatch.known import Kind, Spec, read_spec
 from oddpatch.limits import free_memory
 from oddpatch.models.base import AnomalyModel
+from oddpatch.models.calibration import Calibration
 from oddpatch.resources import format_bytes
 
 CHECKPOINT = Path("checkpoints/fitted.ckpt")
@@ -35,7 +38,7 @@ def restore(folder: Path, trust: Sequence[str] = (), **runtime: Any) -> tuple[An
         ConfigError: `trust` names no package.
         ResourceError: it asks for larger images than this machine has memory for.
     """
-    path = folder / CHECKPOINT if folder.is_dir() else folder
+    path = checkpoint_of(folder)
     content = read_checkpoint(path)
     about = content["oddpatch"]
     data = about["config"]["data"]
@@ -46,15 +49,43 @@ def restore(folder: Path, trust: Sequence[str] = (), **runtime: Any) -> tuple[An
     kinds: tuple[Kind, ...] = ("backbone", "model", "calibration", "data")
     specs = {kind: read_spec(about["config"][kind], kind, path, trust) for kind in kinds}
     state = {key.removeprefix("model."): v for key, v in content["state_dict"].items() if key.startswith("model.")}
-    try:
+    with _fitting(path):
         model = _build(specs, about, runtime)
         model.load_state_dict(state)
-        _try(model.eval(), about)
+        _check_calibration(model.calibration, about)
+        _try(model.eval())
+    return model, about
+
+
+def restore_calibration(folder: Path, trust: Sequence[str] = ()) -> tuple[Calibration, dict[str, Any]]:
+    """As `restore`, but of the model its calibration alone: no network is built."""
+    path = checkpoint_of(folder)
+    content = read_checkpoint(path)
+    about, place = content["oddpatch"], "model.calibration."
+    spec = read_spec(about["config"]["calibration"], "calibration", path, trust)
+    state = {key.removeprefix(place): v for key, v in content["state_dict"].items() if key.startswith(place)}
+    with _fitting(path):
+        calibration = make_known(spec)
+        calibration.absent = about["no_threshold"]
+        calibration.load_state_dict(state)
+        _check_calibration(calibration, about)
+    return calibration, about
+
+
+def checkpoint_of(run: Path) -> Path:
+    """The checkpoint of a run's folder, or the one that is given itself."""
+    return run / CHECKPOINT if run.is_dir() else run
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Name the file in errors of what does not go together."""
+    try:
+        yield
     except OddpatchError as error:
         raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:  # whatever does not go together fails somewhere in a class or a network
         raise CheckpointError(f"{path} does not fit this version of oddpatch: {_reason(error)}: train again") from error
-    return model, about
 
 
 def _build(specs: dict[Kind, Spec], about: dict[str, Any], runtime: dict[str, Any]) -> AnomalyModel:
@@ -87,18 +118,23 @@ def _reason(error: Exception) -> str:
     return (lines[1] if len(lines) > 1 else lines[0])[:300] if lines else type(error).__name__
 
 
-@torch.inference_mode()
-def _try(model: AnomalyModel, about: dict[str, Any]) -> None:
-    """Score one grey image, so that fitted state that does not go together fails here and not later."""
-    calibration = model.calibration
+def _check_calibration(calibration: Calibration, about: dict[str, Any]) -> None:
     scores, index = calibration.image_scores, calibration.image_index
-    measured = scores, calibration.pixel_scores, calibration.f1_threshold
-    if [one.ndim for one in measured] != [1, 1, 0] or not all(one.is_floating_point() for one in measured):
+    statistics = calibration.image_statistics
+    measured = scores, calibration.pixel_scores, calibration.f1_threshold, statistics
+    if [one.ndim for one in measured] != [1, 1, 0, 2] or not all(one.is_floating_point() for one in measured):
         raise ValueError("its calibration holds no list of scores")
     if index.shape != scores.shape or index.dtype != torch.int64 or (len(scores) and not about["held_out"]):
         raise ValueError("its calibration does not say which images it is of")
+    if len(statistics) != len(scores) or statistics.shape[1] not in (0, 2, len(STATISTICS)):
+        raise ValueError("its calibration does not say how its images were taken")
     if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(about["train_images"]):
         raise ValueError("its calibration is of images that it does not name")
+
+
+@torch.inference_mode()
+def _try(model: AnomalyModel) -> None:
+    """Score one grey image, so that fitted state that does not go together fails here and not later."""
     height, width = model.preprocess.image_size
     image = torch.zeros(1, 3, height, width)
     # Not through the engine: it would prepare itself for a batch that never comes again.

@@ -73,7 +73,7 @@ def test_an_entry_that_the_backbone_does_not_give_is_computed_again(tmp_path, ch
 
 
 def entries(cache, *contents):
-    return [Entry(cache.key(content.encode()), (48.0, 64.0)) for content in contents]
+    return [Entry(cache.key(content.encode()), (48.0, 64.0, 0.5, 0.01)) for content in contents]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -85,7 +85,7 @@ def test_what_is_stored_comes_back_to_the_bit_and_in_its_layout(tmp_path, dtype,
     stored = entries(cache, "a", "b", "c")
     cache.store(stored, features)
     found = [cache.load(entry.key) for entry in stored]
-    assert all(it.facts == (48.0, 64.0) for it in found)
+    assert all(it.facts == (48.0, 64.0, 0.5, 0.01) for it in found)
     for mine, theirs in zip(stack(found), features, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
         assert mine.dtype == theirs.dtype
@@ -337,7 +337,7 @@ def test_aligned_images_keep_where_they_lie(tmp_path):
     dataset = CachedDataset(images, make_cache(tmp_path / "cache"))
     plain = fill_from(dataset, [5, 9])
     for (item, found, _), before in zip(dataset.__getitems__([5, 9]), plain, strict=True):
-        assert len(found.facts) == 12
+        assert len(found.facts) == 14
         assert torch.equal(item.mask, before.mask)
 
 

@@ -21,11 +21,11 @@ PREPROCESS = {
 }  # fmt: skip
 CALIBRATION = {
     "image_scores": [0.1, 0.5], "pixel_scores": [0.1, 0.5], "f1_threshold": None, "target_fpr": 0.1,
-    "absent": None, "promise": "marginal",
+    "absent": None, "promise": "marginal", "statistics": {"brightness": [0.5, 0.4], "sharpness": [0.01, 0.02]},
 }  # fmt: skip
 METADATA = {
-    "format": 1, "version": "0", "precision": "float32", "image_size": [SIDE, SIDE], "localizes": True,
-    "preprocess": PREPROCESS, "calibration": CALIBRATION,
+    "format": 2, "version": "0", "precision": "float32", "image_size": [SIDE, SIDE], "localizes": True,
+    "preprocess": PREPROCESS, "calibration": CALIBRATION, "calibrations": [],
 }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_an_onnx_file_of_another_program_is_refused(tmp_path):
         *({key: value for key, value in METADATA.items() if key != left_out} for left_out in METADATA),
         *(changed(calibration={k: v for k, v in CALIBRATION.items() if k != left_out}) for left_out in CALIBRATION),
         *(changed(preprocess={k: v for k, v in PREPROCESS.items() if k != left_out}) for left_out in PREPROCESS),
-        changed(format=2), changed(format=True), changed(format="1"), changed(calibration=[]), changed(preprocess=None),
+        changed(format=1), changed(format=True), changed(format="1"), changed(calibration=[]), changed(preprocess=None),
         changed(image_size=[SIDE]), changed(image_size=[SIDE, -1]), changed(image_size=[SIDE, 2 * SIDE]),
         changed(image_size=[10**9, 10**9], preprocess={**PREPROCESS, "resize": [10**9, 10**9]}),
         changed(localizes=1), changed(preprocess={**PREPROCESS, "_target_": "os.system"}),
@@ -139,6 +139,10 @@ def test_an_onnx_file_of_another_program_is_refused(tmp_path):
         changed(calibration={**CALIBRATION, "f1_threshold": "x"}),
         changed(calibration={**CALIBRATION, "target_fpr": 2.0}), changed(calibration={**CALIBRATION, "promise": "x"}),
         changed(preprocess={**PREPROCESS, "tiles": {"side": 8}}),
+        changed(calibration={**CALIBRATION, "statistics": {"brightness": [0.5]}}),
+        changed(calibration={**CALIBRATION, "statistics": {"brightness": [0.5, "x"]}}),
+        changed(calibration={**CALIBRATION, "statistics": {"another": [0.5, 0.4]}}),
+        changed(calibrations=[1]), changed(calibrations=[{"when": 1, "folder": "x"}]),
     ],
 )  # fmt: skip
 def test_metadata_that_cannot_be_used_is_refused(tmp_path, metadata):

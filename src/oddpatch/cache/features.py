@@ -31,7 +31,8 @@ class Entry(NamedTuple):
     """Under which name an image's features are kept, and what else is known of the image once it is decoded."""
 
     key: str
-    facts: tuple[float, ...]  # height and width; where it is aligned, also the registration's matrix and quality
+    # Height, width, brightness and sharpness; where it is aligned, also the registration's matrix and quality.
+    facts: tuple[float, ...]
 
 
 class Cached(NamedTuple):
@@ -72,7 +73,7 @@ class FeatureCache:
         >>> key = cache.key(b"the bytes of an image file")
         >>> cache.load(key) is None
         True
-        >>> cache.store([Entry(key, facts=(64.0, 64.0))], [torch.ones(1, 8, 6, 6)])
+        >>> cache.store([Entry(key, facts=(64.0, 64.0, 0.4, 0.01))], [torch.ones(1, 8, 6, 6)])
         >>> cache.load(key).features[0].shape
         torch.Size([8, 6, 6])
     """
@@ -215,7 +216,7 @@ def _cached(tensors: dict[str, Tensor], shapes: Sequence[tuple[int, ...]] | None
         len(maps) == len(tensors)
         and (layout.dtype, layout.shape) == (torch.bool, (len(maps),))
         and facts.dtype == torch.float64
-        and facts.shape in ((2,), (12,))
+        and facts.shape in ((4,), (14,))
         and all(one.is_floating_point() for one in maps)
         and (shapes is None or [tuple(one.shape) for one in maps] == [tuple(shape) for shape in shapes])
     )

@@ -21,7 +21,15 @@ LIBRARIES = (
     "torchvision",
 )  # fmt: skip
 #: Parts of oddpatch between a file and its features.
-SOURCES = ("data/alignment.py", "data/decoding.py", "data/roi.py", "data/transforms.py", "backbones", "cache")
+SOURCES = (
+    "data/alignment.py",
+    "data/decoding.py",
+    "data/light.py",
+    "data/roi.py",
+    "data/transforms.py",
+    "backbones",
+    "cache",
+)
 
 
 def fingerprint(model: "AnomalyModel", backbone: Any, device: torch.device) -> str:

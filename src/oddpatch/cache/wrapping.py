@@ -17,6 +17,7 @@ from oddpatch.cache.fingerprint import fingerprint
 from oddpatch.data.alignment import Registration
 from oddpatch.data.datamodule import PARTS, MVTecDataModule
 from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset
+from oddpatch.data.light import Light
 from oddpatch.data.transforms import Placement
 from oddpatch.errors import ConfigError
 from oddpatch.learning.scoring import AnomalyModule, RunningTrainer
@@ -87,16 +88,18 @@ class CachedDataset(DatasetWrapper):
         return CachedItem(item, entry=Entry(key, _facts(placement)) if key and unchanged else None)
 
     def _without_pixels(self, index: int, found: Cached) -> CachedItem:
-        height, width, *registered = found.facts
+        height, width, brightness, sharpness, *registered = found.facts
         registration = None
         if registered:
             registration = Registration(np.array(registered[:9]).reshape(3, 3), registered[9])
-        return CachedItem(self.dataset.without_pixels(index, Placement((int(height), int(width)), registration)), found)
+        placement = Placement((int(height), int(width)), Light(brightness, sharpness), registration)
+        return CachedItem(self.dataset.without_pixels(index, placement), found)
 
 
 def _facts(placement: Placement) -> tuple[float, ...]:
-    size, registration = (float(placement.size[0]), float(placement.size[1])), placement.registration
-    return size if registration is None else (*size, *registration.matrix.ravel().tolist(), registration.quality)
+    (height, width), light, registration = placement
+    known = (float(height), float(width), *light)
+    return known if registration is None else (*known, *registration.matrix.ravel().tolist(), registration.quality)
 
 
 class CachedFeatures:

@@ -41,6 +41,11 @@ class Registration(NamedTuple):
     matrix: Floats  # (3, 3), from the image's pixel (x, y, 1) to the reference's
     quality: float  # at most 1, see `Alignment.measure`
 
+    @property
+    def told(self) -> float:
+        """The quality as records and calibrations hold it, of four digits."""
+        return round(self.quality, 4)
+
 
 class Alignment:
     """Finds where images lie on a reference image, and moves them there.

@@ -412,9 +412,14 @@ class MVTecDataModule(LightningDataModule):
         return self._train.image(index)
 
     def gather(self) -> None:
-        """Learn of the files that other ranks left out; called on all of them."""
+        """Learn of the files that other ranks left out, and of what they read; called on all of them."""
         for dataset in (self._train, self._validation, self._test):
             Ranks().maximum_(dataset.outcome)
+            Ranks().maximum_(dataset.statistics)
+
+    def train_statistics(self, index: Tensor) -> Tensor:
+        """`oddpatch.data.light.STATISTICS` of training images that were read, (n, 2) or (n, 3); after `gather`."""
+        return self._train.statistics[index.cpu()]
 
     def teardown(self, stage: str) -> None:
         """Say which files were left out, and which masks show no defect."""

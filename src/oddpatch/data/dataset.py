@@ -12,6 +12,7 @@ from oddpatch.data.alignment import Registration
 from oddpatch.data.decoding import marks_background, read_mask
 from oddpatch.data.geometry import Size
 from oddpatch.data.layout import Sample
+from oddpatch.data.light import STATISTICS, Light
 from oddpatch.data.transforms import Placement, Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE, Batch
@@ -80,6 +81,10 @@ class MVTecDataset(Dataset[Item | None]):
         self.mask_threshold = mask_threshold
         #: What became of each item so far, in this process or its workers.
         self.outcome = torch.zeros(len(self.samples), dtype=torch.uint8).share_memory_()
+        #: (N, 2) or, where images are aligned, (N, 3): `oddpatch.data.light.STATISTICS` of the items so far, likewise;
+        #: -1 of any other.
+        count = len(STATISTICS) if preprocess.alignment else len(Light._fields)
+        self.statistics = torch.full((len(self.samples), count), -1.0, dtype=torch.float64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -113,7 +118,7 @@ class MVTecDataset(Dataset[Item | None]):
             DataError: the image or its mask is unusable.
         """
         image, placement = self.preprocess.prepare(self.samples[index].path)  # (3, h, w)
-        return self._item(index, image, self._mask(index, *placement)), placement
+        return self._placed(index, image, placement), placement
 
     def without_pixels(self, index: int, placement: Placement | None) -> Item:
         """The item at `index` with an image of (3, 0, 0), which is not decoded: for whoever knows its features.
@@ -121,8 +126,14 @@ class MVTecDataset(Dataset[Item | None]):
         Args:
             placement: as `decode` gave it; None for an empty mask, where nothing is measured on it.
         """
-        empty = torch.zeros(1, *self.preprocess.image_size, dtype=torch.uint8)
-        return self._item(index, torch.empty(3, 0, 0), self._mask(index, *placement) if placement else empty)
+        image = torch.empty(3, 0, 0)
+        if placement is None:
+            return self._item(index, image, torch.zeros(1, *self.preprocess.image_size, dtype=torch.uint8))
+        return self._placed(index, image, placement)
+
+    def _placed(self, index: int, image: Tensor, placement: Placement) -> Item:
+        self.statistics[index] = torch.tensor(placement.statistics, dtype=torch.float64)
+        return self._item(index, image, self._mask(index, placement.size, placement.registration))
 
     def _item(self, index: int, image: Tensor, mask: Tensor) -> Item:
         sample = self.samples[index]

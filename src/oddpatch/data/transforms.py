@@ -13,6 +13,7 @@ from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
 from oddpatch.data.filters import Axis
 from oddpatch.data.geometry import Geometry, Size, make_frame
+from oddpatch.data.light import Light, measure
 from oddpatch.data.resampling import resample, to_unit
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
@@ -22,10 +23,16 @@ LARGE = 2**24
 
 
 class Placement(NamedTuple):
-    """What decides how the mask of an image is prepared, beside the settings."""
+    """What decides how the mask of an image is prepared, beside the settings, and how the image was taken."""
 
     size: Size  # of the image in its file
+    light: Light
     registration: Registration | None = None  # onto the reference, where images are aligned
+
+    @property
+    def statistics(self) -> list[float]:
+        """Values of `oddpatch.data.light.STATISTICS`, as many as there are."""
+        return [*self.light, *([] if self.registration is None else [self.registration.told])]
 
 
 class Preprocess(nn.Module):
@@ -269,7 +276,7 @@ class Preprocess(nn.Module):
         return self.prepare(path)[0]
 
     def prepare(self, path: str | Path) -> tuple[Tensor, Placement]:
-        """Read an image file and prepare it: (3, h, w) float32, and where its mask belongs.
+        """Read an image file and prepare it: (3, h, w) float32, where its mask belongs, and its statistics.
 
         Raises:
             DataError: it cannot be read or prepared; the file is named.
@@ -277,7 +284,8 @@ class Preprocess(nn.Module):
         image = self.read(path)
         try:
             registration = self.register(image)
-            return self(image, registration), Placement((image.shape[1], image.shape[2]), registration)
+            size = (image.shape[1], image.shape[2])
+            return self(image, registration), Placement(size, measure(image.numpy()), registration)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
 

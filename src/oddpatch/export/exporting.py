@@ -144,6 +144,7 @@ def describe(model: AnomalyModel, about: dict[str, Any], precision: str, thresho
         "host": ["decode", "align", "resize", "frame"],
         "graph": ["normalise", "region", "features", "score", "smooth", "image score", "decision"],
         "preprocess": preprocess.settings(),
+        "calibrations": about.get("calibrations", []),
         "thresholds": {"image": threshold, "pixel": None if pixel is None else pixel.value},
         "calibration": {
             "image_scores": scores.image_scores.tolist(),
@@ -152,6 +153,7 @@ def describe(model: AnomalyModel, about: dict[str, Any], precision: str, thresho
             "target_fpr": float(scores.target_fpr),
             "promise": scores.promise,
             "absent": scores.absent,
+            "statistics": {name: values.tolist() for name, values in scores.statistics.items()},
         },
     }
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from oddpatch.data.decoding import Array, to_rgb_planes
 from oddpatch.data.host import HostPreprocess
+from oddpatch.data.light import STATISTICS
 from oddpatch.engines import openvino_core, threads
 from oddpatch.errors import CheckpointError, ConfigError, OddpatchError, ResourceError
 from oddpatch.inference.container import FORMAT, KEY, check_openvino, open_onnx, read_metadata
@@ -41,6 +42,7 @@ _FIELDS: dict[str, Any] = {
     "localizes": bool,
     "preprocess": dict,
     "calibration": dict,
+    "calibrations": list,
 }
 _CALIBRATION: dict[str, Any] = {
     "image_scores": list,
@@ -49,6 +51,7 @@ _CALIBRATION: dict[str, Any] = {
     "target_fpr": float,
     "absent": (str, type(None)),
     "promise": str,
+    "statistics": dict,
 }
 
 
@@ -191,6 +194,13 @@ def _check(metadata: dict[str, Any], path: Path) -> None:
         values = calibration[name]
         if not all(type(value) is float and math.isfinite(value) for value in values) or values != sorted(values):
             raise refuse(name)
+    for name, values in calibration["statistics"].items():
+        as_many = type(values) is list and len(values) == len(calibration["image_scores"])
+        if name not in STATISTICS or not as_many or not all(type(v) is float and math.isfinite(v) for v in values):
+            raise refuse("statistics")
+    for step in metadata["calibrations"]:
+        if not isinstance(step, dict) or not all(type(step.get(name)) is str for name in ("when", "folder")):
+            raise refuse("calibrations")
     if not 0 < calibration["target_fpr"] < 1:
         raise refuse("target_fpr")
     if calibration["promise"] not in PROMISES:
@@ -232,6 +242,7 @@ class ArtifactScorer(Preparing):
         self.calibration = GoodScores(
             np.array(known["image_scores"], np.float64), np.array(known["pixel_scores"], np.float64),
             math.nan if f1 is None else f1, known["target_fpr"], known["absent"], known["promise"],
+            {name: np.array(values, np.float64) for name, values in known["statistics"].items()},
         )  # fmt: skip
 
     def example(self) -> Prepared:

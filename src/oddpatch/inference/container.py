@@ -18,7 +18,7 @@ from oddpatch.errors import CheckpointError
 from oddpatch.files import parse_json
 
 #: Raised when older code could no longer read what is written.
-FORMAT = 1
+FORMAT = 2
 KEY, HASH_KEY = "oddpatch", "oddpatch.sha256"
 #: Tags of protocol buffers: a field of bytes, `metadata_props` of a model, and key and value of its entries.
 _BYTES, _METADATA, _ENTRY_KEY, _ENTRY_VALUE = 2, 14 << 3 | 2, 1 << 3 | 2, 2 << 3 | 2

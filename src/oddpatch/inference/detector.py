@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.decoding import read_file
+from oddpatch.data.light import Light, measure
 from oddpatch.errors import ConfigError, DataError, NameTooLongError
 from oddpatch.inference.artifact import is_artifact, load_artifact
 from oddpatch.inference.regions import Region, find_regions
@@ -49,6 +50,7 @@ class Detection:
     mask: NDArray[np.uint8] | None  # (H, W), 255 on the anomalous regions
     inspected: float  # share of the image that was looked at: less than 1 with a crop or a region of interest
     aligned: float | None  # quality with which it registered to the reference, of at most 1; None: without data.align
+    light: Light  # its brightness and sharpness
     seconds: float  # spent on it: decoding, its share of its batch, the decision; not waiting
     threshold: float | None = None  # which the score was compared with
 
@@ -281,11 +283,12 @@ class AnomalyDetector:
         if not maps:
             anomaly_map = mask = None
         is_anomalous = None if threshold is None else score > threshold
+        light = measure(image.original)
         seconds += time.perf_counter() - start
-        aligned = image.registration.quality if image.registration else None
+        aligned = image.registration.told if image.registration else None
         return Detection(
             score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, aligned,
-            seconds, threshold,
+            light, seconds, threshold,
         )  # fmt: skip
 
 

@@ -80,7 +80,8 @@ def to_record(frame: Frame, result: Detection | DataError) -> dict[str, Any]:
         "is_anomalous": result.is_anomalous,
         "regions": [region.to_dict() for region in result.regions],
         "inspected": round(result.inspected, 4),
-        **({} if result.aligned is None else {"aligned": round(result.aligned, 4)}),
+        **result.light._asdict(),
+        **({} if result.aligned is None else {"aligned": result.aligned}),
         "latency_ms": round(1000 * result.seconds, 2),
     }
 

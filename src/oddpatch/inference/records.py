@@ -16,8 +16,8 @@ from oddpatch.temporary import unwritable
 Record = dict[str, Any]
 #: The columns of CSV and Parquet, in order. A record of an image that could not be inspected has `path` and `error`.
 COLUMNS = (
-    "path", "score", "threshold", "p_value", "anomaly_score", "is_anomalous", "regions", "inspected", "latency_ms",
-    "error",
+    "path", "score", "threshold", "p_value", "anomaly_score", "is_anomalous", "regions", "inspected",
+    "brightness", "sharpness", "aligned", "latency_ms", "error",
 )  # fmt: skip
 #: Records of a part of a Parquet file.
 PART = 4096
@@ -115,6 +115,77 @@ def open_records(path: Path, resume: bool = False) -> Records:
             raise ConfigError(f"{path} exists: choose another name, or go on with it by --resume")
         records.resume()
     return records
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records that such a file holds, in its order, images that could not be inspected among them.
+
+    Regions are left out, and so are values that are not there, and half a last line of a process that still writes.
+
+    Raises:
+        ConfigError: the suffix is none of those of `open_records`.
+        DataError: there is no such file, or it holds something else.
+    """
+    readers = {".jsonl": _read_json_lines, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise ConfigError(f"{path}: the suffix sets the format of results: choose one of {', '.join(readers)}")
+    if not path.exists():
+        raise DataError(f"{path}: no such file: give results of oddpatch predict")
+    number = 0
+    try:
+        for record in readers[path.suffix](path):
+            if type(record) is not dict or type(record.get("path")) is not str:
+                raise ValueError("no record")
+            number += 1
+            yield {name: value for name, value in record.items() if name != "regions" and value is not None}
+    except (ValueError, TypeError, KeyError, csv.Error, OSError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} holds something else than results of `oddpatch predict` after record {number}: correct it, or "
+            "predict again"
+        ) from error
+
+
+def _read_json_lines(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield parse_json(line)
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8", newline="") as file:
+        whole = _Whole(file)
+        rows = _until_the_end(csv.reader(whole, strict=True), whole)
+        if tuple(next(rows, ())) != COLUMNS:
+            raise ValueError("other columns")
+        for cells in rows:
+            if not whole.ended_well:
+                return
+            row = dict(zip(COLUMNS, cells, strict=True))
+            record: Record = {"path": from_cell(row["path"])}
+            if row["error"]:
+                yield {**record, "error": from_cell(row["error"])}
+                continue
+            for name in set(COLUMNS) - {"path", "error", "regions", "is_anomalous"}:
+                record[name] = float(row[name]) if row[name] else None
+            record["is_anomalous"] = {"true": True, "false": False, "": None}[row["is_anomalous"]]
+            yield record
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = [name for name in COLUMNS if name != "regions"]
+    try:
+        for part in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(columns=names):
+                    yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
 
 
 def key(name: str) -> str:

@@ -195,7 +195,8 @@ class AnomalyModule(L.LightningModule):
                 f"fewer than {FEWEST} good images could be used: add good images and train again"
             )
             return
-        self.model.calibration.calibrate(scores, self.good_pixels.rows[0], index)
+        statistics = self.data.train_statistics(index)
+        self.model.calibration.calibrate(scores, self.good_pixels.rows[0], index, statistics)
 
     @property
     def train_paths(self) -> list[str]:

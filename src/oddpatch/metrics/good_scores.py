@@ -1,6 +1,7 @@
 """Scores of good images that a model was not fitted to: all that decisions and p-values need of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ class GoodScores:
     target_fpr: float  # wanted rate of false alarms
     absent: str | None  # why there is no threshold and what to do, where there is none
     promise: Promise = "marginal"  # of the rate, see `conformal_threshold`
+    #: (n,) each, in the order of the scores: those of `oddpatch.data.light.STATISTICS` that are known of their images.
+    statistics: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def calibrated(self) -> bool:

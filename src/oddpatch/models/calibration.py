@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from oddpatch.data.light import STATISTICS
 from oddpatch.errors import ConfigError
 from oddpatch.metrics.good_scores import GoodScores
 from oddpatch.metrics.thresholds import (
@@ -64,6 +65,7 @@ class Calibration(nn.Module):
     image_scores: Tensor
     pixel_scores: Tensor
     image_index: Tensor
+    image_statistics: Tensor
     f1_threshold: Tensor
 
     def __init__(
@@ -95,6 +97,8 @@ class Calibration(nn.Module):
         self.register_buffer("image_scores", torch.empty(0, dtype=torch.float64))  # (n,) ascending
         self.register_buffer("pixel_scores", torch.empty(0, dtype=torch.float64))  # (n,) ascending; none if no maps
         self.register_buffer("image_index", torch.empty(0, dtype=torch.int64))  # (n,) training image of each score
+        # (n, 2) or, where images are aligned, (n, 3): of each score's image `oddpatch.data.light.STATISTICS`.
+        self.register_buffer("image_statistics", torch.empty(0, 0, dtype=torch.float64))
         # F1-max threshold of labelled validation images; NaN if there were none.
         self.register_buffer("f1_threshold", torch.tensor(math.nan, dtype=torch.float64))
 
@@ -138,16 +142,21 @@ class Calibration(nn.Module):
         self.calibrate(nothing, nothing, nothing.long())
         log.warning("there is no threshold: %s", reason)
 
-    def calibrate(self, image_scores: Tensor, pixel_scores: Tensor, image_index: Tensor) -> None:
+    def calibrate(
+        self, image_scores: Tensor, pixel_scores: Tensor, image_index: Tensor, statistics: Tensor | None = None
+    ) -> None:
         """Keep the scores of good images.
 
         Args:
             image_scores: (n,).
             pixel_scores: (n,) what `max_excluding` gives of their maps; (0,) if they have none.
             image_index: (n,) which training images they are.
+            statistics: (n, 2) or (n, 3), see `oddpatch.data.light.STATISTICS`; None where they were not measured.
         """
         self.image_scores, order = image_scores.double().sort(stable=True)
         self.image_index = image_index.to(order.device)[order]
+        statistics = self.image_statistics.new_empty(len(order), 0) if statistics is None else statistics
+        self.image_statistics = statistics.double().to(order.device)[order]
         self.pixel_scores = pixel_scores.double().sort().values
 
     @property
@@ -159,7 +168,8 @@ class Calibration(nn.Module):
     def good_scores(self) -> GoodScores:
         """The scores apart from the model: what decisions are made by."""
         image, pixel = self.image_scores.cpu().numpy(), self.pixel_scores.cpu().numpy()
-        return GoodScores(image, pixel, float(self.f1_threshold), self.target_fpr, self.absent, self.promise)
+        columns = dict(zip(STATISTICS, self.image_statistics.T.cpu().numpy(), strict=False))  # (n,) each
+        return GoodScores(image, pixel, float(self.f1_threshold), self.target_fpr, self.absent, self.promise, columns)
 
     def image_at(self, target_fpr: float) -> Threshold:
         """Threshold of image scores for a wanted rate of false alarms."""
@@ -221,6 +231,13 @@ class Calibration(nn.Module):
         """
         if not self.calibrated:
             return
+        log.info("%s", self.in_words())
+        log.info("the threshold is the score of %s", ", ".join(names[i] for i in self.set_by))
+        if (doubt := self.doubt(names)) is not None:
+            log.warning("%s? If it is not, move it out of the training images and train again", doubt)
+
+    def in_words(self) -> str:
+        """The threshold and what it promises, in one line."""
         image = self.image
         note = ""
         if not image.supported:
@@ -228,31 +245,24 @@ class Calibration(nn.Module):
                 f"; {self.target_fpr:.3g} needs {image.num_needed} good images, {image.num_images} support "
                 f"{image.promised:.3g}"
             )
-        log.info(
-            "threshold %.4g: good images exceed it at a rate of %s %.3g on average, %.3g with 95 %% confidence "
-            "(%s promise, %s, %d good images)%s",
-            image.value,
-            "about" if self.fits_all else "at most",
-            image.fpr,
-            image.fpr_bound(),
-            self.promise,
-            self.method,
-            image.num_images,
-            note,
+        return (
+            f"threshold {image.value:.4g}: good images exceed it at a rate of "
+            f"{'about' if self.fits_all else 'at most'} {image.fpr:.3g} on average, {image.fpr_bound():.3g} with 95 % "
+            f"confidence ({self.promise} promise, {self.method}, {image.num_images} good images){note}"
         )
-        log.info("the threshold is the score of %s", ", ".join(names[i] for i in self.set_by))
-        if stands_out(self.image_scores.cpu()):
-            highest, following = self.image_scores[-1].item(), self.image_scores[-2].item()
-            log.warning(
-                "%s scores %.4g, the next highest good image %.4g: it looks unlike the rest, is it good? If it is not, "
-                "move it out of the training images and train again",
-                names[int(self.image_index[-1])],
-                highest,
-                following,
-            )
+
+    def doubt(self, names: Sequence[str]) -> str | None:
+        """A question about the good image of the highest score, if that stands out, see `stands_out`."""
+        if not stands_out(self.image_scores.cpu()):
+            return None
+        highest, following = self.image_scores[-1].item(), self.image_scores[-2].item()
+        return (
+            f"{names[int(self.image_index[-1])]} scores {highest:.4g}, the next highest good image {following:.4g}: it "
+            "looks unlike the rest, is it good"
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        for name in ("image_scores", "pixel_scores", "image_index"):
+        for name in ("image_scores", "pixel_scores", "image_index", "image_statistics"):
             if (stored := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
