@@ -11,7 +11,9 @@ from rich.console import Console
 from oddpatch import __version__
 from oddpatch.cli import backbone, data
 from oddpatch.cli.bench import bench
+from oddpatch.cli.calibrate import calibrate
 from oddpatch.cli.compare import compare
+from oddpatch.cli.drift import drift
 from oddpatch.cli.explain import explain
 from oddpatch.cli.export import export
 from oddpatch.cli.init import init
@@ -55,6 +57,8 @@ app.command()(init)
 app.command()(predict)
 app.command()(explain)
 app.command()(update)
+app.command()(calibrate)
+app.command()(drift)
 app.command()(export)
 app.command()(bench)
 app.command()(compare)

@@ -13,7 +13,7 @@ from oddpatch.checkpoint import read_checkpoint, write_checkpoint, written_by
 from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.factory import CHECKPOINT
+from oddpatch.factory import CHECKPOINT, checkpoint_of
 from oddpatch.inference.explain import restore_memory_bank
 from oddpatch.inference.throughput import in_order
 from oddpatch.metrics.thresholds import max_excluding
@@ -72,27 +72,71 @@ def update(
         model, detector, about = restore_memory_bank(run, trust, "update")
         before = len(detector.memory_bank)
         start = first_new = len(about["train_images"])
-        for batch in _batches(model, images, batch_size):
+        for batch, _ in _batches(model, images, batch_size):
             model.update(batch, torch.arange(start, start := start + len(batch)))  # (B, 3, h, w), (B,)
         detector.extend(coreset_size)
         thresholds = recalibrate(model, about, images, batch_size)
 
-        content = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
+        content = read_checkpoint(checkpoint_of(run))
         content["state_dict"].update({f"model.{key}": value for key, value in model.state_dict().items()})
         content["oddpatch"] = describe_update(about, model.calibration, run, folder, found)
-        write_checkpoint(content, scratch / "new" / CHECKPOINT)
-        while target.exists():  # another process was faster
-            target = new_version(run, out)
-        (scratch / "new").rename(target)
+        target = put_version(content, scratch, run, target, out)
     new = int((detector.source[:, 0] >= first_new).sum())
     return Update(target, len(images), before, len(detector.memory_bank), new, thresholds)
 
 
-def _batches(model: AnomalyModel, paths: Sequence[Path], batch_size: int) -> Iterator[Tensor]:
-    """Image files, prepared: (B, 3, h, w) each; the next are read meanwhile."""
-    with closing(in_order(model.preprocess.load, paths, batch_size)) as images:
+def _batches(model: AnomalyModel, paths: Sequence[Path], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Image files, prepared, (B, 3, h, w) each, and their statistics (B, k); the next are read meanwhile."""
+    with closing(in_order(model.preprocess.prepare, paths, batch_size)) as images:
         while batch := list(islice(images, batch_size)):
-            yield torch.stack(batch)
+            statistics = torch.tensor([placement.statistics for _, placement in batch], dtype=torch.float64)
+            yield torch.stack([image for image, _ in batch]), statistics
+
+
+class Scored(NamedTuple):
+    """Good images as a `Calibration` keeps them."""
+
+    scores: Tensor  # (n,)
+    pixels: Tensor  # (n,), or (0,) where the method makes no maps
+    statistics: Tensor  # (n, k)
+
+
+@torch.inference_mode()
+def score_good(
+    model: AnomalyModel, paths: Sequence[Path], batch_size: int, left_out: Sequence[int] | None = None
+) -> Scored:
+    """Score good images.
+
+    Args:
+        model: fitted.
+        paths: of the files.
+        batch_size: images scored at once.
+        left_out: which training images they are, to be scored as if they had not been fitted to; None for new images.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    scores, pixels, statistics = [], [], []
+    places = torch.tensor(left_out or [0] * len(paths)).split(batch_size)
+    for (batch, measured), place in zip(_batches(model, paths, batch_size), places, strict=True):
+        if left_out is None:
+            prediction = model(batch)
+        else:
+            prediction = model.detector.score_left_out(model.features(batch), place, model.preprocess.image_size)
+        scores.append(prediction.score)
+        if (maps := prediction.anomaly_map) is not None:
+            pixels.append(torch.from_numpy(max_excluding(maps[:, 0].float().numpy(), model.calibration.min_area)))
+        statistics.append(measured)
+    return Scored(torch.cat(scores), torch.cat(pixels) if pixels else torch.empty(0), torch.cat(statistics))
+
+
+def put_version(content: dict[str, Any], scratch: Path, run: Path, target: Path, out: Path | None) -> Path:
+    """Write a checkpoint into a folder in `scratch`, and move that to `target`, or to the next free version."""
+    write_checkpoint(content, scratch / "new" / CHECKPOINT)
+    while target.exists():  # another process was faster
+        target = new_version(run, out)
+    (scratch / "new").rename(target)
+    return target
 
 
 def new_version(run: Path, out: Path | None) -> Path:
@@ -159,17 +203,8 @@ def recalibrate(model: AnomalyModel, about: dict[str, Any], new: list[Path], bat
         reason = f"{absent[0]} is missing" if absent else "folds were fitted with calibration=cross"
         calibration.refuse(f"it was removed by an update, as {reason}: train again with calibration=leave_one_out")
         return f"thresholds removed: {reason}"
-    scores, pixels, places = [], [], torch.tensor(index)
-    for batch, place in zip(_batches(model, paths, batch_size), places.split(batch_size), strict=True):
-        with torch.inference_mode():
-            if calibration.method == "leave_one_out":
-                prediction = model.detector.score_left_out(model.features(batch), place, model.preprocess.image_size)
-            else:
-                prediction = model(batch)
-        scores.append(prediction.score)
-        assert prediction.anomaly_map is not None, "PatchCore makes maps"
-        pixels.append(torch.from_numpy(max_excluding(prediction.anomaly_map[:, 0].numpy(), calibration.min_area)))
-    calibration.calibrate(torch.cat(scores), torch.cat(pixels), places)
+    good = score_good(model, paths, batch_size, index if calibration.method == "leave_one_out" else None)
+    calibration.calibrate(good.scores, good.pixels, torch.tensor(index), good.statistics)
     return f"threshold {calibration.image.value:.4g}, set again on {len(paths)} good images left out of the memory bank"
 
 
