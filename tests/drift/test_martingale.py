@@ -54,7 +54,7 @@ def _bet_at(z):
 
 @pytest.mark.parametrize("allowed", [0.01, 0.05, 0.4])
 def test_bets_on_rejection_have_a_mean_of_one_at_the_allowed_share_and_less_below(allowed):
-    no, yes = bets_on_rejection(np.array([False, True]), allowed)
+    no, yes = bets_on_rejection(np.array([False, True]), np.array([allowed, allowed]))
     assert len(no) == len(EXCESSES)
     np.testing.assert_allclose(allowed * yes + (1 - allowed) * no, 1)
     assert (0.9 * allowed * yes + (1 - 0.9 * allowed) * no < 1).all()

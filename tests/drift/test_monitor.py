@@ -42,27 +42,34 @@ def watch(monitor, *parts):
 # -- against a plain reimplementation ---------------------------------------------------------------------------------
 
 
-def reference(known, values, draws, rejected, allowed, alarm_at):
+def reference(known, values, draws, threshold, defects, alarm_at):
     """Parts at which the score and the share of rejected parts raise alarms, by lists and loops.
 
-    `draws` gives the numbers that the monitor draws: one for each good image, then two for each accepted part.
+    `draws` gives the numbers that the monitor draws: one for each good image below the threshold, then two for each
+    part below it.
     """
-    normal, n = NormalDist(), len(known)
-    pairs = sorted((value, float(draws.random())) for value in known)
-    fell = [0] * (n + 1)
-    sums, shares, alarms = [10_000.0] * (len(SHIFTS) + len(SPREADS)), [0.0] * len(EXCESSES), {}
-    for part, (value, out) in enumerate(zip(values, rejected, strict=True)):
+    normal = NormalDist()
+    pairs = sorted((value, float(draws.random())) for value in known if value < threshold)
+    n, m = len(known), len(pairs)
+    fell = [0] * (m + 1)
+    sums, shares = [10_000.0] * (len(SHIFTS) + len(SPREADS)), [0.0] * len(EXCESSES)
+    alarms: dict[str, int] = {}
+    level = max(value for value in known if value <= threshold)
+    for part, value in enumerate(values):
+        out = value > threshold
+        higher = sum(other > level for other in [*known, *values[:part]])
+        allowed = defects + (1 - defects) * (1 + higher) / (1 + n + part)
         for k, excess in enumerate(EXCESSES):
             share = allowed + (1 - allowed) * excess
             shares[k] = (1 + shares[k]) * (share / allowed if out else (1 - share) / (1 - allowed))
         if sum(shares) / len(shares) >= alarm_at:
             alarms.setdefault("rejected", part)
-        if out:
+        if value >= threshold:
             continue
         tie, uniform = float(draws.random()), float(draws.random())
         gap = bisect_left(pairs, (value, tie))
-        seen = sum(fell) + n + 1
-        above = sum(fell[gap + 1 :]) + n - gap
+        seen = sum(fell) + m + 1
+        above = sum(fell[gap + 1 :]) + m - gap
         p_value = (above + (1 - uniform) * (1 + fell[gap])) / seen
         fell[gap] += 1
         z = -normal.inv_cdf(min(p_value, 1 - 1e-16))
@@ -89,7 +96,7 @@ def test_alarms_are_those_of_a_plain_reimplementation(decimals):
     found = watch(
         monitor, ({"score": x, "is_anomalous": bool(out)} for x, out in zip(line.tolist(), rejected, strict=True))
     )
-    expected = reference(np.sort(known), line.tolist(), RNG(5), rejected, 0.05, 10_000 / 0.01 * 2)
+    expected = reference(np.sort(known), line.tolist(), RNG(5), threshold, 0.05, 10_000 / 0.01 * 2)
     assert {drift.stream: drift.part for drift in found} == expected
     assert expected.keys() == {"score", "rejected"}
 
@@ -134,8 +141,11 @@ def test_a_camera_that_shows_one_picture_for_ever_is_noticed():
 def test_a_line_whose_parts_are_all_rejected_is_noticed_though_none_is_compared(record):
     record = {**next(records(1, 0)), **record}
     (drift,) = watch(DriftMonitor(good_scores(), 5.5), records(300, 1), [record] * 20)
-    assert (drift.stream, drift.since, drift.now, drift.before) == ("rejected", 300, 1.0, 0.05)
-    assert "share of rejected parts: 1 instead of up to 0.05 since part 301" in str(drift)
+    assert (drift.stream, drift.since, drift.now) == ("rejected", 300, 1.0)
+    above = int((good_scores().image_scores > 5.5).sum())
+    assert drift.before == pytest.approx(0.05 + 0.95 * (1 + above) / 201)
+    assert "drift of rejected parts: 1 instead of up to 0.05" in str(drift)
+    assert "since part 301" in str(drift)
 
 
 def test_memory_is_bounded_and_a_state_goes_on_to_the_last_bit():
@@ -172,7 +182,7 @@ def test_the_state_of_another_monitor_is_refused(change, told):
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="nothing to compare parts with: train again"):
         DriftMonitor(GoodScores(np.empty(0), np.empty(0), math.nan, 0.01, "train again"), None)
-    for setting in ({"rejects": 0.0}, {"false_alarms": 1.0}):
+    for setting in ({"defects": 0.0}, {"false_alarms": 1.0}):
         with pytest.raises(ConfigError, match="must lie between 0 and 1"):
             DriftMonitor(good_scores(), 5.5, **setting)
     with pytest.raises(ConfigError, match="no good image of the calibration scores below threshold=-9"):
@@ -194,4 +204,4 @@ def test_a_record_that_is_refused_leaves_the_monitor_as_it_was():
 
 def test_an_alarm_in_words():
     drift = Drift("brightness", 99, 80, 0.5, 0.25)
-    assert str(drift) == "drift of the brightness: 0.25 instead of 0.5 since part 81, noticed at part 100"
+    assert str(drift) == "drift of the brightness: 0.25 instead of 0.5 since part 81 (noticed at 100)"

@@ -23,7 +23,7 @@ def drift(
         Path,
         typer.Argument(help="What predict --results wrote with it: .jsonl, .csv or .parquet, parts in their order."),
     ],
-    rejects: Annotated[float, typer.Option(help="Share of the parts that may be rejected without an alarm.")] = 0.05,
+    defects: Annotated[float, typer.Option(help="Share of the parts that may be defective without an alarm.")] = 0.05,
     false_alarms: Annotated[float, typer.Option(help="Probability of a false alarm for every 10,000 parts.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the draws that put equal values in order.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -48,12 +48,14 @@ def drift(
         raise ConfigError(f"--out={out}: the picture is a PNG: choose a name that ends with .png")
     good, history = load_good_scores(run, trust or ())
     watched = watch(
-        read_records(predictions), good, predictions, rejects=rejects, false_alarms=false_alarms, seed=seed
+        read_records(predictions), good, predictions, defects=defects, false_alarms=false_alarms, seed=seed
     )  # fmt: skip
     if out is not None:
         from oddpatch.figures.drift import draw_drift
 
-        draw_drift(watched.values, good, watched.monitor.threshold, rejects, watched.alarms).save(out)
+        monitor = watched.monitor
+        alarms = {alarm.stream: (alarm.since, alarm.part) for alarm in watched.alarms}
+        draw_drift(watched.values, good, monitor.threshold, monitor.rejected.before, alarms).save(out)
     if as_json:
         typer.echo(json.dumps(_describe(watched, history), indent=2))
     else:
@@ -72,7 +74,7 @@ def _describe(watched: "Watched", history: list[dict[str, Any]]) -> dict[str, An
         "threshold": monitor.threshold,
         "calibrated_on": monitor.num_images,
         "calibrations": history,
-        "rejects": monitor.rejects,
+        "defects": monitor.defects,
         "false_alarms": monitor.false_alarms,
         "false_alarm_probability": monitor.false_alarm_probability,
         "seed": monitor.seed,
@@ -105,23 +107,22 @@ def _print(watched: "Watched", history: list[dict[str, Any]]) -> None:
     tell(f"compared with {counted(monitor.num_images, 'good image')}{below}")
     for step in history[-1:]:
         tell(f"calibrated {step['when']} on {step['folder']}")
-    tell(f"\n{'':<12}{'calibration':>13}{'latest':>10}{'evidence':>11}  drift")
+    typer.echo()
+    tell(f"{'':<12}{'calibration':>13}{'latest':>10}{'evidence':>11}  drift")
     for name, stream in monitor.watched.items():
         before = f"<= {stream.before:.4g}" if name == "rejected" else f"{stream.before:.4g}"
         drifted = monitor.drifted.get(name)
         told = "-" if drifted is None else f"since part {drifted.since + 1}, noticed at {drifted.part + 1}"
         share = min(stream.highest / monitor.alarm_at, 1)
         tell(f"{name:<12}{before:>13}{stream.level():>10.4g}{share:>11.2g}  {told}")
-    tell("")
+    typer.echo()
     for alarm in watched.alarms:
-        since = watched.names[alarm.since]
-        when = (
-            f", {datetime.fromtimestamp(watched.times[alarm.since], UTC):%Y-%m-%d %H:%M:%S} UTC"
-            if watched.times
-            else ""
-        )
-        tell(f"{alarm}; it began with about {since}{when}")
-    tell(
-        f"evidence: of an alarm, the highest so far; a false alarm among these parts has a probability of at most "
-        f"{monitor.false_alarm_probability:.2g}"
-    )  # fmt: skip
+        when = f", {_utc(watched.times[alarm.since])}" if watched.times else ""
+        tell(alarm.change)
+        tell(f"  since about part {alarm.since + 1}, {watched.names[alarm.since]}{when}")
+    tell("evidence is the highest so far, 1 an alarm; a false alarm among these parts")
+    tell(f"has a probability of at most {monitor.false_alarm_probability:.2g}")
+
+
+def _utc(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -56,10 +56,25 @@ def bets_on(p_value: Floats) -> Floats:
     return np.concatenate([shifted, spread], axis=-1)
 
 
-def bets_on_rejection(rejected: NDArray[np.bool_], allowed: float) -> Floats:
-    """(..., bets) of whether parts were rejected (...); each has a mean of 1 or less if `allowed` are."""
-    share = allowed + (1 - allowed) * np.array(EXCESSES)
-    return np.where(rejected[..., None], share / allowed, (1 - share) / (1 - allowed))
+def allowed_share(defects: float, above: Floats, weight: Floats) -> Floats:
+    """The most that the probability (...) can be with which the next part is rejected.
+
+    A good part is rejected with a probability of at most `above / weight`: by the urn, in which every earlier part that
+    was rejected counts as a good one; that makes the fraction larger, not smaller.
+
+    Args:
+        defects: probability with which a part is defective or cannot be inspected.
+        above: (...) 1, and good images and earlier parts above the highest good image that is accepted.
+        weight: (...) 1, and all good images and earlier parts.
+    """
+    return defects + (1 - defects) * above / weight
+
+
+def bets_on_rejection(rejected: NDArray[np.bool_], allowed: Floats) -> Floats:
+    """(..., bets) of whether parts were rejected (...); each has a mean of 1 or less if `allowed` (...) are."""
+    limit = allowed[..., None]
+    share = limit + (1 - limit) * np.array(EXCESSES)
+    return np.where(rejected[..., None], share / limit, (1 - share) / (1 - limit))
 
 
 class Evidence(NamedTuple):

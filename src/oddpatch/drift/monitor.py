@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.light import STATISTICS
-from oddpatch.drift.martingale import EXCESSES, SHIFTS, SPREADS, Evidence, bets_on, bets_on_rejection, urn_p_value
+from oddpatch.drift.martingale import (
+    EXCESSES,
+    SHIFTS,
+    SPREADS,
+    Evidence,
+    allowed_share,
+    bets_on,
+    bets_on_rejection,
+    urn_p_value,
+)
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.metrics.good_scores import GoodScores
 
@@ -27,16 +36,17 @@ class Drift(NamedTuple):
     stream: str  # "score", "brightness", "sharpness", "aligned" or "rejected"
     part: int  # at which it was noticed, counted from 0
     since: int  # the part with which the change most likely began
-    before: float  # median of the calibration; of "rejected" the share that is allowed
+    before: float  # median of the calibration; of "rejected" the highest share to be expected at the beginning
     now: float  # median since the change, of at most the latest 1000 accepted parts; of "rejected" the share since then
 
+    @property
+    def change(self) -> str:
+        """What has become of the stream, in words."""
+        what, was = ("rejected parts", "up to ") if self.stream == REJECTED else (f"the {self.stream}", "")
+        return f"drift of {what}: {self.now:.4g} instead of {was}{self.before:.4g}"
+
     def __str__(self) -> str:
-        what = f"share of {self.stream} parts" if self.stream == REJECTED else self.stream
-        was = "up to " if self.stream == REJECTED else ""
-        return (
-            f"drift of the {what}: {self.now:.4g} instead of {was}{self.before:.4g} since part {self.since + 1}, "
-            f"noticed at part {self.part + 1}"
-        )
+        return f"{self.change} since part {self.since + 1} (noticed at {self.part + 1})"
 
 
 class DriftMonitor:
@@ -44,19 +54,19 @@ class DriftMonitor:
 
     Each of several streams is tested for itself: the score and how the image was taken (brightness, sharpness, and the
     quality of the alignment where there is one) of *accepted* parts against those of the calibration, and the share of
-    *rejected* parts, those called anomalous or not inspected, against what is allowed. Parts above the threshold are
-    left out of the former, and so are good images of the calibration: what is left is exchangeable still, and defects
-    are no drift.
+    *rejected* parts, those called anomalous or not inspected, against the false alarms that are to be expected and the
+    share of defects. Parts above the threshold are left out of the former, and so are good images of the calibration:
+    what is left is exchangeable still, and defects are no drift.
 
     The probability that any stream raises a false alarm among t parts is at most `false_alarms` (1 + t / 10,000), if
     good images of the calibration and of the line are exchangeable (for scores left out of a fit, see docs/drift.md)
-    and a part is rejected with a probability of at most `rejects`. A stream raises one alarm: once the cause is found,
-    begin with a new monitor, on a new calibration where the line is right as it is.
+    and a part is defective, or cannot be inspected, with a probability of at most `defects`. A stream raises one alarm:
+    once the cause is found, begin with a new monitor, on a new calibration where the line is right as it is.
 
     Args:
         good: of the model's calibration, such as `AnomalyDetector(...).scorer.calibration`.
         threshold: by which parts are called anomalous; None if they are not.
-        rejects: share of the parts that may be rejected without an alarm, in (0, 1).
+        defects: share of the parts that may be defective or not inspected without an alarm, in (0, 1).
         false_alarms: probability of a false alarm for every 10,000 parts, and for the beginning, in (0, 1).
         seed: of the draws by which values that are equal are put in order.
 
@@ -80,16 +90,16 @@ class DriftMonitor:
         self,
         good: GoodScores,
         threshold: float | None,
-        rejects: float = 0.05,
+        defects: float = 0.05,
         false_alarms: float = 0.01,
         seed: int = 0,
     ) -> None:
         if not good.calibrated:
             raise ConfigError(f"there is nothing to compare parts with: {good.absent}")
-        for name, value in (("rejects", rejects), ("false_alarms", false_alarms)):
+        for name, value in (("defects", defects), ("false_alarms", false_alarms)):
             if not 0 < value < 1:
                 raise ConfigError(f"{name}={value} must lie between 0 and 1, such as 0.05")
-        self.rejects, self.false_alarms, self.seed, self.threshold = rejects, false_alarms, seed, threshold
+        self.defects, self.false_alarms, self.seed, self.threshold = defects, false_alarms, seed, threshold
         draw = np.random.default_rng(seed)
         accepted = good.image_scores < (math.inf if threshold is None else threshold)
         if not accepted.any():
@@ -98,7 +108,7 @@ class DriftMonitor:
             )
         columns = {"score": good.image_scores, **good.statistics}
         self.streams = {name: Stream(values[accepted], draw) for name, values in columns.items()}
-        self.rejected = Share(rejects)
+        self.rejected = Share(defects, good.image_scores, threshold)
         #: All of them, by name.
         self.watched: dict[str, Stream | Share] = {**self.streams, REJECTED: self.rejected}
         #: Good images of the calibration that accepted parts are compared with.
@@ -140,9 +150,12 @@ class DriftMonitor:
         self.parts += 1
         self.failed += failed
         self.anomalous += rejected and not failed
-        alarms = [self._alarm(REJECTED, self.rejected)] if self.rejected.add(rejected, part, self.alarm_at) else []
+        score = values.get("score", math.inf)
+        alarms = (
+            [self._alarm(REJECTED, self.rejected)] if self.rejected.add(rejected, score, part, self.alarm_at) else []
+        )
         # A score on the threshold is accepted, but no good image on it is compared with.
-        if not rejected and (self.threshold is None or values["score"] < self.threshold):
+        if not rejected and (self.threshold is None or score < self.threshold):
             alarms += [
                 self._alarm(name, self.streams[name])
                 for name, value in values.items()
@@ -163,7 +176,7 @@ class DriftMonitor:
         """All that was seen, in plain values for JSON, of bounded size."""
         return {
             "calibration": self._calibration,
-            "settings": [self.rejects, self.false_alarms, self.seed],
+            "settings": [self.defects, self.false_alarms, self.seed],
             "parts": [self.parts, self.failed, self.anomalous],
             "drifted": [list(drift) for drift in self.drifted.values()],
             "draw": self._draw.bit_generator.state,
@@ -178,7 +191,7 @@ class DriftMonitor:
         """
         try:
             same = state["calibration"] == self._calibration
-            if not same or list(state["settings"]) != [self.rejects, self.false_alarms, self.seed]:
+            if not same or list(state["settings"]) != [self.defects, self.false_alarms, self.seed]:
                 raise ConfigError(
                     "the state is that of a monitor of another calibration, threshold or settings: begin with a new one"
                 )
@@ -287,17 +300,43 @@ class Stream(_Watched):
 
 
 class Share(_Watched):
-    """Whether parts are rejected, against the share that may be."""
+    """Whether parts are rejected, against the share of defects and the false alarms to be expected.
 
-    def __init__(self, allowed: float) -> None:
+    Args:
+        defects: share of the parts that may be defective.
+        scores: (n,) of good images.
+        threshold: above which parts are rejected; None where only those are that cannot be inspected.
+    """
+
+    def __init__(self, defects: float, scores: NDArray[np.float64], threshold: float | None) -> None:
         super().__init__(len(EXCESSES), head_start=0)
-        self.before = allowed
+        self._defects = defects
+        self._level = math.inf if threshold is None else float(scores[scores <= threshold].max())
+        #: See `allowed_share`. Where scores do not decide, no good part is rejected.
+        self._above = 0 if threshold is None else 1 + int((scores > self._level).sum())
+        self._weight = 1 + len(scores)
+        self.before = self._allowed()
 
-    def add(self, rejected: bool, part: int, alarm_at: float) -> bool:
-        """Whether it raises an alarm."""
-        return self._see(float(rejected), bets_on_rejection(np.array(rejected), self.before), part, alarm_at)
+    def _allowed(self) -> float:
+        return float(allowed_share(self._defects, np.array(self._above), np.array(self._weight)))
+
+    def add(self, rejected: bool, score: float, part: int, alarm_at: float) -> bool:
+        """Whether it raises an alarm; the score of a part that was not inspected is infinite."""
+        bets = bets_on_rejection(np.array(rejected), np.array(self._allowed()))
+        self._above += score > self._level
+        self._weight += 1
+        return self._see(float(rejected), bets, part, alarm_at)
 
     def level(self, since: int = 0) -> float:
         """Share of the parts since a part, of those that are kept; NaN if there are none."""
         values = self._values_since(since)
         return float(np.mean(values)) if values else math.nan
+
+    def state(self) -> dict[str, Any]:
+        """See `_Watched`."""
+        return {**super().state(), "above": self._above, "weight": self._weight}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `_Watched`."""
+        super().restore(state)
+        self._above, self._weight = int(state["above"]), int(state["weight"])

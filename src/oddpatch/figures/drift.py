@@ -8,7 +8,6 @@ import numpy as np
 from oddpatch.figures.canvas import ALARM, FAINT, FONT, INK, Sheet
 
 if TYPE_CHECKING:
-    from oddpatch.drift.monitor import Drift
     from oddpatch.metrics.good_scores import GoodScores
 
 # Inches.
@@ -22,8 +21,8 @@ def draw_drift(
     values: Mapping[str, Sequence[float]],
     good: "GoodScores",
     threshold: float | None,
-    rejects: float,
-    alarms: "Sequence[Drift]",
+    rejected: float,
+    alarms: Mapping[str, tuple[int, int]],
 ) -> Sheet:
     """A row for each stream: its values, their median in stretches, and the middle 90 % of the calibration as a band.
 
@@ -33,8 +32,8 @@ def draw_drift(
         values: (parts,) of each stream, NaN where there is none; of "rejected" 0 or 1, shown as a share.
         good: the calibration.
         threshold: of scores.
-        rejects: share that may be rejected.
-        alarms: of all streams.
+        rejected: share that may be rejected.
+        alarms: of streams: the part with which the change most likely began, and the part at which it was noticed.
     """
     sheet = Sheet(LEFT + WIDTH + RIGHT, 0.5 + len(values) * ROW + 0.3)
     sheet.write(LEFT, 0.25, "Drift", size=11, weight="bold")
@@ -45,12 +44,12 @@ def draw_drift(
         axes = sheet.panel(LEFT, top + LABEL, WIDTH, ROW - LABEL - 0.12)
         stream = np.asarray(given, np.float64)
         parts = np.arange(1, len(stream) + 1)
-        own = [alarm for alarm in alarms if alarm.stream == name]
-        told = f"drift since part {own[-1].since + 1}" if own else "no drift"
+        own = alarms.get(name)
+        told = "no drift" if own is None else f"drift since part {own[0] + 1}"
         sheet.write(LEFT, top + 0.14, name, size=9, weight="bold")
         sheet.write(LEFT + WIDTH, top + 0.14, told, color=ALARM if own else FAINT, ha="right")
         if name == "rejected":
-            axes.axhline(rejects, color=FAINT, linewidth=0.8, linestyle="--")
+            axes.axhline(rejected, color=FAINT, linewidth=0.8, linestyle="--")
         else:
             kept = accepted & np.isfinite(stream)
             stream, parts = stream[kept], parts[kept]
@@ -64,9 +63,8 @@ def draw_drift(
         middle = np.mean if name == "rejected" else np.median
         lines = [(float(parts[piece].mean()), float(middle(stream[piece]))) for piece in pieces if len(piece)]
         axes.plot([x for x, _ in lines], [y for _, y in lines], color=INK, linewidth=1.2)
-        for alarm in own:
-            axes.axvline(alarm.since + 1, color=ALARM, linewidth=0.9, linestyle="--")
-            axes.axvline(alarm.part + 1, color=ALARM, linewidth=0.9)
+        for place, style in zip(own or (), ("--", "-"), strict=False):
+            axes.axvline(place + 1, color=ALARM, linewidth=0.9, linestyle=style)
         axes.set_xlim(0.5, max(len(given), 1) + 0.5)
         axes.tick_params(labelsize=7, left=True, bottom=True, length=2)
         axes.yaxis.set_major_locator(_locator(3))

@@ -42,7 +42,7 @@ def calibrate(
     stays.
 
     >>> from oddpatch.inference.update import good_images
-    >>> folder = Path("parts/good")
+    >>> folder = Path("data/tile/test/good")
     >>> calibrate(Path("housing"), good_images(folder), folder).folder.name
     'housing-v2'
 
