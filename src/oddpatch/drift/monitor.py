@@ -80,7 +80,7 @@ class DriftMonitor:
         >>> scores = np.random.default_rng(0).normal(size=(3, 200))
         >>> good = GoodScores(np.sort(scores[0]), np.empty(0), float("nan"), 0.01, None)
         >>> monitor = DriftMonitor(good, threshold=3.0)
-        >>> line = np.concatenate([scores[1], scores[2] + 1])  # something happens at part 200
+        >>> line = np.concatenate([scores[1], scores[2] + 1]).tolist()  # something happens at part 200
         >>> alarms = [alarm for score in line for alarm in monitor.add({"score": score, "is_anomalous": score > 3})]
         >>> [(drift.stream, 190 < drift.since < 210) for drift in alarms]
         [('score', True)]
