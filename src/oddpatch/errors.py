@@ -25,6 +25,7 @@ REMEDIES = {
 EXTRAS = {
     "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino", "pyod": "outlier",
     "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx",
+    "streamlit": "demo",
 }  # fmt: skip
 #: Modules that only training needs: a machine that inspects parts may leave them out, see docs/install.md.
 TRAINING = ("dotenv", "hydra", "lightning", "omegaconf", "torchmetrics")

@@ -13,6 +13,7 @@ from oddpatch.cli import backbone, data
 from oddpatch.cli.bench import bench
 from oddpatch.cli.calibrate import calibrate
 from oddpatch.cli.compare import compare
+from oddpatch.cli.demo import demo
 from oddpatch.cli.drift import drift
 from oddpatch.cli.explain import explain
 from oddpatch.cli.export import export
@@ -64,6 +65,7 @@ app.command()(bench)
 app.command()(compare)
 app.command()(report)
 app.command()(reproduce)
+app.command()(demo)
 
 
 def main() -> None:

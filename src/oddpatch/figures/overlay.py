@@ -28,29 +28,37 @@ class Outlined(Protocol):
         """Polygons of (x, y) around it."""
 
 
-def heatmap(normalized: NDArray[np.floating]) -> Picture:
+def heatmap(normalized: NDArray[np.floating], span: tuple[float, float] = (LOW, HIGH)) -> Picture:
     """The anomaly map alone as colours; grey where nothing is known.
 
     Args:
         normalized: (H, W) on the scale from 0 to 1, NaN where nothing is known.
+        span: values where the colours begin and end.
     """
-    colors = _colors(normalized)
+    colors = _colors(_level(normalized, span))
     colors[np.isnan(normalized)] = 128
     return colors
 
 
-def overlay(image: Picture, normalized: NDArray[np.floating] | None, regions: Sequence[Outlined]) -> Picture:
+def overlay(
+    image: Picture,
+    normalized: NDArray[np.floating] | None,
+    regions: Sequence[Outlined],
+    span: tuple[float, float] = (LOW, HIGH),
+) -> Picture:
     """The image under its anomaly map, with an outline and a box for each anomalous region.
 
     Args:
         image: (H, W, 3).
         normalized: (H, W), see `heatmap`; None where there is no map.
         regions: to be outlined.
+        span: see `heatmap`.
     """
     drawn = image.copy()
     if normalized is not None:
-        opacity = (OPACITY * np.minimum(2 * _level(normalized), 1))[..., None]
-        drawn = (drawn * (1 - opacity) + _colors(normalized) * opacity).round().astype(np.uint8)
+        level = _level(normalized, span)
+        opacity = (OPACITY * np.minimum(2 * level, 1))[..., None]
+        drawn = (drawn * (1 - opacity) + _colors(level) * opacity).round().astype(np.uint8)
     width = max(round(min(image.shape[:2]) / 300), 1)
     for region in regions:
         outlines = [np.array(contour, np.int32) for contour in region.contours]
@@ -61,9 +69,10 @@ def overlay(image: Picture, normalized: NDArray[np.floating] | None, regions: Se
     return drawn
 
 
-def _colors(normalized: NDArray[np.floating]) -> Picture:
-    return (colors_of(_level(normalized))[..., :3] * 255).round().astype(np.uint8)
+def _colors(level: NDArray[np.floating]) -> Picture:
+    return (colors_of(level)[..., :3] * 255).round().astype(np.uint8)
 
 
-def _level(normalized: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.nan_to_num((normalized - LOW) / (HIGH - LOW), nan=0).clip(0, 1)
+def _level(normalized: NDArray[np.floating], span: tuple[float, float]) -> NDArray[np.floating]:
+    low, high = span
+    return np.nan_to_num((normalized - low) / (high - low), nan=0).clip(0, 1)
