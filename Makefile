@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Paths are relative, so a checkout in a folder with spaces works.
 
-.PHONY: run test coverage check docs format clean
+.PHONY: run demo test coverage check docs format clean
 
 run: .venv/.installed
 	$(BIN)/python train.py $(ARGS)
+
+# A page in the browser; ARGS="RUN --port 8600" begins with a finished run.
+demo: .venv/.installed
+	$(BIN)/oddpatch demo $(ARGS)
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n auto $(ARGS)

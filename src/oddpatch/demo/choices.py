@@ -32,7 +32,7 @@ def backbones() -> dict[str, str]:
         if "package" in settings:
             packaged[path.stem] = f"{path.stem} (installed)"
         else:
-            others[path.stem] = f"{path.stem} (downloads its weights)"
+            others[path.stem] = f"{path.stem} (weights are downloaded once)"
     return packaged | others
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from oddpatch.demo import boards, choices, inspecting, server, uploads
+from oddpatch.demo import choices, inspecting, server, uploads
+from oddpatch.demo.boards import CATEGORY, DEFECTS
 from oddpatch.demo.inspecting import Inspected, Item, Memory
 from oddpatch.demo.sessions import SESSIONS, Session
 from oddpatch.demo.worker import Fit
@@ -88,9 +89,10 @@ def _set_up(session: Session) -> None:
             "Images", [BOARDS, OWN], default=BOARDS, required=True, disabled=fitting, key="source"
         )
         if source == BOARDS:
+            boards = server.setting.boards
             st.caption(
-                f"Rendered on this machine: {boards.TRAIN} good boards to learn from, {boards.TEST_GOOD} good and "
-                f"{4 * boards.TEST_PER_DEFECT} defective ones to inspect."
+                f"Rendered on this machine: {boards.train} good boards to learn from, {boards.test_good} good and "
+                f"{DEFECTS * boards.test_per_defect} defective ones to inspect."
             )
         else:
             _upload_good(session, fitting)
@@ -142,13 +144,13 @@ def _begin(session: Session, on_boards: bool, method: str, backbone: str) -> Non
     session.num_fits += 1
     session.run = session.folder / f"run-{session.num_fits}"
     settings: dict[str, Any] = {"model": method, "backbone": backbone, "data.batch_size": BATCH}
-    root = boards.root(server.setting.cache)
+    boards = server.setting.boards
     if on_boards:
-        settings["data"] = boards.CATEGORY
-        session.fit = Fit(boards.good_images(root), settings, session.run, boards=root)
+        settings["data"] = CATEGORY
+        session.fit = Fit(boards.good_images, settings, session.run, boards)
     else:
         session.fit = Fit(session.folder / "good", settings, session.run)
-    number = counted(boards.TRAIN if on_boards else len(session.good), "good image")
+    number = counted(boards.train if on_boards else len(session.good), "good image")
     session.doing = f"Fitting {choices.methods()[method]} to {number}, backbone {backbone}"
     session.on_boards, session.detector, session.memory = on_boards, None, None
     session.items, session.found, session.refused = [], [], []
@@ -185,7 +187,7 @@ def _finish(session: Session, fit: Fit) -> None:
         session.refused = [session.named(str(error))]
         return
     if session.on_boards:
-        session.items = [_item(sample) for sample in boards.test_images(boards.root(server.setting.cache))]
+        session.items = [_item(sample) for sample in server.setting.boards.test_images()]
     else:
         session.items = list(session.parts)
 
@@ -363,10 +365,13 @@ def _neighbours(session: Session, one: Inspected) -> None:
     assert session.detector is not None
     st.markdown("**Nearest good patches**")
     run = session.detector.run
-    try:
-        session.memory = session.memory or Memory(run)
-    except OddpatchError as error:
-        st.caption(_plain(str(error).replace(str(run), "This run")))
+    if session.memory is None:
+        try:
+            session.memory = Memory(run)
+        except OddpatchError as error:
+            session.memory = str(error).replace(str(run), "This run")
+    if isinstance(session.memory, str):
+        st.caption(_plain(session.memory))
         return
     names = {upload.path.name: upload.name for upload in session.good}
     for near in session.memory.nearest(one.item.path):

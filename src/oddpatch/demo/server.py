@@ -8,7 +8,8 @@ from typing import Any
 
 from oddpatch.api import HUB, AnomalyDetector
 from oddpatch.data.layout import Sample, is_category, scan
-from oddpatch.demo import boards, uploads
+from oddpatch.demo import uploads
+from oddpatch.demo.boards import STANDARD, Boards
 from oddpatch.demo.sessions import Sessions, Setting
 from oddpatch.errors import ConfigError
 from oddpatch.inference.artifact import is_artifact
@@ -21,12 +22,13 @@ sessions = Sessions()
 _UPLOAD = "/_stcore/upload_file/"
 
 
-def serve(run: str | None, port: int) -> None:
+def serve(run: str | None, port: int, boards: Boards = STANDARD) -> None:
     """Serve the page until the program is ended; the folders of all sessions are removed then.
 
     Args:
         run: see `oddpatch.AnomalyDetector.load`; None to fit in the page.
         port: on this machine.
+        boards: to work with when there are no other images.
 
     Raises:
         ConfigError: the port is taken, or the run has no threshold.
@@ -42,7 +44,7 @@ def serve(run: str | None, port: int) -> None:
     from starlette.middleware import Middleware
 
     with tempfile.TemporaryDirectory(prefix="oddpatch-demo-") as folder:
-        setting = Setting(Path(folder).resolve(), boards.CACHE, run)
+        setting = Setting(Path(folder).resolve(), boards, run)
         script = Path(__file__).with_name("app.py")
         app: Any = streamlit.App(script, middleware=[Middleware(UploadLimit, sessions=sessions)])
         app.run(config=settings(port))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oddpatch.api import AnomalyDetector
+from oddpatch.demo.boards import Boards
 from oddpatch.demo.inspecting import Inspected, Item, Memory
 from oddpatch.demo.uploads import BYTES, FILES, Upload
 from oddpatch.demo.worker import Fit
@@ -21,12 +22,12 @@ class Setting:
 
     Args:
         folder: of all sessions, for this user alone.
-        cache: where rendered boards are kept.
+        boards: to work with when there are no other images.
         run: a finished run to begin with; None to fit one first.
     """
 
     folder: Path
-    cache: Path
+    boards: Boards
     run: str | None = None
 
 
@@ -45,7 +46,7 @@ class Session:
     begun: list[Fit] = field(default_factory=list)  # the last fit, for the end of the session
     doing: str = ""  # what is fitted
     detector: AnomalyDetector | None = None
-    memory: Memory | None = None  # of the detector, once it was asked for
+    memory: Memory | str | None = None  # of the detector, once it was asked for; or why there is none
     num_files: int = 0  # that were uploaded
     num_bytes: int = 0
     num_fits: int = 0

@@ -1,14 +1,13 @@
 """Images that visitors upload: what is taken, and what is refused and why. Nobody's file name becomes a path."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
 
 from oddpatch.data.decoding import image_suffixes, missing_plugin, read_planes
 from oddpatch.data.reading import FileContent
-from oddpatch.errors import DataError
-from oddpatch.files import shown
+from oddpatch.errors import DataError, ResourceError
+from oddpatch.files import shown, write_whole
 from oddpatch.wording import counted
 
 #: What a session may upload: files, bytes of one file (a whole number of MiB) and of all, and pixels of an image.
@@ -61,14 +60,13 @@ def take(files: Iterable[Sent], folder: Path, count: int = 0, size: int = 0) -> 
             beyond += 1
             continue
         name = shorten(file.name)
+        path = folder / f"{count + len(kept):05}{PurePath(file.name).suffix.lower()}"
         try:
             content = _check(file, name, size)
-        except DataError as error:
-            refused.append(str(error))
+            write_whole(path, content)
+        except (DataError, ResourceError) as error:
+            refused.append(str(error).replace(str(path), name))
             continue
-        path = folder / f"{count + len(kept):05}{PurePath(file.name).suffix.lower()}"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as out:
-            out.write(content)
         kept.append(Upload(name, path))
         size += len(content)
     if beyond:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from oddpatch.demo.boards import Boards
 from oddpatch.ending import ending_when_told
 from oddpatch.errors import in_one_line
 
@@ -29,15 +30,15 @@ class Fit:
         images: folder of good images, below a folder of its own.
         settings: by their names in the config.
         run: folder to write the run to.
-        boards: where to render circuit boards first, if they are not there yet; None renders none.
+        boards: to be rendered first, if they are not there yet.
 
     Attributes:
         done, total, what: how far it has come, and with what.
         error: one line that says why it failed; None as long as it has not.
     """
 
-    def __init__(self, images: Path, settings: dict[str, Any], run: Path, boards: Path | None = None) -> None:
-        job = {"images": str(images), "settings": settings, "run": str(run), "boards": boards and str(boards)}
+    def __init__(self, images: Path, settings: dict[str, Any], run: Path, boards: Boards | None = None) -> None:
+        job = {"images": str(images), "settings": settings, "run": str(run), "boards": boards}
         self.run = run
         self.done, self.total, self.what = 0, 1, "starting"
         self.error: str | None = None
@@ -114,10 +115,10 @@ def _end_with_parent() -> None:
 
 
 def _fit(job: dict[str, Any], tell: Any) -> None:
-    from oddpatch.demo import boards, reporting
+    from oddpatch.demo import reporting
 
     if job["boards"] is not None:
-        boards.render(Path(job["boards"]), lambda done, total: tell(done=done, total=total, what="rendering boards"))
+        Boards(*job["boards"]).render(lambda done, total: tell(done=done, total=total, what="rendering boards"))
     tell(done=0, total=1, what="loading the network")
     from oddpatch import fitting  # which loads Lightning and Hydra
 
