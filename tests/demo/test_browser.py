@@ -94,8 +94,8 @@ def number_of(page, label):
 
 def upload(page, files):
     page.locator("input[type=file]").last.set_input_files(files)
-    page.get_by_test_id("stFileUploaderFile").first.wait_for()
-    page.wait_for_timeout(1000)  # the button is enabled once more when all are there
+    page.get_by_test_id("stFileChip").first.wait_for()
+    playwright.expect(page.get_by_test_id("stFileChipIconSpinner")).to_have_count(0)
 
 
 def test_boards_are_fitted_inspected_and_looked_at(page):

@@ -176,6 +176,15 @@ def test_a_part_that_cannot_be_inspected_is_named_and_the_others_are_shown(page,
     assert str(page.folder) not in texts(opened)
 
 
+def test_files_that_were_turned_away_while_being_sent_are_counted_in_a_line(page, run, tiles):
+    opened = page(run)
+    opened.session_state["session"].turned_away = 9500
+    opened.file_uploader(key="parts").set_value(as_files(tiles / "tile/test/spot"))
+    next(button for button in opened.button if button.label == "Inspect").click().run()
+    assert [warning.value.partition("\\:")[0] for warning in opened.warning] == ["9500 files refused while being sent"]
+    assert opened.session_state["session"].turned_away == 0
+
+
 def test_more_visitors_than_there_is_room_for_are_asked_to_wait(page, run, monkeypatch):
     monkeypatch.setattr(sessions, "SESSIONS", 0)
     opened = page(run)
@@ -302,6 +311,7 @@ def test_a_session_takes_so_many_files_and_bytes_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(sessions, "BYTES", 100)
     session = sessions.Sessions().open("a", tmp_path)
     assert [session.expect(str(number), 10) for number in range(6)] == [True] * 4 + [False] * 2
+    assert session.turned_away == 2
     assert session.expect("0", 10)  # sent once more
     session.waiting.clear()
     assert [session.expect(str(number), 60) for number in range(3)] == [True, True, False]

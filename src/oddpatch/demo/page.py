@@ -135,6 +135,10 @@ def _take(session: Session, files: Sequence[Any], folder: str) -> list[uploads.U
     session.num_bytes += sum(one.path.stat().st_size for one in taken)
     for file in files:
         session.waiting.pop(file.file_id, None)
+    if session.turned_away:
+        away, session.turned_away = counted(session.turned_away, "file"), 0
+        limits = f"a session holds {uploads.FILES} images of {uploads.BYTES // 2**20} MiB in all"
+        session.refused.append(f"{away} refused while being sent: {limits}")
     return taken
 
 

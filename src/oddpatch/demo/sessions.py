@@ -50,6 +50,7 @@ class Session:
     num_files: int = 0  # that were uploaded
     num_bytes: int = 0
     num_fits: int = 0
+    turned_away: int = 0  # files that were more than it may hold, since others were taken
     waiting: dict[str, int] = field(default_factory=dict)  # bytes of files that were sent and not taken yet
 
     @property
@@ -71,6 +72,7 @@ class Session:
         """Whether a file may be sent: not beyond what a session holds, apart from one more that is refused by name."""
         others = [bytes_ for name, bytes_ in self.waiting.items() if name != file]
         if self.num_files + len(others) > FILES or self.num_bytes + sum(others) > BYTES:
+            self.turned_away += 1
             return False
         self.waiting[file] = size
         return True
