@@ -63,7 +63,7 @@ def served(tmp_path_factory):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said = []
+    said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
     reader.start()
     for _ in range(600):

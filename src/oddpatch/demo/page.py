@@ -98,9 +98,11 @@ def _set_up(session: Session) -> None:
             _upload_good(session, fitting)
         left, right = st.columns(2)
         methods, backbones = choices.methods(), choices.backbones()
-        method = left.selectbox("Method", list(methods), format_func=methods.get, disabled=fitting, key="method")
+        method = left.selectbox(
+            "Method", list(methods), format_func=methods.__getitem__, disabled=fitting, key="method"
+        )
         backbone = right.selectbox(
-            "Backbone", list(backbones), format_func=backbones.get, disabled=fitting, key="backbone"
+            "Backbone", list(backbones), format_func=backbones.__getitem__, disabled=fitting, key="backbone"
         )
         missing = FEWEST - len(session.good) if source == OWN else 0
         if missing > 0:
@@ -369,6 +371,7 @@ def _neighbours(session: Session, one: Inspected) -> None:
     assert session.detector is not None
     st.markdown("**Nearest good patches**")
     run = session.detector.run
+    assert run is not None, "it was loaded from a run"
     if session.memory is None:
         try:
             session.memory = Memory(run)

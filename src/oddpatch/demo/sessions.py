@@ -64,7 +64,8 @@ class Session:
 
     def named(self, text: str) -> str:
         """A message with the names that were uploaded in place of paths."""
-        for path, name in [(one.path, one.name) for one in (*self.good, *self.parts)]:
+        uploaded = {one.path: one.name for one in self.good} | {one.path: one.name for one in self.parts}
+        for path, name in uploaded.items():
             text = text.replace(str(path), name)
         return text.replace(f"{self.folder}/", "")
 
