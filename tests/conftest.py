@@ -111,6 +111,20 @@ def make_dataset(root: Path, good: int = 12, test_good: int = 5, defects: int = 
     return folder
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What needs a package of the system is run where it is asked for, and skipped elsewhere, installed or not."""
+    if "system" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("system"):
+                item.add_marker(pytest.mark.skip(reason="needs packages of the system: run by make test-system"))
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program, or the end of a test that needs it."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    return found or pytest.skip(f"{name} is not installed: apt-get install {package}")
+
+
 @pytest.fixture(autouse=True)
 def absl_leaves_the_captured_streams_open() -> None:
     """Hydra closes every log handler there is; absl's, which TensorBoard brings, closes the stream it began with."""

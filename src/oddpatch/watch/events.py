@@ -1,6 +1,7 @@
 """What a watch says: an event for each frame it judged, and at any moment how it stands."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ class Verdict(StrEnum):
 class Event:
     """One frame and what was decided."""
 
-    id: str  # no other event has it, also after a restart: by this a receiver knows a repetition
+    id: str  # letters, digits and hyphens; unique also after a restart: by this a receiver knows a repetition
     source: str  # as it may be shown: without credentials
     number: int  # of the frame since the watch began, counting those that were dropped
     time: float  # when the frame was captured, in seconds since the epoch
@@ -31,6 +32,24 @@ class Event:
     record: dict[str, Any]  # the fields of `predict`'s line of JSON
     image: NDArray[Any] | None = None  # (3, H, W); None where there was none
     detection: Detection | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as JSON has it, without its arrays."""
+        return {
+            "id": self.id,
+            "source": self.source,
+            "number": self.number,
+            "time": self.time,
+            "delay": round(self.delay, 4),
+            "verdict": self.verdict.value,
+            **self.record,
+        }
+
+    @property
+    def stem(self) -> str:
+        """What files of this event are called: names sort by time (UTC)."""
+        when = datetime.fromtimestamp(self.time, UTC)
+        return f"{when:%Y%m%dT%H%M%S}.{when.microsecond // 1000:03}Z_{self.verdict}_{self.id}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,5 @@
+"""A watch as web pages: how it stands, for people and for machines that ask."""
+
+from oddpatch.watch.serving.server import Server
+
+__all__ = ["Server"]
