@@ -11,8 +11,8 @@ from alarms import make_event, wait_until
 from conftest import ROOT
 from PIL import Image
 
-from oddpatch.errors import ConfigError
-from oddpatch.watch.drawing import to_jpeg
+from oddpatch.errors import ConfigError, ResourceError
+from oddpatch.watch.drawing import to_jpeg, to_png
 from oddpatch.watch.events import Verdict
 from oddpatch.watch.sinks import make_sinks
 from oddpatch.watch.sinks.pictures import BACKLOG, INDEX, Pictures
@@ -190,14 +190,18 @@ def test_one_watch_writes_into_a_folder(tmp_path):
 
 
 def test_the_list_is_written_to_disk_before_the_picture(tmp_path, monkeypatch):
-    def fail(*_):
-        raise KeyboardInterrupt
+    def look(path, data):
+        listed.append(sink._index.execute("SELECT size FROM pictures WHERE name = ?", (path.name,)).fetchone())
+        raise ResourceError("full")
 
+    listed = []
     sink = Pictures(tmp_path)
-    monkeypatch.setattr("oddpatch.watch.sinks.pictures.write_whole", fail)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("oddpatch.watch.sinks.pictures.write_whole", look)
+    with pytest.raises(ResourceError):
         sink._write(make_event())
-    assert sink._index.execute("SELECT count(*) FROM pictures").fetchone() == (2,)
+    assert listed == [(len(to_png(make_event().image)),)]
+    assert sink._index.execute("SELECT count(*) FROM pictures").fetchone() == (0,)
+    assert sink._bytes == 0
 
 
 @pytest.mark.parametrize("longest", [1280, 32])
