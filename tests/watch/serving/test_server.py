@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Verdict
-from oddpatch.watch.serving import Server, live, server
+from oddpatch.watch.serving import Server, app, live, server
 
 TOKEN = "a-token-of-some-length"
 PATHS = ["/", "/state", "/healthz", "/metrics", "/frames/e-00001.jpg"]
@@ -229,7 +229,7 @@ def test_the_page_brings_all_it_needs(start):
     for path in re.findall(r'(?:src|href)="(/[^"]+)"', page):
         code, headers, _ = running.get(path)
         assert code == 200
-        assert headers["Content-Type"].split(";")[0] in ("text/css", "text/javascript")
+        assert headers["Content-Type"].split(";")[0] in app.ASSETS.values()
 
 
 def test_there_is_nothing_else(start):

@@ -31,7 +31,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 #: Files of the page, which hold nothing of the watch.
-ASSETS = {"/page.css": "text/css", "/page.js": "text/javascript"}
+ASSETS = {"/page.css": "text/css", "/page.js": "text/javascript", "/icon.svg": "image/svg+xml"}
 #: Names by which a browser on this machine asks. Another that leads here is of somebody who wants to read the answers.
 HOSTS = ("localhost", "127.0.0.1", "::1")
 

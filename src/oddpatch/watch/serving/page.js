@@ -50,21 +50,20 @@ function chart(state) {
   const limits = Object.entries(state.thresholds);
   svg.replaceChildren();
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  const values = [...points.map((point) => point[1]), ...limits.map((limit) => limit[1])];
+  at("limits").replaceChildren();
+  for (const [verdict, value] of limits) make(at("limits"), "span", {class: verdict}, `${verdict} above ${number(value)}`);
   if (!points.length) return;
-  let low = Math.min(...values), high = Math.max(...values);
-  const margin = (high - low || Math.abs(high) || 1) * 0.08;
-  low = low >= 0 ? Math.max(low - margin, 0) : low - margin;
-  high += margin;
+  const scores = points.map((point) => point[1]), reject = state.thresholds.reject;
+  const step = nice(Math.max(...scores, ...limits.map((limit) => limit[1])) - Math.min(0, ...scores), reject);
+  const low = Math.floor(Math.min(0, ...scores) / step) * step, high = low + 4 * step;
   const left = 44, right = width - 6, top = 8, bottom = height - 20;
   const first = points[0][0], span = Math.max(points[points.length - 1][0] - first, 1);
   const x = (time) => left + ((right - left) * (time - first)) / span;
-  const y = (score) => bottom - ((bottom - top) * (score - low)) / (high - low);
-  for (let step = 0; step <= 4; step++) {
-    const value = low + ((high - low) * step) / 4;
+  const y = (score) => bottom - ((bottom - top) * (Math.min(score, high) - low)) / (high - low);
+  for (let value = low; value < high + step / 2; value += step) {
     make(svg, "line", {class: "grid", x1: left, x2: right, y1: y(value), y2: y(value)});
     make(svg, "text", {x: left - 6, y: y(value) + 4, "text-anchor": "end"},
-      value.toLocaleString("en", {maximumSignificantDigits: 3}));
+      (value > high - step / 2 && Math.max(...scores) > high ? "≥" : "") + number(value));
   }
   for (const [where, anchor] of [[0, "start"], [1, "end"]])
     make(svg, "text", {x: where ? right : left, y: height - 4, "text-anchor": anchor}, clock(first + span * where));
@@ -74,12 +73,16 @@ function chart(state) {
     const dot = make(svg, "circle", {class: verdict, cx: x(time), cy: y(score), r: 3.5});
     make(dot, "title", {}, `${clock(time)}  ${number(score)}  ${verdict}`);
   }
-  for (const [verdict, value] of limits) {
-    const group = svg.appendChild(document.createElementNS(SVG, "g"));
-    group.setAttribute("class", verdict);
-    make(group, "line", {class: "limit", x1: left, x2: right, y1: y(value), y2: y(value)});
-    make(group, "text", {x: left + 4, y: y(value) + (verdict === "warn" ? 13 : -5)}, `${verdict} above ${number(value)}`);
-  }
+  for (const [verdict, value] of limits)
+    make(svg, "line", {class: `limit ${verdict}`, x1: left, x2: right, y1: y(value), y2: y(value)});
+}
+
+// A quarter of the height of the chart, 1, 2 or 5 times a power of ten. Scores beyond three times the threshold are
+// drawn at the upper edge: what matters is how near to the thresholds the others are.
+function nice(range, reject) {
+  const wanted = Math.min(range, reject > 0 ? 3 * reject : range) / 4 || 1;
+  const power = 10 ** Math.floor(Math.log10(wanted));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= wanted * 0.999);
 }
 
 const score = (frame) => (frame.error ? "not inspected" : `score ${number(frame.score)}`);
