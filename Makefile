@@ -3,7 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Paths are relative, so a checkout in a folder with spaces works.
 
-.PHONY: run demo test coverage check docs format clean
+# Programs that tests marked `system` run, each with the package of Debian that has it.
+SYSTEM := mosquitto:mosquitto chromium:chromium openssl:openssl
+FIND_MISSING = PATH="$$PATH:/usr/sbin"; missing=; for pair in $(SYSTEM); do \
+	command -v $${pair%:*} > /dev/null || missing="$$missing $${pair\#*:}"; done
+
+.PHONY: run demo test test-system coverage check docs format clean
 
 run: .venv/.installed
 	$(BIN)/python train.py $(ARGS)
@@ -14,6 +19,13 @@ demo: .venv/.installed
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# Installs what is missing where it may, and says what is missing where it may not: tests that need it are skipped.
+test-system: .venv/.installed
+	@$(FIND_MISSING); if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; fi; true
+	@$(FIND_MISSING); [ -z "$$missing" ] || echo "missing:$$missing. As root: apt-get install$$missing" >&2
+	$(BIN)/python -m pytest -m system -rs $(ARGS)
 
 coverage: .venv/.installed
 	rm -f .coverage .coverage.*

@@ -56,18 +56,18 @@ class Receiver:
 
     Attributes:
         answers: status codes with headers for the next requests, or "hang"; 200 for all others.
-        received: (headers, body) of the requests that were answered by 2xx.
+        received: (headers, body) of the requests that were answered by 2xx; of several servers if it is given.
         asked: of all requests.
     """
 
-    def __init__(self, port=0):
-        self.answers, self.received, self.asked = [], [], []
+    def __init__(self, port=0, received=None):
+        self.answers, self.received, self.asked = [], [] if received is None else received, []
         self._release = threading.Event()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 receiver.asked.append((dict(self.headers), body, self.path))
                 answer = receiver.answers.pop(0) if receiver.answers else 200
                 if answer == "hang":

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -74,9 +75,10 @@ class Mqtt(Sender):
                 raise Unanswered(self._why)
             self._reasons.clear()
             self._published = alarm, self._client.publish(self._alarms, alarm.body, qos=1)
-        info = self._published[1]
+        info, end = self._published[1], time.monotonic() + SILENCE
         try:
-            info.wait_for_publish(SILENCE)
+            while not info.is_published() and self._connected.is_set() and time.monotonic() < end:
+                info.wait_for_publish(0.5)
         except (RuntimeError, ValueError) as error:  # it broke this moment; paho has the message, and repeats it
             raise Unanswered(str(error)) from None
         if not info.is_published():
