@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,9 @@ class Receiver:
     """
 
     def __init__(self, port=0, received=None):
-        self.answers, self.received, self.asked = [], [] if received is None else received, []
+        self.received: list[Any] = [] if received is None else received
+        self.answers: list[Any] = []
+        self.asked: list[Any] = []
         self._release = threading.Event()
         receiver = self
 
@@ -129,4 +132,4 @@ def send(kind, url, queue, first, count):
 
 
 if __name__ == "__main__":
-    send(*sys.argv[1:4], int(sys.argv[4]), int(sys.argv[5]))
+    send(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

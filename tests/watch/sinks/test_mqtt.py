@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alarms import make_event, wait_until
@@ -104,7 +105,8 @@ class Listener:
         from paho.mqtt.packettypes import PacketTypes
         from paho.mqtt.properties import Properties
 
-        self.messages, self.ready = [], False
+        self.messages: list[Any] = []
+        self.ready = False
         self.client = Client(CallbackAPIVersion.VERSION2, name, protocol=MQTTv5)
         kept = Properties(PacketTypes.CONNECT)
         kept.SessionExpiryInterval = 3600

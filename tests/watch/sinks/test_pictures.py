@@ -194,7 +194,7 @@ def test_the_list_is_written_to_disk_before_the_picture(tmp_path, monkeypatch):
         listed.append(sink._index.execute("SELECT size FROM pictures WHERE name = ?", (path.name,)).fetchone())
         raise ResourceError("full")
 
-    listed = []
+    listed: list[object] = []
     sink = Pictures(tmp_path)
     monkeypatch.setattr("oddpatch.watch.sinks.pictures.write_whole", look)
     with pytest.raises(ResourceError):
@@ -209,7 +209,7 @@ def test_an_overlay_shows_the_region_where_it_is(longest):
     event = make_event(0)
     event.image[:] = 128
     event.detection.normalized_map[:] = 0
-    picture = np.asarray(Image.open(io.BytesIO(to_jpeg(event, longest))), int)
+    picture = np.asarray(Image.open(io.BytesIO(to_jpeg(event, longest)))).astype(int)
     scale = picture.shape[1] / 64
     assert picture.shape[:2] == (round(48 * scale), round(64 * scale))
     changed = np.argwhere(np.abs(picture - 128).sum(axis=2) > 120)

@@ -38,6 +38,8 @@ class Live:
         thresholds: Mapping[Verdict, float] | None = None,
     ) -> None:
         self.status, self.sinks, self.thresholds = status, tuple(sinks), dict(thresholds or {})
+        if self.thresholds.get(Verdict.WARN) == self.thresholds.get(Verdict.REJECT):
+            self.thresholds.pop(Verdict.WARN, None)  # there are no warnings
         self._lock = threading.Lock()
         self._points: deque[list[Any]] = deque(maxlen=POINTS)  # [second, highest score, worst verdict]
         self._newest: Event | None = None

@@ -13,9 +13,9 @@ QUEUE = Path("watch")
 def make_sinks(
     webhook: str | None = None,
     mqtt: str | None = None,
-    pictures: Path | None = None,
+    pictures: str | Path | None = None,
     pictures_mb: int = 1000,
-    queue: Path = QUEUE,
+    queue: str | Path = QUEUE,
 ) -> list[Sink]:
     """The sinks that are asked for, at work. Close each in the end.
 
@@ -29,17 +29,17 @@ def make_sinks(
     Raises:
         ConfigError, DataError, ResourceError: one cannot be used as it is; none is at work then.
     """
-    album = None if pictures is None else Pictures(pictures, pictures_mb)
-    settings = {} if album is None else {"picture": album.picture}
+    album = None if pictures is None else Pictures(Path(pictures), pictures_mb)
+    picture = None if album is None else album.picture
     sinks: list[Sender | Pictures] = [] if album is None else [album]
     if webhook is not None:
         from oddpatch.watch.sinks.webhook import Webhook
 
-        sinks.append(Webhook(webhook, queue / "webhook.sqlite", **settings))
+        sinks.append(Webhook(webhook, Path(queue) / "webhook.sqlite", picture=picture))
     if mqtt is not None:
         from oddpatch.watch.sinks.mqtt import Mqtt
 
-        sinks.append(Mqtt(mqtt, queue / "mqtt.sqlite", **settings))
+        sinks.append(Mqtt(mqtt, Path(queue) / "mqtt.sqlite", picture=picture))
     for sink in sinks:
         sink.start()
     return list(sinks)

@@ -90,9 +90,11 @@ class Mqtt(Sender):
 
     def close(self, timeout: float) -> None:
         """Send what waits, and say that nobody is here any more."""
+        end = time.monotonic() + timeout
         super().close(timeout)
         if self._connected.is_set():
-            self._client.publish(self._status, "offline", qos=1, retain=True).wait_for_publish(2.0)
+            told = self._client.publish(self._status, "offline", qos=1, retain=True)
+            told.wait_for_publish(max(end - time.monotonic(), 0.5))
         self._client.disconnect()
         self._client.loop_stop()
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from oddpatch.watch.sinks.database import open_database
 
 log = logging.getLogger(__name__)
-#: Bytes of alarms that wait at most: some 50,000.
+#: Bytes of alarms that wait at most: tens of thousands.
 LIMIT = 32 * 10**6
 #: Seconds between attempts to write to a disk that has refused.
 AGAIN = 1.0
