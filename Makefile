@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Paths are relative, so a checkout in a folder with spaces works.
 
-# Programs that tests marked `system` run, each with the package of Debian that has it.
-SYSTEM := mosquitto:mosquitto chromium:chromium openssl:openssl
-FIND_MISSING = PATH="$$PATH:/usr/sbin"; missing=; for pair in $(SYSTEM); do \
-	command -v $${pair%:*} > /dev/null || missing="$$missing $${pair\#*:}"; done
+# Packages of Debian that tests marked `system` need: a browser, an RTSP server, an MQTT broker.
+SYSTEM := chromium gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good mosquitto openssl python3-gi
+FIND_MISSING = missing=; for name in $(SYSTEM); do \
+	dpkg-query -W -f '$${Status}' $$name 2> /dev/null | grep -q ' installed' || missing="$$missing $$name"; done
 
 .PHONY: run demo test test-system coverage check docs format clean
 
@@ -24,7 +24,7 @@ test: .venv/.installed
 test-system: .venv/.installed
 	@$(FIND_MISSING); if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; fi; true
-	@$(FIND_MISSING); [ -z "$$missing" ] || echo "missing:$$missing. As root: apt-get install$$missing" >&2
+	@$(FIND_MISSING); [ -z "$$missing" ] || echo "missing, so that tests are skipped: apt-get install$$missing" >&2
 	$(BIN)/python -m pytest -m system -rs $(ARGS)
 
 coverage: .venv/.installed
