@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from oddpatch.watch.serving.live import Live
 from oddpatch.watch.serving.metrics import exposition
+from oddpatch.watch.sinks.address import is_loopback
 
 #: Sent with every answer: the page loads nothing from elsewhere, runs no code but its own file, and is framed by none.
 HEADERS = {
@@ -32,8 +33,6 @@ HEADERS = {
 }
 #: Files of the page, which hold nothing of the watch.
 ASSETS = {"/page.css": "text/css", "/page.js": "text/javascript", "/icon.svg": "image/svg+xml"}
-#: Names by which a browser on this machine asks. Another that leads here is of somebody who wants to read the answers.
-HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 def make_app(live: Live, token: str | None, loopback: bool, port: int) -> ASGIApp:
@@ -67,7 +66,8 @@ def make_app(live: Live, token: str | None, loopback: bool, port: int) -> ASGIAp
         return JSONResponse(answer, 200 if trouble is None else 503)
 
     async def metrics(_: Request) -> Response:
-        return Response(exposition(live), media_type="text/plain; version=1.0.0; charset=utf-8")
+        text, kind = exposition(live)
+        return Response(text, headers={"Content-Type": kind})
 
     routes = [
         Route("/", page),
@@ -101,7 +101,7 @@ class _Guard:
             await send(message)
 
         app: Any = self._app
-        if self._loopback and _host(request) not in HOSTS:
+        if self._loopback and not is_loopback(_host(request)):  # of a site that wants to read the answers
             app = PlainTextResponse("this name does not lead here: ask for localhost\n", 421)
         elif not (typed or self._is_known(request) or request.url.path in ASSETS):
             headers = {"WWW-Authenticate": "Bearer"}

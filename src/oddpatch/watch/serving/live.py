@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 #: Seconds whose scores are shown, frames that were not accepted, pixels of the longer side of a picture.
 POINTS, ALARMS, LONGEST = 300, 12, 800
 #: Seconds between pictures; without anybody looking after which no frames are drawn that were accepted.
-PERIOD, UNSEEN = 0.25, 10.0
+PERIOD, UNSEEN = 0.5, 10.0
 #: Seconds in which a frame that waits must have been judged.
 STUCK = 30.0
 #: From the best to the worst: of several verdicts in one second the worst is shown.
@@ -124,14 +124,14 @@ class Live:
             with self._lock:
                 pending, newest, count = list(self._pending), self._newest, self._events
                 self._pending.clear()
-            if count != events or not self.status().waiting:
-                self._moved, events = time.monotonic(), count
             try:
+                if count != events or not self.status().waiting:
+                    self._moved, events = time.monotonic(), count
                 for event in pending:
                     self._draw(event, alarm=True)
                 if newest is not None and time.monotonic() - self._seen < UNSEEN:
                     self._draw(newest, alarm=False)
-            except Exception as error:  # of one picture; the page goes on
+            except Exception as error:  # such as of one picture: the page goes on
                 if not failed:
                     log.error("live page: a frame cannot be drawn (%r)", error)
                 failed = True

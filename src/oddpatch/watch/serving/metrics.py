@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -69,8 +69,8 @@ def _gauges(name: str, documentation: str, label: str, values: dict[str, Any]) -
     return family
 
 
-def exposition(live: Live) -> bytes:
-    """The figures as text; a registry of its own keeps those of other libraries out."""
+def exposition(live: Live) -> tuple[bytes, str]:
+    """The figures as text, and its type; a registry of its own keeps those of other libraries out."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Figures(live))
-    return generate_latest(registry)
+    return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -1,6 +1,5 @@
 """The server: one thread beside the watch, on loopback unless a token protects it."""
 
-import ipaddress
 import os
 import socket
 import threading
@@ -10,6 +9,7 @@ from typing import Any
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Event, Sink, Status, Verdict
 from oddpatch.watch.serving.live import Live
+from oddpatch.watch.sinks.address import is_loopback
 
 #: Environment variable of the token, and how long it must be.
 TOKEN, TOKEN_LENGTH = "ODDPATCH_WATCH_TOKEN", 16
@@ -86,7 +86,7 @@ def _listen(address: str, token: str | None) -> tuple[socket.socket, bool]:
         raise ConfigError(f"--serve={address}: give HOST:PORT, such as {ADDRESS}")
     try:
         family, kind, _, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        loopback = ipaddress.ip_address(str(place[0])).is_loopback
+        loopback = is_loopback(str(place[0]))
         if not loopback and token is None:
             raise ConfigError(
                 f"--serve={address} shows pictures to other machines: set {TOKEN} to a secret of {TOKEN_LENGTH} or "

@@ -1,12 +1,18 @@
 """Addresses of receivers, as a user gives them."""
 
+import ipaddress
 from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
 
 from oddpatch.errors import ConfigError
 
-#: Names of this machine that no other one can be reached by.
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a name or an address leads to this machine and no other, wherever it is asked for."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def split(url: str, option: str, schemes: Sequence[str]) -> SplitResult:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from oddpatch.errors import ConfigError
-from oddpatch.watch.sinks.address import LOOPBACK, split
+from oddpatch.watch.sinks.address import is_loopback, split
 from oddpatch.watch.sinks.outbox import Alarm, Outbox
 from oddpatch.watch.sinks.sender import Refused, Sender, Unanswered
 
@@ -45,7 +45,7 @@ class Mqtt(Sender):
         if set("+#") & {*url, *topic} or parts.query or topic.startswith("$"):
             raise ConfigError(f"--mqtt: {topic!r} is no topic to publish at: give a path without +, #, ? and leading $")
         user, password = os.environ.get(USER), os.environ.get(PASSWORD)
-        if password and parts.scheme == "mqtt" and host not in LOOPBACK:
+        if password and parts.scheme == "mqtt" and not is_loopback(host):
             raise ConfigError(f"--mqtt: {PASSWORD} would travel unencrypted to {host}: use mqtts://, or unset it")
         super().__init__("mqtt", f"{parts.scheme}://{host}:{port}/{topic}", Outbox(queue), **settings)
         self._alarms, self._status = f"{topic}/alarms", f"{topic}/status"

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from oddpatch.errors import ConfigError
-from oddpatch.watch.sinks.address import LOOPBACK, split
+from oddpatch.watch.sinks.address import is_loopback, split
 from oddpatch.watch.sinks.outbox import Alarm, Outbox
 from oddpatch.watch.sinks.sender import Refused, Sender, Unanswered
 
@@ -43,7 +43,7 @@ class Webhook(Sender):
         self._token = os.environ.get(TOKEN, "")
         if not self._token.isascii() or not self._token.isprintable():
             raise ConfigError(f"{TOKEN} has characters that a header cannot hold: use letters, digits and signs")
-        if self._token and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        if self._token and parts.scheme == "http" and not is_loopback(parts.hostname):
             raise ConfigError(
                 f"--webhook: {TOKEN} would travel unencrypted to {parts.hostname}: use https://, or unset the variable"
             )
