@@ -10,6 +10,7 @@ import time
 from email.utils import formatdate
 
 import alarms
+import psutil
 import pytest
 from alarms import Receiver, make_event, receiving, wait_until
 from conftest import ROOT
@@ -301,3 +302,18 @@ def test_a_fault_of_ours_keeps_no_later_alarm_waiting(webhook, caplog):
         sink.put(make_event())
         wait_until(lambda: receiver.ids == ["e-00000"])
     assert "ValueError('oh')" in caplog.text
+
+
+def test_many_alarms_leave_no_connection_open(webhook):
+    with receiving() as receiver:
+        sink = webhook(receiver)
+        sink.put(make_event(0, Verdict.FAILED))
+        wait_until(lambda: sink.sent == 1)
+        before = psutil.Process().num_fds()
+        for number in range(1, 200):
+            if number % 20 == 0:
+                receiver.answers = [500, 429]
+            sink.put(make_event(number, Verdict.FAILED))
+        wait_until(lambda: sink.sent == 200)
+        wait_until(lambda: psutil.Process().num_fds() <= before)
+    assert receiver.ids == [f"e-{number:05}" for number in range(200)]
