@@ -102,7 +102,7 @@ def test_health_is_that_of_the_source(start, status, code):
 
 
 def test_a_model_that_hangs_is_no_health(start, monkeypatch):
-    monkeypatch.setattr(live, "STUCK", 0.7)
+    monkeypatch.setattr(live, "STUCK", 1.5)
     monkeypatch.setattr(live, "PERIOD", 0.05)
     running = start(waiting=1)
     running.server.put(make_event())
@@ -115,7 +115,7 @@ def test_a_model_that_hangs_is_no_health(start, monkeypatch):
         time.sleep(0.3)
     assert running.get("/healthz")[0] == 200
     running.status = make_status(waiting=0)
-    time.sleep(1.2)
+    time.sleep(2)
     assert running.get("/healthz")[0] == 200
 
 
@@ -331,13 +331,13 @@ def test_an_address_that_is_taken_is_refused(start):
 
 def test_clients_are_bounded_and_the_silent_are_ended(start, monkeypatch):
     monkeypatch.setattr(server, "CLIENTS", 4)
-    monkeypatch.setattr(server, "IDLE", 0.5)
+    monkeypatch.setattr(server, "IDLE", 2.0)
     running = start()
     port = int(running.url.rstrip("/").rpartition(":")[2])
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
     silent[0].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")  # and never ends
-    wait_until(lambda: running.get("/healthz")[0] == 503, 3)
-    wait_until(lambda: running.get("/healthz")[0] == 200, 5)
+    wait_until(lambda: running.get("/healthz")[0] == 503, 5)
+    wait_until(lambda: running.get("/healthz")[0] == 200, 10)
     for connection in silent:
         connection.settimeout(5)
         assert connection.recv(1000) == b""

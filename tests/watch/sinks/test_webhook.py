@@ -33,7 +33,7 @@ def webhook(tmp_path):
 
     def make(receiver, **settings):
         url = f"http://127.0.0.1:{receiver.port}/secret/path?key=secret"
-        sink = Webhook(url, tmp_path / "queue/webhook.sqlite", **{"waits": (0.01, 0.05), "silence": 0.3, **settings})
+        sink = Webhook(url, tmp_path / "queue/webhook.sqlite", **{"waits": (0.01, 0.05), "silence": 10.0, **settings})
         sink.start()
         sinks.append(sink)
         return sink
@@ -76,7 +76,7 @@ def test_chosen_verdicts_are_sent(webhook):
 def test_what_may_pass_is_tried_again(webhook, answer, caplog):
     with receiving() as receiver:
         receiver.answers = [answer] * 3
-        sink = webhook(receiver)
+        sink = webhook(receiver, **({"silence": 1.0} if answer == "hang" else {}))
         for number in range(3):
             sink.put(make_event(number))
         wait_until(lambda: sink.sent == 3)
