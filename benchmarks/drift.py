@@ -60,7 +60,7 @@ def first_alarms(
         values = line.draw(part)
         out = values > line.threshold
         gap = (known < values[:, None]).sum(axis=1)
-        after = score.after(bets_on(urn_p_value(counts, np.minimum(gap, gaps), rng.random(size=lines))), part)
+        after = score.after(bets_on(urn_p_value(counts, np.minimum(gap, gaps), np.asarray(rng.random(lines)))), part)
         score = Evidence(*(np.where(out[:, None], old, new) for old, new in zip(score, after, strict=True)))
         counts[rows[~out], gap[~out]] += 1
         allowed = allowed_share(DEFECTS, above, np.array(1 + n + part))

@@ -45,11 +45,11 @@ def methods(args: argparse.Namespace) -> None:
         flush=True,
     )
     for name in names:
-        ends = [jobs[name, place].result() for place in places]
-        if failed := [f"on {place}: {end}" for place, end in zip(places, ends, strict=True) if isinstance(end, str)]:
-            print(f"{name:20} {failed[0]}", flush=True)
+        end, other_end = (jobs[name, place].result() for place in places)
+        if isinstance(end, str) or isinstance(other_end, str):
+            print(f"{name:20} {end if isinstance(end, str) else other_end}", flush=True)
             continue
-        (scores, here, seconds), (others, there, other_seconds) = ends
+        (scores, here, seconds), (others, there, other_seconds) = end, other_end
         spread = max(scores.values()) - min(scores.values())
         apart = max(abs(scores[path] - others[path]) for path in scores) / spread
         cells = [f"{here.get(key, float('nan')):.5f}/{there.get(key, float('nan')):.5f}" for key in METRICS]
@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace, model: str, place: str) -> tuple[dict[str, 
             command, cwd=HERE, env=os.environ | threads, capture_output=True, text=True, check=False, timeout=1800
         )
         if done.returncode:
-            return (done.stderr.strip() or done.stdout.strip())[-1500:]
+            return f"on {place}: {(done.stderr.strip() or done.stdout.strip())[-1500:]}"
         with (Path(folder) / "predictions.csv").open(newline="") as file:
             scores = {row["path"]: float(row["score"]) for row in csv.DictReader(file)}
         return scores, json.loads((Path(folder) / "metrics.json").read_text()), time.perf_counter() - start

@@ -13,10 +13,10 @@ def float32_products(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
 
     torch computes matrix products in float32 unless told otherwise, but convolutions in TF32.
     """
-    backends: list[Any] = [
-        torch.backends.cuda.matmul, torch.backends.cudnn.conv, getattr(torch.backends.mkldnn, "matmul", None),
-    ]  # fmt: skip
+    cudnn: Any = torch.backends.cudnn  # mypy does not see its `conv`
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     if hasattr(backends[0], "fp32_precision"):
+        backends.append(cudnn.conv)
         before = [backend.fp32_precision for backend in backends]
         try:
             for backend in backends:
@@ -26,14 +26,14 @@ def float32_products(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
             for backend, was in zip(backends, before, strict=True):
                 backend.fp32_precision = was
         return
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32  # torch before 2.9
+    products, convolutions = torch.get_float32_matmul_precision(), cudnn.allow_tf32  # torch before 2.9
     try:
         torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        cudnn.allow_tf32 = precision == "tf32"
         yield
     finally:
         torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        cudnn.allow_tf32 = convolutions
 
 
 @contextmanager
