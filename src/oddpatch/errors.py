@@ -24,8 +24,9 @@ REMEDIES = {
 #: The extra that a package comes with, by the name that it is imported by.
 EXTRAS = {
     "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino", "pyod": "outlier",
-    "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "paho": "watch",
-    "prometheus_client": "watch", "starlette": "watch", "uvicorn": "watch", "streamlit": "demo",
+    "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "av": "watch",
+    "paho": "watch", "prometheus_client": "watch", "starlette": "watch", "uvicorn": "watch", "watchfiles": "watch",
+    "streamlit": "demo",
 }  # fmt: skip
 #: Modules that only training needs: a machine that inspects parts may leave them out, see docs/install.md.
 TRAINING = ("dotenv", "hydra", "lightning", "omegaconf", "torchmetrics")

@@ -17,6 +17,7 @@ import tifffile
 from conftest import ROOT, make_dataset, make_read_only
 from PIL import Image
 from test_pipeline import run, tiny
+from videos import write_video
 
 from oddpatch.cli.main import main
 from oddpatch.data import reading
@@ -78,6 +79,29 @@ def test_json_files_and_exit_codes(finished, tmp_path, predict):
     (images / "broken.png").unlink()
     assert predict(finished / "run", images, "--threshold", "1e-6").returncode == 1
     assert predict(finished / "run", images, "--threshold", "1e9").returncode == 0
+
+
+def test_a_video_frame_by_frame_and_resumed(finished, tmp_path, predict):
+    good, bad = (np.asarray(Image.open(finished / f"tile/test/{name}/000.png")) for name in ("good", "spot"))
+    video, results = tmp_path / "line.mp4", tmp_path / "results.jsonl"
+    write_video(video, [good, bad, good, good], crf="1")
+    done = predict(finished / "run", video, finished / "tile/test/good/000.png", "--save", "overlay",
+                   "--out", tmp_path / "out", "--results", results)  # fmt: skip
+    assert done.returncode == 1
+    assert "5 images: " in done.stderr
+    records = list(map(json.loads, results.read_text().splitlines()))
+    assert [record["path"] for record in records[:4]] == [f"{video}#00000{number}" for number in range(4)]
+    assert [record["is_anomalous"] for record in records][1] is True
+    assert {path.name for path in (tmp_path / "out").rglob("line.mp4/*")} == {f"00000{k}_overlay.png" for k in range(4)}
+    lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(lines[:2]))
+    done = predict(finished / "run", video, finished / "tile/test/good/000.png", "--results", results, "--resume")
+    assert "5 images: " in done.stderr
+    resumed = list(map(json.loads, results.read_text().splitlines()))
+    assert [record["path"] for record in resumed] == [record["path"] for record in records]
+    done = predict(finished / "run", video, "--ray", "auto")
+    assert done.stderr == f"error: {video}: --ray inspects images: inspect the video without it\n"
+    assert done.returncode == 2
 
 
 def test_errors_are_one_line(finished, tmp_path, predict):

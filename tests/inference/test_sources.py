@@ -1,9 +1,12 @@
 """Files, folders and patterns: which images they stand for, and what is said of the rest."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from videos import number_of, numbered, write_video
 
 from oddpatch.errors import DataError
 from oddpatch.inference.sources import Files, output_names
@@ -81,7 +84,7 @@ def test_sources_without_images_are_errors_of_their_own(parts):
     }
     assert len(files.left_out) == 3
     frames = list(files)
-    assert len(frames) == len(files) == 7
+    assert len(frames) == files.total() == 7
     assert [frame.name for frame in frames] == [*files.errors, "parts/a.png"]
     assert [str(frame.image) for frame in frames] == [*files.errors.values(), "parts/a.png"]
     assert all(isinstance(frame.image, DataError) for frame in frames[:-1])
@@ -110,6 +113,38 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(parts, monkeypatch):
         .errors["parts/deep/er"]
         .endswith("(1 left out, cannot be read (Permission denied): parts/deep/er)")
     )
+
+
+def test_all_frames_of_a_video_that_is_named(parts):
+    write_video(parts / "line.mp4", map(numbered, range(3)))
+    (parts / "torn.avi").write_bytes(b"no video")
+    assert found("parts") == (EVERYTHING, ["parts/deep/d", "parts/line.mp4", "parts/note.txt", "parts/torn.avi"], [])
+    files = Files(["parts/a.png", "parts/line.mp4"])
+    frames = list(files)
+    assert files.total() == len(frames) == 4
+    assert [frame.name for frame in frames[1:]] == [f"parts/line.mp4#00000{number}" for number in range(3)]
+    assert [number_of(frame.image) for frame in frames[1:]] == [0, 1, 2]
+    assert [frame.output.as_posix() for frame in frames] == ["a", *(f"line.mp4/00000{number}" for number in range(3))]
+    (broken,) = Files(["parts/torn.avi"])
+    assert str(broken.image).startswith("parts/torn.avi: cannot be read as a video")
+    assert Files(["parts/torn.avi"]).total() is None
+
+
+def test_the_rest_of_a_video_that_is_cut_is_an_error(parts):
+    write_video(parts / "line.mkv", map(numbered, range(30)))
+    (parts / "line.mkv").write_bytes((parts / "line.mkv").read_bytes()[:-900])
+    frames = list(Files(["parts/line.mkv"]))
+    assert len(frames) < 31
+    assert frames[-1].name == "parts/line.mkv"
+    assert "ends after" in str(frames[-1].image)
+
+
+def test_images_need_no_library_for_videos():
+    code = (
+        "import sys; from oddpatch.inference.sources import Files; list(Files(['x.png'])); print('av' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_outputs_never_share_a_name(tmp_path):

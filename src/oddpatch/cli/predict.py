@@ -4,7 +4,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from oddpatch.wording import counted, listed
 if TYPE_CHECKING:
     from oddpatch.inference.detector import AnomalyDetector, SaveFn
     from oddpatch.inference.outputs import Save, Tally
-    from oddpatch.inference.records import Record, Records
+    from oddpatch.inference.records import Held, Record, Records
     from oddpatch.inference.sources import Files, Frame
 
 ALL_GOOD, SOME_ANOMALOUS, ERROR = 0, 1, 2
@@ -27,7 +27,7 @@ ALL_GOOD, SOME_ANOMALOUS, ERROR = 0, 1, 2
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, or a checkpoint.")],
-    sources: Annotated[list[str], typer.Argument(help="Images, folders (with all below them) or glob patterns.")],
+    sources: Annotated[list[str], typer.Argument(help="Images, folders (with all below them), glob patterns, videos.")],
     save: Annotated[str, typer.Option(help="What to save of each image: heatmap,overlay,mask,map (float TIFF).")] = "",
     out: Annotated[Path, typer.Option(help="Folder for what is saved.")] = Path("predictions"),
     threshold: Annotated[
@@ -86,6 +86,8 @@ def predict(
         raise ConfigError("--ray needs Ray Data: pip install 'oddpatch[sweep]'")
     file = open_records(results, resume) if results is not None else None
     source = Files(sources, all_files)
+    if ray is not None and source.videos:
+        raise ConfigError(f"{source.videos[0]}: --ray inspects images: inspect the video without it")
     if not source.paths:
         raise DataError("; ".join(source.errors.values()))
     load = partial(
@@ -106,15 +108,22 @@ def predict(
     terminal = sys.stdout.isatty() and not json_lines
     warn_of_left_out(source.left_out)
     tally = Tally()
-    frames = _wanted(source, file, tally)
     saving = partial(write, out, kinds) if kinds else None
-    if ray is None:
-        records = _here(detector, frames, batch_size, saving)
-    else:
-        from oddpatch.inference.ray import inspect
+    with file or nullcontext(), _progress(source.total()) as step, ExitStack() as stack:
+        held: list[tuple[str, Held]] = []
 
-        records = inspect(frames, load, ray, batch_size, saving, gpu=not device.startswith("cpu"))
-    with closing(records), file or nullcontext(), _progress(len(source), len(source) - len(frames)) as step:
+        def leave_out(name: str, one: "Held") -> None:
+            held.append((name, one))
+            step()
+
+        frames = _wanted(source, file, leave_out)
+        if ray is None:
+            records = _here(detector, frames, batch_size, saving)
+        else:
+            from oddpatch.inference.ray import inspect
+
+            records = inspect(list(frames), load, ray, batch_size, saving, gpu=not device.startswith("cpu"))
+        stack.enter_context(closing(records))
         for record in records:
             if "error" in record:
                 tally.add_failure(record["error"])
@@ -125,6 +134,8 @@ def predict(
             step()
             if file is None:
                 _tell(record, terminal)
+    for name, one in held:
+        tally.add(name, one.is_anomalous, one.inspected)
     if (little := tally.partly_inspected(detector.scorer.settings)) is not None:
         tell(f"warning: {little}", err=True)
     if tally.failures and file is not None:
@@ -134,29 +145,28 @@ def predict(
         summed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         places = [str(place) for place in (results, out if kinds else None) if place is not None]
         tell(
-            f"{counted(len(source.paths), 'image')}: {summed}" + (f"; saved in {listed(places)}" if places else ""),
+            f"{counted(sum(tally.counts.values()) - len(source.errors), 'image')}: {summed}"
+            + (f"; saved in {listed(places)}" if places else ""),
             err=not terminal,
         )
     failed = tally.counts["failed"] or (strict and source.left_out)
     raise typer.Exit(ERROR if failed else SOME_ANOMALOUS if tally.counts["anomalous"] else ALL_GOOD)
 
 
-def _wanted(source: "Files", file: "Records | None", tally: "Tally") -> "list[Frame]":
-    """The images that a file of results does not hold; those that it holds are counted."""
+def _wanted(source: "Files", file: "Records | None", leave_out: "Callable[[str, Held], object]") -> "Iterator[Frame]":
+    """The images that a file of results does not hold; `leave_out` is given those that it does."""
     from oddpatch.inference.records import key
 
-    held = {} if file is None else file.held
-    frames = []
+    held = {} if file is None else dict(file.held)
     for frame in source:
         if (one := held.get(key(frame.name))) is None:
-            frames.append(frame)
+            yield frame
         else:
-            tally.add(frame.name, one.is_anomalous, one.inspected)
-    return frames
+            leave_out(frame.name, one)
 
 
 def _here(
-    detector: "AnomalyDetector", frames: "list[Frame]", batch_size: int, save: "SaveFn | None"
+    detector: "AnomalyDetector", frames: "Iterator[Frame]", batch_size: int, save: "SaveFn | None"
 ) -> "Generator[Record, None, None]":
     from oddpatch.inference.outputs import to_record
 
@@ -166,7 +176,7 @@ def _here(
 
 
 @contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
+def _progress(total: int | None) -> Iterator[Callable[[], None]]:
     """A bar on a terminal, with the rate and the time left; gives a function to call after each image."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -176,7 +186,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("", total=total, completed=done, rate="")
+        task = bar.add_task("", total=total, rate="")
 
         def step() -> None:
             speed = bar.tasks[0].speed

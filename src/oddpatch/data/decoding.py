@@ -104,6 +104,16 @@ def read_planes(path: str | Path, full_scale: int | None = None, max_pixels: int
         return _planes(_rgb_array(_pixels(_open(path, max_pixels)), full_scale, keep_uint8=True))
 
 
+def read_pixels(path: str | Path, max_pixels: int | None = None) -> Array:
+    """An image file as it is stored, in its own type: (H, W), or (H, W, C) with C = 2 grey + alpha, 3 RGB, 4 RGBA.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    with _naming(path):
+        return _pixels(_open(path, max_pixels))
+
+
 def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: int | None = None) -> "Tensor":
     """The same rule for an image in memory.
 
@@ -230,8 +240,8 @@ def _highest(path: str | Path, max_pixels: int | None) -> int:
 
 
 def _decoded(path: str | Path, max_pixels: int | None) -> Array | None:
-    with suppress(DataError), _naming(path):
-        return _pixels(_open(path, max_pixels))
+    with suppress(DataError):
+        return read_pixels(path, max_pixels)
     return None
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from oddpatch.data.decoding import is_image_name, missing_plugin
+from oddpatch.data.video import is_video_name
 from oddpatch.files import shown
 from oddpatch.wording import some
 
@@ -24,6 +25,7 @@ NO_SUFFIX = "no suffix"
 UNKNOWN_SUFFIX = "unknown suffix"
 HIDDEN = "hidden"
 BROKEN_LINK = "broken link"
+VIDEO = "a video, of which `oddpatch predict FILE` inspects the frames"
 LOOP = "link back to a folder that holds it"
 SPECIAL = "neither a file nor a folder"
 UNREADABLE = "cannot be read"  # followed by what the system says
@@ -141,6 +143,8 @@ def _reason(name: str) -> str:
         return HIDDEN
     if remedy := missing_plugin(name):
         return f"{PurePath(name).suffix.lower()} needs `{remedy}`"
+    if is_video_name(name):
+        return VIDEO
     return UNKNOWN_SUFFIX if PurePath(name).suffix else NO_SUFFIX
 
 

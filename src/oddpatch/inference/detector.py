@@ -170,10 +170,20 @@ class AnomalyDetector:
             DataError: an image cannot be read, or has values outside these ranges.
         """
         if not isinstance(image, list):  # threads would cost more than they save
-            steps = self._score([self._prepare(frame) for frame in _frames([image])])
-            return _found(self._finish(None, True, steps[0]))
+            (frame,) = _frames([image])
+            return _found(self.inspect(frame))
         with closing(self.stream(image)) as results:
-            return [_found(result) for result in results]
+            return [_found(result) for _, result in results]
+
+    def inspect(self, frame: Frame, save: SaveFn | None = None, maps: bool = True) -> Detection | DataError:
+        """Inspect one frame at once, in this thread: what was found, or the error of this frame.
+
+        Args:
+            frame: of a source, see `oddpatch.inference.sources`.
+            save: is called with what was found, as by `stream`.
+            maps: see `stream`.
+        """
+        return self._finish(save, maps, self._score([self._prepare(frame)])[0])[1]
 
     def stream(
         self,
@@ -318,7 +328,7 @@ def _frames(images: Iterable[Frame | ImageLike]) -> Iterator[Frame]:
             yield Frame(name, image, output=PurePath(f"image-{number}"))
 
 
-def _found(result: tuple[Frame, Detection | DataError]) -> Detection:
-    if isinstance(result[1], DataError):
-        raise result[1]
-    return result[1]
+def _found(result: Detection | DataError) -> Detection:
+    if isinstance(result, DataError):
+        raise result
+    return result

@@ -1,4 +1,4 @@
-"""Where images come from: files, folders and glob patterns, as frames. A video or a camera would be another source.
+"""Where images come from: files, folders and glob patterns, as frames. Cameras are in `oddpatch.watch.capture`.
 
 A source is an iterable of `Frame`, whose consumer asks neither for files nor, before it has ended, for its length.
 """
@@ -12,6 +12,7 @@ from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from oddpatch.data.video import is_video_name, num_frames, read_video
 from oddpatch.data.walk import BROKEN_LINK, LeftOut, Walk, listing, summary, walk
 from oddpatch.errors import DataError
 from oddpatch.inference.scorer import ImageLike
@@ -30,7 +31,8 @@ class Files:
     """The images that files, folders and patterns stand for, each once, in the order of these and by name.
 
     A file is taken whatever its name, a folder is walked (see `oddpatch.data.walk`), and so is every folder that a
-    pattern matches; of the files that a pattern matches those are taken that a walk would take. No file is opened.
+    pattern matches; of the files that a pattern matches those are taken that a walk would take. A video that is named
+    gives all its frames. No file is opened before its turn.
 
     >>> source = Files(["part.png", "parts/good/00[01].png"])
     >>> [frame.name for frame in source], source.left_out
@@ -41,7 +43,7 @@ class Files:
         all_files: take files whatever their names.
 
     Attributes:
-        paths: of the images.
+        paths: of the images and videos.
         left_out: files and folders that were not looked at, and why.
         errors: by source, why there is no image in it.
     """
@@ -64,14 +66,38 @@ class Files:
                 self.errors[source] = f"{source}: {_why(path, found)}"
         self.paths, self.left_out = list(images), list(left_out)
 
-    def __len__(self) -> int:
-        return len(self.errors) + len(self.paths)
+    @property
+    def videos(self) -> list[Path]:
+        """Those of the paths that are videos."""
+        return [path for path in self.paths if is_video_name(path.name)]
+
+    def total(self) -> int | None:
+        """How many frames there are; None if the header of a video does not say."""
+        counts = [num_frames(path) for path in self.videos]
+        known = [count for count in counts if count is not None]
+        images = len(self.errors) + len(self.paths) - len(counts)
+        return images + sum(known) if len(known) == len(counts) else None
 
     def __iter__(self) -> Iterator[Frame]:
         for source, error in self.errors.items():
             yield Frame(source, DataError(error))
         for path, output in output_names(self.paths).items():
-            yield Frame(str(path), path, output=output)
+            if is_video_name(path.name):
+                yield from _frames(path, output)
+            else:
+                yield Frame(str(path), path, output=output)
+
+
+def _frames(path: Path, output: Path) -> Iterator[Frame]:
+    """Those of a video; what is wrong with all of it is a frame with an error of its own."""
+    try:
+        for number, shot in enumerate(read_video(path)):
+            name = f"{path}#{number:06}"
+            image = DataError(f"{name}: {shot.image}") if isinstance(shot.image, DataError) else shot.image
+            assert image is not None
+            yield Frame(name, image, output=output.with_name(path.name) / f"{number:06}")  # no folder has a file's name
+    except DataError as error:
+        yield Frame(str(path), error)
 
 
 def output_names(paths: list[Path]) -> dict[Path, Path]:
