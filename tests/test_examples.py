@@ -8,11 +8,13 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, ROOT, make_dataset, restore_tiny_backbone, use_tiny_backbone
 from PIL import Image
 from torch import nn
+from videos import write_video
 
 import oddpatch
 from oddpatch import hub
@@ -44,11 +46,13 @@ EXAMPLES = {test.name: test for test in docstrings()}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with what examples name: `parts/good`, `part.png`, the category `data/tile` and the run `housing`."""
+    """A folder with what examples name: `parts/good`, `part.png`, `line.mp4`, `data/tile`, and the run `housing`."""
     folder = tmp_path_factory.mktemp("examples")
     tile = make_dataset(folder / "data", good=6)
     shutil.copytree(tile / "train/good", folder / "parts/good")
     shutil.copy(tile / "test/spot/000.png", folder / "part.png")
+    shown = [np.asarray(Image.open(path)) for path in (folder / "parts/good/000.png", folder / "part.png")]
+    write_video(folder / "line.mp4", shown, pixels="yuv444p", qp="0")
     oddpatch.AnomalyDetector.fit(folder / "parts/good", model="patchcore").save(folder / "housing")
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_backbone(patch)
