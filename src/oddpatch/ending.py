@@ -91,6 +91,14 @@ def conclude(error: BaseException | None, tell: Callable[[str], None]) -> None:
     sys.exit(code)
 
 
+def end_as_meant() -> None:
+    """Call where a program ends because it was asked to, and always ends so: its exit code is that of success.
+
+    It has what is left of `GRACE` seconds for it.
+    """
+    _asked.clear()
+
+
 def drop_unwritten() -> None:
     """Give up what the standard output cannot take; the interpreter would complain of it at its end."""
     for stream in filter(None, (sys.stdout, sys.__stdout__)):

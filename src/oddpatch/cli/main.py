@@ -23,6 +23,7 @@ from oddpatch.cli.report import report
 from oddpatch.cli.reproduce import reproduce
 from oddpatch.cli.train import PASSED_ON, evaluate, train
 from oddpatch.cli.update import update
+from oddpatch.cli.watch import watch
 from oddpatch.ending import conclude, drop_unwritten, ending_when_told
 from oddpatch.environment import read_env
 from oddpatch.errors import in_one_line
@@ -56,6 +57,7 @@ app.command(context_settings=PASSED_ON)(train)
 app.command("eval", context_settings=PASSED_ON)(evaluate)
 app.command()(init)
 app.command()(predict)
+app.command()(watch)
 app.command()(explain)
 app.command()(update)
 app.command()(calibrate)

@@ -1,0 +1,219 @@
+"""`oddpatch watch`: inspect what a camera sees, as it comes."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oddpatch.cli.common import Trust, tell
+from oddpatch.ending import end_as_meant
+from oddpatch.errors import ConfigError
+from oddpatch.files import shown
+from oddpatch.wording import counted
+
+if TYPE_CHECKING:
+    from oddpatch.watch.capture import Crop
+    from oddpatch.watch.events import Event, Status
+    from oddpatch.watch.triggers import Trigger
+
+#: Seconds for what waits to be sent when the watch ends: less than `GRACE` of oddpatch.ending.
+CLOSING = 2.5
+COLOURS = {"accept": "green", "warn": "yellow", "reject": "red", "failed": "magenta"}
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run, a checkpoint, or an exported artifact.")],
+    source: Annotated[
+        str, typer.Argument(help="rtsp://..., http://..., /dev/video0 or 0, a video, a folder, or boards:")
+    ],
+    crop: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Look at this part of the picture only, in its pixels.")
+    ] = None,
+    every: Annotated[float | None, typer.Option(metavar="MS", help="Judge a frame every so many milliseconds.")] = None,
+    when_still: Annotated[
+        float | None, typer.Option(metavar="MS", help="Judge one frame of each stop, once still for so long.")
+    ] = None,
+    stillness: Annotated[
+        float | None, typer.Option(help="Change, as part of the full scale, up to which it is still. (default: 0.04)")
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Judge every frame of a video file, not at its own pace.")
+    ] = False,
+    threshold: Annotated[str, typer.Option(help="Reject above: auto, conformal, validation, or a raw score.")] = "auto",
+    target_fpr: Annotated[
+        float | None, typer.Option(help="Wanted rate of good parts rejected. (default: the run's)")
+    ] = None,
+    warn: Annotated[
+        float | None, typer.Option(metavar="RATE", help="Wanted rate of good parts warned of. (default: 5 times that)")
+    ] = None,
+    warn_score: Annotated[float | None, typer.Option(help="Warn above this raw score instead.")] = None,
+    pixel_threshold: Annotated[
+        float | None, typer.Option(help="Anomaly value from which on pixels are anomalous. (default: the run's)")
+    ] = None,
+    min_area: Annotated[int, typer.Option(help="Pixels that an anomalous region must have.", min=1)] = 1,
+    merge_distance: Annotated[int, typer.Option(help="Regions at most so many pixels apart count as one.", min=0)] = 0,
+    give_up: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="End with an error after so long without a connection.")
+    ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Post every warning, rejection and failure there.")
+    ] = None,
+    mqtt: Annotated[str | None, typer.Option(metavar="URL", help="Publish them at this broker, mqtt://HOST.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep pictures of warnings and rejections there.")
+    ] = None,
+    pictures_mb: Annotated[int, typer.Option(help="Megabytes of all these pictures, at most.")] = 1000,
+    queue: Annotated[Path, typer.Option(metavar="DIR", help="Folder of alarms that wait to be sent.")] = Path("watch"),
+    serve: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve a live page, /healthz and /metrics.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
+    engine: Annotated[str | None, typer.Option(help="torch or openvino. (default: the run's)")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="JSON lines on a terminal, too.")] = False,
+    trust: Trust = None,
+) -> None:
+    """Watch a camera: a line of JSON for each frame that is judged, with accept, warn, reject or failed.
+
+    The newest frame is judged; those that came meanwhile are dropped and counted. A lost connection is made again.
+
+    A secret in an address is named: 'rtsp://${CAMERA_USER}:${CAMERA_PASSWORD}@HOST/PATH' takes it from the environment.
+
+    Ends with a summary on stderr when the source ends, at Ctrl-C and at SIGTERM. Exit code 0; 2: an error.
+
+    Examples:
+      oddpatch watch RUN 'rtsp://${CAMERA_USER}:${CAMERA_PASSWORD}@192.0.2.7/Streaming/Channels/101' --when-still 300
+      oddpatch watch RUN /dev/video0 --crop 100,50,640,480 --every 500
+      oddpatch watch RUN boards: --when-still 300
+    """
+    from oddpatch.inference.detector import AnomalyDetector
+    from oddpatch.watch.events import Verdict
+    from oddpatch.watch.serving import Server
+    from oddpatch.watch.sinks import make_sinks
+    from oddpatch.watch.sources import make_source
+    from oddpatch.watch.watcher import Watch, find_thresholds
+
+    cut, trigger = _crop(crop), _trigger(every, when_still, stillness)
+    watched = make_source(source, fast)
+    detector = AnomalyDetector.load(
+        run, device=device, engine=engine, threshold=_number(threshold), target_fpr=target_fpr,
+        pixel_threshold=pixel_threshold, min_area=min_area, merge_distance=merge_distance, trust=trust or (),
+    )  # fmt: skip
+    thresholds = find_thresholds(detector, warn, warn_score)
+    drawn = pictures is not None or serve is not None
+    watching = Watch(detector, watched, thresholds, cut, trigger, give_up=give_up, maps=drawn)
+    terminal = sys.stdout.isatty() and not json_lines
+    tell(
+        f"{watching.source}: rejected above {thresholds.reject:.4g}, "
+        + (f"warned of above {thresholds.warn:.4g}" if thresholds.warn < thresholds.reject else "no warnings"),
+        err=True,
+    )
+    sinks = make_sinks(webhook, mqtt, pictures, pictures_mb, queue)
+    try:
+        if serve is not None:
+            levels = {Verdict.WARN: thresholds.warn, Verdict.REJECT: thresholds.reject}
+            sinks.append(server := Server(serve, watching.status, list(sinks), levels))
+            tell(f"live page: {server.url}", err=True)
+        with watching, _status_line(watching.status):
+            for event in watching:
+                _tell(event, terminal)
+                for sink in sinks:
+                    sink.put(event)
+    except KeyboardInterrupt:  # SIGTERM, too
+        end_as_meant()
+    finally:
+        until = time.monotonic() + CLOSING
+        for sink in sinks:
+            sink.close(max(until - time.monotonic(), 0.0))
+    tell(summary(watching.status()), err=True)
+    for sink in sinks:
+        if counts := sink.counts():
+            tell(f"{sink.name}: {', '.join(f'{count} {what}' for what, count in counts.items())}", err=True)
+
+
+def summary(status: "Status") -> str:
+    """What became of all frames."""
+    verdicts = {verdict.value: count for verdict, count in status.verdicts.items() if count}
+    failed = verdicts.pop("failed", 0)
+    judged = ", ".join(f"{verdicts[name]} {name}" for name in ("accept", "warn", "reject") if name in verdicts)
+    return (
+        f"{status.source}: {counted(status.arrived, 'frame')} arrived: {sum(verdicts.values())} judged"
+        + (f" ({judged})" if judged else "")
+        + f", {status.dropped} dropped, {status.skipped} skipped, {failed} failed, {status.waiting} waiting; "
+        + counted(status.reconnects, "reconnect")
+    )
+
+
+def _tell(event: "Event", terminal: bool) -> None:
+    if not terminal:
+        sys.stdout.write(json.dumps(event.to_dict()) + "\n")
+        sys.stdout.flush()
+        return
+    record = event.record
+    if "error" in record:
+        text = f"{event.verdict.value:<7}  {shown(record['error'])}"
+    else:
+        regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
+        p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
+        text = f"{event.verdict.value:<7}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"
+    typer.secho(text, fg=COLOURS[event.verdict.value])
+
+
+@contextmanager
+def _status_line(status: "Callable[[], Status]") -> Iterator[None]:
+    """A line at the foot of a terminal that says how the watch stands."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    def line() -> Text:
+        now = status()
+        rates = ", ".join(f"{name} {rate:.3g}/s" for name, rate in now.rates.items())
+        delay = f", delay {1000 * now.delays['p50']:.0f} ms" if now.delays else ""
+        error = f" ({shown(now.error)})" if now.error else ""
+        return Text(f"{now.connection}{error}: {rates}{delay}, dropped {now.dropped}", style="dim", overflow="ellipsis")
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    # What goes to a pipe is not for the terminal.
+    with Live(
+        get_renderable=line, console=console, refresh_per_second=2, transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    ):  # fmt: skip
+        yield
+
+
+def _crop(text: str | None) -> "Crop | None":
+    from oddpatch.watch.capture import Crop
+
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() for part in parts):
+        raise ConfigError(f"--crop {text}: give X,Y,WIDTH,HEIGHT in pixels, such as 100,50,640,480")
+    return Crop(*map(int, parts))
+
+
+def _trigger(every: float | None, when_still: float | None, stillness: float | None) -> "Trigger | None":
+    from oddpatch.watch.triggers import STILLNESS, Every, WhenStill
+
+    if every is not None and when_still is not None:
+        raise ConfigError(f"--every {every:g} --when-still {when_still:g}: give one of them")
+    if stillness is not None and when_still is None:
+        raise ConfigError(f"--stillness {stillness:g} belongs to --when-still: give that, too")
+    if when_still is not None:
+        return WhenStill(when_still / 1000, STILLNESS if stillness is None else stillness)
+    return None if every is None else Every(every / 1000)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

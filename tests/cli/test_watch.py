@@ -1,0 +1,166 @@
+"""`oddpatch watch`: JSON lines, an orderly end, and errors before the model is loaded."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, make_dataset
+from PIL import Image
+from test_pipeline import run, tiny
+from test_predict import Done
+from videos import motion_jpeg, write_video
+
+from oddpatch.cli.main import main
+from oddpatch.cli.watch import summary
+from oddpatch.watch import watcher
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run, and the videos `good.mp4` and `line.mp4` of its test images."""
+    root = tmp_path_factory.mktemp("watch")
+    tile = make_dataset(root, good=45)
+    run(tiny(root, root / "run", "backbone=resnet18", "model.num_features=20", "calibration.target_fpr=0.05"))
+    good, bad = (np.asarray(Image.open(tile / "test" / name / "000.png")) for name in ("good", "spot"))
+    write_video(root / "good.mp4", [good] * 5, crf="1")
+    write_video(root / "line.mp4", [good, good, bad, good], crf="1")
+    return root
+
+
+@pytest.fixture
+def watch(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["oddpatch", "watch", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+def test_a_line_for_each_frame_and_a_summary(finished, watch):
+    done = watch(finished / "run", finished / "line.mp4", "--fast")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["number"] for line in lines] == [0, 1, 2, 3]
+    assert lines[2]["verdict"] == "reject"
+    assert lines[2]["is_anomalous"] is True
+    assert [line["path"] for line in lines] == [f"{finished / 'line.mp4'}#00000{number}" for number in range(4)]
+    assert {"id", "source", "time", "delay", "score", "threshold", "p_value", "regions", "latency_ms"} <= lines[
+        0
+    ].keys()
+    assert len({line["id"] for line in lines}) == 4
+    assert all(abs(line["time"] - time.time()) < 100 and 0 <= line["delay"] < 60 for line in lines)
+    first, last = done.stderr.splitlines()
+    assert re.fullmatch(r".*line\.mp4: rejected above [\d.]+, warned of above [\d.]+", first)
+    accepted = sum(line["verdict"] == "accept" for line in lines)
+    assert re.search(rf"line\.mp4: 4 frames arrived: 4 judged \({accepted} accept, .*1 reject\), 0 dropped", last)
+    assert last.endswith(", 0 skipped, 0 failed, 0 waiting; 0 reconnects")
+
+
+def test_the_scores_are_those_of_predict(finished, watch, monkeypatch, capsys):
+    lines = [json.loads(line) for line in watch(finished / "run", finished / "line.mp4", "--fast").stdout.splitlines()]
+    monkeypatch.setattr(sys, "argv", ["oddpatch", "predict", str(finished / "run"), str(finished / "line.mp4")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in predicted] == [line["path"] for line in lines]
+    assert [line["score"] for line in predicted] == pytest.approx([line["score"] for line in lines], rel=1e-5)
+
+
+def test_every_and_crop(finished, watch):
+    done = watch(finished / "run", finished / "good.mp4", "--every", "80", "--crop", "4,4,40,40")
+    assert done.returncode == 0
+    numbers = [json.loads(line)["number"] for line in done.stdout.splitlines()]
+    assert set(numbers) <= {0, 2, 4}
+    assert "5 frames arrived" in done.stderr
+    assert ", 2 skipped" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("rtsp://admin:hunter2@127.0.0.1/101",), "a password stands in the address of 127.0.0.1"),
+        (("rtsp://${NOT_SET_AT_ALL}@127.0.0.1/101",), "NOT_SET_AT_ALL is not set: export NOT_SET_AT_ALL=..."),
+        (("nowhere",), "nowhere: no such file, folder or device"),
+        (("{root}/line.mp4", "--crop", "1,2,3"), "--crop 1,2,3: give X,Y,WIDTH,HEIGHT"),
+        (("{root}/line.mp4", "--crop", "0,0,0,4"), "crop 0,0,0,4: give X,Y,WIDTH,HEIGHT"),
+        (("{root}/line.mp4", "--every", "0"), "every 0 ms: give more than 0"),
+        (("{root}/line.mp4", "--every", "5", "--when-still", "5"), "give one of them"),
+        (("{root}/line.mp4", "--stillness", "0.1"), "--stillness 0.1 belongs to --when-still"),
+        (("{root}/tile", "--every", "5"), "every image of a folder is judged: leave the trigger out"),
+        (("{root}/tile", "--fast"), "only a video file can be read faster"),
+        (("{root}/line.mp4", "--warn-score", "1e9"), "warn earlier"),
+        (("{root}/line.mp4", "--warn", "1.5"), "1.5"),
+        (("{root}/line.mp4", "--webhook", "nothing"), "--webhook"),
+        (("{root}/line.mp4", "--serve", "nothing"), "nothing"),
+    ],
+)
+def test_errors_are_one_line(finished, watch, arguments, told):
+    done = watch(
+        finished / "run",
+        *(argument.format(root=finished) if argument[0] == "{" else argument for argument in arguments),
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert told in done.stderr
+    assert "hunter2" not in done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_source_that_is_none_is_told_before_the_model_is_loaded(tmp_path, watch):
+    assert "no such file, folder or device" in watch(tmp_path / "norun", "nowhere").stderr
+
+
+def test_pictures_are_kept(finished, watch, tmp_path):
+    done = watch(finished / "run", finished / "line.mp4", "--fast", "--pictures", tmp_path / "kept")
+    assert done.returncode == 0
+    rejected = [line for line in map(json.loads, done.stdout.splitlines()) if line["verdict"] != "accept"]
+    for line in rejected:
+        assert len(list((tmp_path / "kept").glob(f"*_{line['verdict']}_{line['id']}*"))) == 2
+    assert "pictures: " in done.stderr
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_asked_to_end_it_ends_in_order(finished, tmp_path, which):
+    with motion_jpeg() as camera:
+        # The size of the pictures of the run's set is no matter to its preprocessing.
+        command = [
+            sys.executable,
+            "-m",
+            "oddpatch.cli.main",
+            "watch",
+            finished / "run",
+            camera.address,
+            "--every",
+            "100",
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        assert json.loads(process.stdout.readline())["source"] == camera.address
+        process.send_signal(which)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert all(map(json.loads, output.splitlines()))
+    counts = re.search(
+        r"(\d+) frames? arrived: (\d+) judged.*?, (\d+) dropped, (\d+) skipped, (\d+) failed, (\d+) waiting", errors
+    )
+    arrived, *rest = map(int, counts.groups())
+    assert arrived == sum(rest) > 0
+    assert "terminated" not in errors
+
+
+def test_the_summary_adds_up():
+    status = watcher.Status(source="s", connection="stalled", since=0.0, error="no frame", arrived=3, dropped=1)
+    status.verdicts[watcher.Verdict.ACCEPT] = 1
+    status.verdicts[watcher.Verdict.FAILED] = 1
+    told = "s: 3 frames arrived: 1 judged (1 accept), 1 dropped, 0 skipped, 1 failed, 0 waiting; 0 reconnects"
+    assert summary(status) == told
