@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from videos import number_of, numbered, write_video
 
-from oddpatch.data.video import is_video_name, num_frames, read_video
+from oddpatch.data.video import Shot, is_video_name, num_frames, read_video
 from oddpatch.errors import DataError
 
 FRAMES = 60
@@ -21,7 +21,8 @@ def video(tmp_path_factory):
 
 
 def shots_until_error(path):
-    shots, error = [], None
+    shots: list[Shot] = []
+    error = None
     try:
         shots.extend(read_video(path))
     except DataError as caught:
@@ -142,7 +143,7 @@ def test_a_recording_of_a_phone_is_upright(video, tmp_path, angle, turns):
     path = tmp_path / "held.mp4"
     path.write_bytes(data)
     plain, held = next(read_video(video)).image, next(read_video(path)).image
-    np.testing.assert_array_equal(held, np.rot90(plain, -turns))
+    np.testing.assert_array_equal(held, np.rot90(np.asarray(plain), -turns))
 
 
 def test_names():
