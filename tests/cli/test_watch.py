@@ -121,6 +121,18 @@ def test_a_source_that_is_none_is_told_before_the_model_is_loaded(tmp_path, watc
     assert "no such file, folder or device" in watch(tmp_path / "norun", "nowhere").stderr
 
 
+def test_drift_is_kept_from_one_watch_to_the_next(finished, watch, tmp_path):
+    arguments = (finished / "run", finished / "good.mp4", "--fast", "--drift", tmp_path / "drift.json")
+    for parts in (5, 10):
+        done = watch(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / "drift.json").read_text())["parts"][0] == parts
+    (tmp_path / "drift.json").write_text("{}")
+    done = watch(*arguments)
+    assert done.returncode == 2
+    assert re.search(r"drift\.json: the state .*: name another file, or remove it$", done.stderr.splitlines()[-1])
+
+
 def test_pictures_are_kept(finished, watch, tmp_path):
     done = watch(finished / "run", finished / "line.mp4", "--fast", "--pictures", tmp_path / "kept")
     assert done.returncode == 0

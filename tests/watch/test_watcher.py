@@ -9,6 +9,7 @@ from scoring import green_detector
 from test_capture import Scripted, picture, wait_until
 
 from oddpatch.data.decoding import to_uint8
+from oddpatch.drift.monitor import DriftMonitor
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Status, Verdict
 from oddpatch.watch.sources import Picture
@@ -118,3 +119,17 @@ def test_status_adds_up_while_it_runs():
         status = watch.status()
         assert status.waiting == 0
         assert status.arrived == status.dropped + sum(status.verdicts.values())
+
+
+def test_drift_is_an_alarm_of_its_own():
+    # 100 good images of the scores 0, 0.5, ..., 49.5, then 600 parts of which none scores above 10.
+    detector = green_detector(target_fpr=0.02)
+    monitor = DriftMonitor(detector.scorer.calibration, detector.image_threshold)
+    watch = Watch(detector, Scripted([level(value % 11) for value in range(600)], keep_all=True), drift=monitor)
+    with watch:
+        events = list(watch)
+    (told,) = [event for event in events if event.drift]
+    assert told.verdict is Verdict.ACCEPT
+    assert [drift.stream for drift in told.drift] == ["score"]
+    assert told.to_dict()["drift"][0]["before"] > told.to_dict()["drift"][0]["now"]
+    assert watch.status().drift == told.drift

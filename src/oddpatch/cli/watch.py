@@ -13,16 +13,20 @@ import typer
 from oddpatch.cli.common import Trust, tell
 from oddpatch.ending import end_as_meant
 from oddpatch.errors import ConfigError
-from oddpatch.files import shown
+from oddpatch.files import parse_json, replacing, shown
 from oddpatch.wording import counted
 
 if TYPE_CHECKING:
+    from oddpatch.drift.monitor import DriftMonitor
+    from oddpatch.inference.detector import AnomalyDetector
     from oddpatch.watch.capture import Crop
     from oddpatch.watch.events import Event, Status
     from oddpatch.watch.triggers import Trigger
 
 #: Seconds for what waits to be sent when the watch ends: less than `GRACE` of oddpatch.ending.
 CLOSING = 2.5
+#: Parts after which what `--drift` has seen is written: after a crash no more than so many are forgotten.
+KEPT_EVERY = 100
 COLOURS = {"accept": "green", "warn": "yellow", "reject": "red", "failed": "magenta"}
 
 
@@ -68,6 +72,12 @@ def watch(
         Path | None, typer.Option(metavar="DIR", help="Keep pictures of warnings and rejections there.")
     ] = None,
     pictures_mb: Annotated[int, typer.Option(help="Megabytes of all these pictures, at most.")] = 1000,
+    drift: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Alarm if parts change; FILE keeps what was seen. For one frame of each part."
+        ),
+    ] = None,
     queue: Annotated[Path, typer.Option(metavar="DIR", help="Folder of alarms that wait to be sent.")] = Path("watch"),
     serve: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Serve a live page, /healthz and /metrics.")
@@ -105,7 +115,8 @@ def watch(
     )  # fmt: skip
     thresholds = find_thresholds(detector, warn, warn_score)
     drawn = pictures is not None or serve is not None
-    watching = Watch(detector, watched, thresholds, cut, trigger, give_up=give_up, maps=drawn)
+    monitor = None if drift is None else _monitor(detector, drift)
+    watching = Watch(detector, watched, thresholds, cut, trigger, give_up=give_up, maps=drawn, drift=monitor)
     terminal = sys.stdout.isatty() and not json_lines
     tell(
         f"{watching.source}: rejected above {thresholds.reject:.4g}, "
@@ -123,9 +134,13 @@ def watch(
                 _tell(event, terminal)
                 for sink in sinks:
                     sink.put(event)
+                if monitor is not None and drift is not None and (event.drift or monitor.parts % KEPT_EVERY == 0):
+                    _keep(monitor, drift)
     except KeyboardInterrupt:  # SIGTERM, too
         end_as_meant()
     finally:
+        if monitor is not None and drift is not None:
+            _keep(monitor, drift)
         until = time.monotonic() + CLOSING
         for sink in sinks:
             sink.close(max(until - time.monotonic(), 0.0))
@@ -145,7 +160,29 @@ def summary(status: "Status") -> str:
         + (f" ({judged})" if judged else "")
         + f", {status.dropped} dropped, {status.skipped} skipped, {failed} failed, {status.waiting} waiting; "
         + counted(status.reconnects, "reconnect")
+        + "".join(f"; {drift.change}" for drift in status.drift)
     )
+
+
+def _monitor(detector: "AnomalyDetector", file: Path) -> "DriftMonitor":
+    """What watches for drift, having seen what `file` holds."""
+    from oddpatch.drift.monitor import DriftMonitor
+
+    monitor = DriftMonitor(detector.scorer.calibration, detector.image_threshold)
+    if file.exists():
+        try:
+            monitor.restore(parse_json(file.read_text(encoding="utf-8")))
+        except (ConfigError, ValueError, OSError) as error:
+            raise ConfigError(f"--drift {file}: {error}: name another file, or remove it") from error
+    for before in monitor.drifted.values():
+        tell(f"{before.change}, found before: to begin again, remove {file}", err=True)
+    _keep(monitor, file)  # to see now whether it can be written
+    return monitor
+
+
+def _keep(monitor: "DriftMonitor", file: Path) -> None:
+    with replacing(file) as opened:
+        json.dump(monitor.state(), opened)
 
 
 def _tell(event: "Event", terminal: bool) -> None:
@@ -161,6 +198,8 @@ def _tell(event: "Event", terminal: bool) -> None:
         p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
         text = f"{event.verdict.value:<7}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"
     typer.secho(text, fg=COLOURS[event.verdict.value])
+    for alarm in event.drift:
+        typer.secho(f"drift    {alarm}", fg="magenta")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from oddpatch.drift.monitor import Drift
 from oddpatch.inference.detector import Detection
 
 
@@ -32,6 +33,12 @@ class Event:
     record: dict[str, Any]  # the fields of `predict`'s line of JSON
     image: NDArray[Any] | None = None  # (3, H, W); None where there was none
     detection: Detection | None = None
+    drift: tuple[Drift, ...] = ()  # what this part made sure of: the line is not what the model was calibrated on
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether somebody is to be told."""
+        return self.verdict is not Verdict.ACCEPT or bool(self.drift)
 
     def to_dict(self) -> dict[str, Any]:
         """The event as JSON has it, without its arrays."""
@@ -43,6 +50,7 @@ class Event:
             "delay": round(self.delay, 4),
             "verdict": self.verdict.value,
             **self.record,
+            **({"drift": [drift._asdict() for drift in self.drift]} if self.drift else {}),
         }
 
     @property
@@ -67,6 +75,7 @@ class Status:
     waiting: int = 0  # frames being judged or next in turn
     verdicts: dict[Verdict, int] = field(default_factory=dict)
     last_frame: float | None = None  # when it arrived, in seconds since the epoch
+    drift: tuple[Drift, ...] = ()  # alarms so far, one for each of what is watched for drift
     rates: dict[str, float] = field(default_factory=dict)  # frames per second over the last minute: arrived, judged
     delays: dict[str, float] = field(default_factory=dict)  # seconds from capture to decision: p50, p95
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from oddpatch.drift.monitor import DriftMonitor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.detector import AnomalyDetector, Detection
 from oddpatch.inference.outputs import to_record
@@ -99,6 +100,7 @@ class Watch:
         fast: see there.
         give_up: see there.
         maps: whether detections have maps, which cost time: for who draws them.
+        drift: sees each part that is judged, one frame of each: give a trigger that does so, or a folder.
 
     Raises:
         ConfigError: see there, or the detector has no threshold.
@@ -115,9 +117,10 @@ class Watch:
         fast: bool = False,
         give_up: float | None = None,
         maps: bool = True,
+        drift: DriftMonitor | None = None,
     ) -> None:
         self.thresholds = find_thresholds(detector) if thresholds is None else thresholds
-        self._detector, self._maps = detector, maps
+        self._detector, self._maps, self._drift = detector, maps, drift
         self._capture = Capture(source, crop, trigger, fast, give_up)
         self.source = self._capture.source.name
         self._verdicts: Counter[Verdict] = Counter()
@@ -154,6 +157,7 @@ class Watch:
         return Status(
             source=self.source, connection=connection.state, since=connection.since, error=connection.error,
             reconnects=connection.reconnects, arrived=counts.arrived, dropped=counts.dropped, skipped=counts.skipped,
+            drift=() if self._drift is None else tuple(self._drift.drifted.values()),
             waiting=counts.waiting + counts.taken - sum(verdicts.values()), verdicts=verdicts,
             last_frame=self._capture.last_frame,
             rates={"arrived": self._capture.rate(), "judged": per_second([when for when, _ in recent])},
@@ -166,8 +170,10 @@ class Watch:
         now = time.time()
         taken = now if frame.time is None else frame.time
         verdict = Verdict.FAILED if isinstance(found, DataError) else self.thresholds.verdict(found.score)
+        record = to_record(frame, found)
         return Event(
             id=f"{self._id}-{number}", source=self.source, number=number, time=taken, delay=max(now - taken, 0.0),
-            verdict=verdict, record=to_record(frame, found), image=images[0] if images else None,
+            verdict=verdict, record=record, image=images[0] if images else None,
             detection=found if isinstance(found, Detection) else None,
+            drift=() if self._drift is None else tuple(self._drift.add(record)),
         )  # fmt: skip

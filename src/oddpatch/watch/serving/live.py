@@ -78,6 +78,7 @@ class Live:
         return {
             "now": time.time(),
             "trouble": self.trouble(status),
+            "drift": [drift.change for drift in status.drift],
             "source": status.source,
             "connection": status.connection,
             "since": status.since,

@@ -42,6 +42,10 @@ class Figures(Collector):
         yield GaugeMetricFamily("oddpatch_connected", "1 while the source delivers frames.", connected)
         healthy = self._live.trouble(status) is None
         yield GaugeMetricFamily("oddpatch_healthy", "1 while /healthz answers 200.", healthy)
+        yield _gauges(
+            "oddpatch_drift", "1 once parts are unlike those of the calibration.", "of",
+            {drift.stream: 1 for drift in status.drift},
+        )  # fmt: skip
         if status.last_frame is not None:
             yield GaugeMetricFamily(
                 "oddpatch_last_frame_timestamp_seconds", "When the last frame arrived.", status.last_frame

@@ -149,6 +149,8 @@ async function refresh() {
     show(at("state"), state.connection, state.connection);
     const age = silent === null ? "" : ` · last frame ${Math.round(silent)} s ago`;
     trouble(state.trouble && state.trouble + age);
+    at("drift").hidden = !state.drift.length;
+    at("drift").textContent = state.drift.join("; ");
     document.title = `${state.trouble ? "! " : ""}oddpatch · ${state.source}`;
     tiles(state);
     chart(state);

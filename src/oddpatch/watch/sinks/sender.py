@@ -42,7 +42,7 @@ class Sender(ABC):
         name: of the sink.
         receiver: as it may be shown.
         outbox: the alarms that wait.
-        verdicts: events to send.
+        verdicts: events to send, beside those of drift.
         picture: name of the picture that is kept of an event, or None; None if no pictures are kept.
         waits: seconds before the second attempt, and between attempts at most.
     """
@@ -68,8 +68,8 @@ class Sender(ABC):
         self._thread.start()
 
     def put(self, event: Event) -> None:
-        """Queue an event if it is an alarm."""
-        if event.verdict in self.verdicts:
+        """Queue an event if it is an alarm, or one of drift."""
+        if event.verdict in self.verdicts or event.drift:
             kept = {} if self.picture is None else {"picture": self.picture(event)}
             self.outbox.put(event.id, json.dumps({**event.to_dict(), **kept}).encode())
 
