@@ -8,7 +8,7 @@ SYSTEM := chromium gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good mosquitt
 FIND_MISSING = missing=; for name in $(SYSTEM); do \
 	dpkg-query -W -f '$${Status}' $$name 2> /dev/null | grep -q ' installed' || missing="$$missing $$name"; done
 
-.PHONY: run demo test test-system coverage check docs format clean
+.PHONY: run demo test test-system coverage check bench docs format clean
 
 run: .venv/.installed
 	$(BIN)/python train.py $(ARGS)
@@ -36,6 +36,10 @@ check: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# benchmarks/RESULTS.md; for a part: make bench ARGS="--only padim".
+bench: .venv/.installed
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 # Into build/site; stops at a link that leads nowhere and at a page that no menu names.
 docs: .venv/.installed

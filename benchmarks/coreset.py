@@ -6,12 +6,12 @@ python benchmarks/coreset.py --features synthetic --rows 50000 --device cuda
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import peers
+from common import BenchmarkError, Options, Row
+from common import compare as row_of
+from common import timed as used_by
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.data.decoding import is_image_name, read_image
 from oddpatch.data.transforms import Preprocess
@@ -26,7 +30,6 @@ from oddpatch.ops.coreset import k_center_greedy
 from oddpatch.ops.neighbours import NearestIndex
 from oddpatch.ops.patches import join_patches
 
-ANOMALIB = "anomalib==2.7.0"
 #: Run by anomalib's own Python: seconds for two numbers of picks, whose difference leaves out what is done only once.
 ANOMALIB_SCRIPT = """
 import json, sys, time
@@ -103,47 +106,12 @@ def timed(call: Callable[[], Tensor], device: torch.device) -> tuple[Rate, Tenso
     return Rate(len(picks) / (time.perf_counter() - wall), len(picks) / (time.process_time() - cpu)), picks
 
 
-def anomalib_python(cache: Path) -> Path | None:
-    """The Python of an environment that has anomalib, made on first use; None, with a line why, where that fails."""
-    environment = cache / ANOMALIB
-    python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    done = environment / "installed"
-    if done.exists():
-        return python
-    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
-    make: list[list[str | Path]] = [
-        [sys.executable, "-m", "venv", environment],
-        [python, "-m", "pip", "install", "--quiet", ANOMALIB],
-    ]
-    if uv:
-        install: list[str | Path] = [
-            uv,
-            "pip",
-            "install",
-            "--quiet",
-            "--link-mode",
-            "hardlink",
-            "--python",
-            python,
-            ANOMALIB,
-        ]
-        make = [[uv, "venv", "--quiet", "--clear", "--python", sys.executable, environment], install]
-    print(f"installing {ANOMALIB} into {environment}: several GB", file=sys.stderr)
-    for command in make:
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800)
-        except (subprocess.SubprocessError, OSError) as error:
-            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-            print(f"  anomalib left out, it could not be installed: {reason}")
-            return None
-    done.touch()
-    return python
-
-
-def anomalib_rate(points: Tensor, picks: int, cache: Path, limit: float) -> tuple[Rate, int] | None:
+def anomalib_rate(points: Tensor, picks: int, limit: float) -> tuple[Rate, int] | None:
     """How fast anomalib picks, once it has projected the points, and the dimensions it projects to."""
-    python = anomalib_python(cache)
-    if python is None:
+    try:
+        python = peers.anomalib()
+    except BenchmarkError as error:
+        print(f"  anomalib left out: {error}")
         return None
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "points.npy", points.cpu().numpy())
@@ -181,13 +149,15 @@ def compare(points: Tensor, options: argparse.Namespace) -> None:
     ratios = blocks.wall / plain.wall, blocks.cpu / plain.cpu
     note = f"all {count}; the first {same} of {plain_picks} as plain; goal: ratio at least 8"
     print(line.format("k_center_greedy", blocks.wall, ratios[0], blocks.cpu, ratios[1], note))
-    theirs = (
-        anomalib_rate(points, options.anomalib_picks, options.cache, options.limit) if options.anomalib_picks else None
-    )
+    theirs = anomalib_rate(points, options.anomalib_picks, options.limit) if options.anomalib_picks else None
     if theirs:
         rate, dim = theirs
         note = f"{options.anomalib_picks} picks in {dim} dimensions, its projection not counted"
-        print(line.format(ANOMALIB, rate.wall, rate.wall / plain.wall, rate.cpu, rate.cpu / plain.cpu, note))
+        print(
+            line.format(
+                f"anomalib {peers.ANOMALIB}", rate.wall, rate.wall / plain.wall, rate.cpu, rate.cpu / plain.cpu, note
+            )
+        )
         ratio = blocks.wall / rate.wall
         print(f"  k_center_greedy is {ratio:.0f} times as fast as anomalib (CPU {blocks.cpu / rate.cpu:.0f}; goal: 50)")
     if options.radius:
@@ -195,6 +165,37 @@ def compare(points: Tensor, options: argparse.Namespace) -> None:
         indices = [NearestIndex(points[chosen], num_queries=len(points)) for chosen in (picks, random)]
         radii = [index.search(points)[0].max().item() for index in indices]
         print(f"  covering radius {radii[0]:.4g}; of {count} random points {radii[1]:.4g}")
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Picks of 10 % of the patches of the training images, in CPU time per pick."""
+    torch.set_num_threads(1)
+    points = synthetic_features(4000, 32, 0) if options.quick else real_features(options.images() / "train/good")
+    points = points.to(options.device)
+    count, few = len(points) // 10, min(300, len(points) // 20)
+    k_center_greedy(points[:2000], 100, start=0)
+    what = f"greedy coreset, {count} of {len(points)} x {points.shape[1]}"
+    ours, plain = [], []
+    for _ in range(options.rounds):
+        plain.append(used_by(lambda: plain_greedy(points, few)))
+        ours.append(used_by(lambda: k_center_greedy(points, count, start=0)))
+    picks, expected = ours[0].facts["result"], plain[0].facts["result"]
+    same = int((picks[:few] == expected).int().cumprod(0).sum())
+    per_pick = (
+        [replace(used, cpu=used.cpu / count) for used in ours],
+        [replace(used, cpu=used.cpu / few) for used in plain],
+    )
+    note = f"the first {same} of {few} picks are the same"
+    yield row_of(what, "plain greedy", *per_pick, 1 / 8, take=lambda it: 1000 * it.cpu, unit="CPU ms a pick", note=note)
+    theirs = anomalib_rate(points, 20 if options.quick else 60, 900)
+    if theirs is None:
+        yield Row(what, f"anomalib {peers.ANOMALIB}", error="see the messages of this part")
+        return
+    rate, dim = theirs
+    note = f"theirs in {dim} dimensions, its projection not counted, once"
+    other = [replace(ours[0], cpu=1 / rate.cpu)]
+    yield row_of(what, f"anomalib {peers.ANOMALIB}", per_pick[0][:1], other, 1 / 50,
+                  take=lambda it: 1000 * it.cpu, unit="CPU ms a pick", note=note)  # fmt: skip
 
 
 def main() -> None:
@@ -210,7 +211,6 @@ def main() -> None:
     parser.add_argument("--plain-picks", type=int, default=300, help="picks that plain greedy is timed on")
     parser.add_argument("--anomalib-picks", type=int, default=60, help="0 leaves anomalib out")
     parser.add_argument("--limit", type=float, default=900, help="seconds that anomalib may take")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/oddpatch/benchmarks")
     parser.add_argument("--radius", action="store_true", help="report the covering radius too")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

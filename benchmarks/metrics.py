@@ -1,29 +1,31 @@
-"""Time and memory of the pixel metrics, as ratios in one run: to one sort of the same pixels, and to scikit-learn.
+"""Rows of the pixel metrics: against one sort of the same pixels, scikit-learn and anomalib, and as images double.
 
-python benchmarks/metrics.py --images 83 --size 900
+python benchmarks/run.py --only metrics
 python benchmarks/metrics.py --size 224 --bootstrap 400 800 1600 3200
 """
 
 import argparse
-import resource
-import sys
-import time
-from collections.abc import Callable, Sequence
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import peers
+from common import BenchmarkError, Options, Row, Used, alternate, compare, run, slope, timed
 from oddpatch.metrics import pixel_metrics, rank_pixels
+from oddpatch.metrics.pixel import PixelResult
 from oddpatch.metrics.uncertainty.bootstrap import pixel_metrics_by_draw, resample
 from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
 Maps = NDArray[np.float32]
 Masks = NDArray[np.uint8]
+LIMITS = (0.3, 0.05)
 
 
 def make_data(images: int, size: int, seed: int) -> tuple[Maps, Masks]:
@@ -40,65 +42,72 @@ def make_data(images: int, size: int, seed: int) -> tuple[Maps, Masks]:
     return maps, masks
 
 
-class Timing(NamedTuple):
-    """Seconds that a call took."""
-
-    wall: float
-    cpu: float  # summed over threads; what to compare on a busy machine
-
-
-def timed(call: Callable[[], Any]) -> tuple[Timing, Any]:
-    """How long a call takes, and what it gives."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = call()
-    return Timing(time.perf_counter() - wall, time.process_time() - cpu), result
+def everything(maps: Maps, masks: Masks) -> PixelResult:
+    """Pixel AUROC, AP, F1-max and AU-PRO at two limits, and 1,000 draws for their confidence intervals."""
+    ranking = rank_pixels(maps, masks)
+    statistics = PixelStatistics.from_maps(maps, masks, LIMITS, ranking)
+    pixel_metrics_by_draw(statistics, resample(masks.any((1, 2)).astype(int), 1000, 0))
+    return ranking.metrics(LIMITS)
 
 
-def best(timings: Sequence[Timing]) -> Timing:
-    """The shortest times."""
-    return Timing(min(timing.wall for timing in timings), min(timing.cpu for timing in timings))
+def rows(options: Options) -> Iterator[Row]:
+    """AUROC, AU-PRO and intervals: against one sort of the pixels, and against anomalib, which gives no intervals."""
+    sizes = [(8, 200)] if options.quick else [(83, 900), (1000, 224)]
+    for images, size in sizes:
+        maps, masks = make_data(images, size, 0)
+        what = f"AUROC, AU-PRO, intervals, {images} x {size} x {size}"
+        sides: dict[str, Callable[[], Used]] = {
+            "ours": lambda maps=maps, masks=masks: timed(partial(everything, maps, masks)),  # type: ignore[misc]
+            "sort": lambda maps=maps: timed(partial(np.sort, maps, axis=None)),  # type: ignore[misc]
+        }
+        used = alternate(sides, options.rounds)
+        found = used["ours"][0].facts["result"]
+        yield compare(what, "one numpy.sort of the pixels", used["ours"], used["sort"], 2)
+        try:
+            theirs = _anomalib(maps, masks)
+        except BenchmarkError as error:
+            yield Row(what, f"anomalib {peers.ANOMALIB}", error=str(error))
+            continue
+        other = theirs.facts["metrics"]
+        note = (
+            f"pixel AUROC ours {found.auroc:.4f}, theirs {other['pixel_AUROC']:.4f}; AU-PRO ours "
+            f"{found.au_pro[0.3]:.4f}, theirs {other['pixel_AUPRO']:.4f}; theirs without intervals, once"
+        )
+        yield compare(what, f"anomalib {peers.ANOMALIB}", used["ours"][:1], [theirs], 1 / 10, note=note)
+    yield from _scikit_learn(options)
+    yield from _growth(options)
 
 
-def peak_rss_gib() -> float:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+def _anomalib(maps: Maps, masks: Masks) -> Used:
+    with tempfile.TemporaryDirectory() as folder:
+        spec = {"do": "metrics", "maps": f"{folder}/maps.npy", "masks": f"{folder}/masks.npy"}
+        np.save(spec["maps"], maps)
+        np.save(spec["masks"], masks)
+        return run([peers.anomalib(), Path(__file__).parent / "peer_anomalib.py", json.dumps(spec)])
 
 
-def against_sort(maps: Maps, masks: Masks, repeats: int) -> None:
-    """Compare all pixel metrics with one sort of all pixels, taking turns so that both see the same machine."""
-    before = peak_rss_gib()
-    ours, plain = [], []
-    first, result = timed(lambda: pixel_metrics(maps, masks, (0.3, 0.05)))
-    peak = peak_rss_gib()
-    ours.append(first)
-    for _ in range(repeats):
-        plain.append(timed(lambda: np.sort(maps, axis=None))[0])
-        ours.append(timed(lambda: pixel_metrics(maps, masks, (0.3, 0.05)))[0])
-    sort, metrics = best(plain), best(ours)
-    print(f"{len(maps)} maps of {maps.shape[1]}x{maps.shape[2]}, {masks.mean():.1%} defect pixels, best of {repeats}")
-    print(f"  {result}")
-    print(f"  with {torch.get_num_threads()} threads               wall  ratio       CPU  ratio")
-    print(f"  numpy.sort of the pixels {sort.wall:7.2f} s 1.00  {sort.cpu:7.2f} s 1.00")
-    print(
-        f"  pixel_metrics            {metrics.wall:7.2f} s {metrics.wall / sort.wall:.2f}  "
-        f"{metrics.cpu:7.2f} s {metrics.cpu / sort.cpu:.2f}  (goal: at most 2)"
+def _scikit_learn(options: Options) -> Iterator[Row]:
+    maps, masks = make_data(2 if options.quick else 8, 200 if options.quick else 900, 0)
+    flat, labels = maps.ravel(), masks.ravel()
+    used = alternate(
+        {
+            "ours": lambda: timed(partial(pixel_metrics, maps, masks)),
+            "theirs": lambda: timed(lambda: (roc_auc_score(labels, flat), average_precision_score(labels, flat))),
+        },
+        options.rounds,
     )
-    print(f"  peak RSS                 {peak:7.2f} GiB, of which {before:.2f} before the call (goal: below 3 GB)")
+    found, (auroc, ap) = used["ours"][0].facts["result"], used["theirs"][0].facts["result"]
+    note = f"values differ by {max(abs(found.auroc - auroc), abs(found.ap - ap)):.1e} at most; AU-PRO and F1-max too"
+    yield compare(f"AUROC and AP, {len(maps)} maps", "scikit-learn", used["ours"], used["theirs"], note=note)
 
 
-def against_scikit_learn(maps: Maps, masks: Masks) -> None:
-    """Compare with scikit-learn's AUROC and average precision, which sort all pixels with their positions."""
-    scores, labels = maps.ravel(), masks.ravel()
-    ours, result = timed(lambda: pixel_metrics(maps, masks))
-    theirs, (auroc, ap) = timed(lambda: (roc_auc_score(labels, scores), average_precision_score(labels, scores)))
-    print(f"{len(maps)} maps, pixel AUROC and average precision alone by scikit-learn")
-    print(f"  scikit-learn             {theirs.wall:7.2f} s 1.00  {theirs.cpu:7.2f} s 1.00")
-    print(
-        f"  pixel_metrics            {ours.wall:7.2f} s {ours.wall / theirs.wall:.2f}  "
-        f"{ours.cpu:7.2f} s {ours.cpu / theirs.cpu:.2f}  (AU-PRO and F1-max included)"
-    )
-    print(f"  largest difference {max(abs(result.auroc - auroc), abs(result.ap - ap)):.1e}")
+def _growth(options: Options) -> Iterator[Row]:
+    counts = [4 * 2**i for i in range(3)] if options.quick else [64 * 2**i for i in range(5)]
+    seconds = []
+    for count in counts:
+        maps, masks = make_data(count, 224, 0)
+        seconds.append(min(timed(partial(everything, maps, masks)).cpu for _ in range(options.rounds)))
+    yield slope("metrics and intervals by test images", counts, seconds, 1.0)
 
 
 def bootstrap(counts: Sequence[int], size: int, seed: int) -> None:
@@ -107,32 +116,23 @@ def bootstrap(counts: Sequence[int], size: int, seed: int) -> None:
     print("images  numpy.sort  rank_pixels  statistics  draws  both per 800 images")
     for images in counts:
         maps, masks = make_data(images, size, seed)
-        sort, _ = timed(partial(np.sort, maps, axis=None))
-        ranked, ranking = timed(partial(rank_pixels, maps, masks))
-        gathered, statistics = timed(partial(PixelStatistics.from_maps, maps, masks, (0.3, 0.05), ranking))
+        sort = timed(partial(np.sort, maps, axis=None))
+        ranked = timed(partial(rank_pixels, maps, masks))
+        gathered = timed(partial(PixelStatistics.from_maps, maps, masks, LIMITS, ranked.facts["result"]))
         weights = resample(masks.any((1, 2)).astype(int), 1000, seed)
-        drawn, _ = timed(partial(pixel_metrics_by_draw, statistics, weights))
+        drawn = timed(partial(pixel_metrics_by_draw, gathered.facts["result"], weights))
         both = (gathered.cpu + drawn.cpu) * 800 / images
         print(f"{images:6d}  {sort.cpu:10.2f}  {ranked.cpu:11.2f}  {gathered.cpu:10.2f}  {drawn.cpu:5.2f}  {both:.2f}")
 
 
 def main() -> None:
-    """Run the comparisons, or the bootstrap alone."""
+    """The bootstrap alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=83)
-    parser.add_argument("--size", type=int, default=900, help="height and width of a map in pixels")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peer-images", type=int, default=8, help="maps given to scikit-learn; 0 leaves it out")
-    parser.add_argument("--bootstrap", type=int, nargs="+", metavar="IMAGES", help="time the bootstrap instead")
+    parser.add_argument("--size", type=int, default=224, help="height and width of a map in pixels")
+    parser.add_argument("--bootstrap", type=int, nargs="+", metavar="IMAGES", required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.bootstrap:
-        bootstrap(options.bootstrap, options.size, options.seed)
-        return
-    maps, masks = make_data(options.images, options.size, options.seed)
-    against_sort(maps, masks, options.repeats)
-    if options.peer_images:
-        against_scikit_learn(maps[: options.peer_images], masks[: options.peer_images])
+    bootstrap(options.bootstrap, options.size, options.seed)
 
 
 if __name__ == "__main__":

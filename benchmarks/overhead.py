@@ -17,15 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common import cpu_seconds
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
-
-def cpu_seconds() -> float:
-    """User and system time of this process and of the workers that have ended."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def prepare(args: argparse.Namespace, out: str) -> Any:
@@ -46,24 +42,29 @@ def prepare(args: argparse.Namespace, out: str) -> Any:
     return pipeline.build(cfg)
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Print the CPU seconds of floor and run, and their ratio."""
+def floor(run: Any) -> None:
+    """Decode every image and run the backbone, with the workers and batches of the run."""
     import torch
 
+    model = run.module.model
+    with torch.inference_mode():
+        for loader in (run.data.train_dataloader(), run.data.test_dataloader()):
+            loader.dataset.preprocess = _skip(model.preprocess.image_size)
+            for batch in loader:
+                model.backbone(batch.image.to(run.module.device))
+            loader.dataset.preprocess = model.preprocess
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Print the CPU seconds of floor and run, and their ratio."""
     with tempfile.TemporaryDirectory() as out:
         run = prepare(args, out)
         run.data.setup("fit")
-        model = run.module.model
         samples = run.data.train_samples + run.data.test_samples
         floors, runs = [], []
         for repeat in range(args.repeats):
             start = cpu_seconds()
-            with torch.inference_mode():
-                for loader in (run.data.train_dataloader(), run.data.test_dataloader()):
-                    loader.dataset.preprocess = _skip(model.preprocess.image_size)
-                    for batch in loader:
-                        model.backbone(batch.image)
-                    loader.dataset.preprocess = model.preprocess
+            floor(run)
             floors.append(cpu_seconds() - start)
             if repeat:
                 run = prepare(args, out)
@@ -81,19 +82,15 @@ def _skip(size: tuple[int, int]) -> Any:
     import torch
 
     from oddpatch.data.decoding import read_image
+    from oddpatch.data.transforms import Placement
 
     class Skip:
         image_size = size
         roi_mask = None
 
-        def read(self, path: Path) -> Any:
-            return read_image(path, keep_uint8=True)
-
-        def register(self, image: Any) -> None:
-            return None
-
-        def __call__(self, image: Any, registration: None) -> torch.Tensor:
-            return torch.zeros(3, *size)
+        def prepare(self, path: Path) -> tuple[torch.Tensor, Placement]:
+            image = read_image(path, keep_uint8=True)
+            return torch.zeros(3, *size), Placement((image.shape[1], image.shape[2]))
 
         def mask(self, mask: Any, registration: None) -> torch.Tensor:
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about

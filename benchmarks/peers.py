@@ -1,0 +1,72 @@
+"""Environments that peers are measured in, made on first use, and what both sides share."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import BUILD, BenchmarkError, Options, Used, run
+
+ANOMALIB = "2.7.0"
+#: What both sides have in the same version, as installed here.
+SHARED = ("torch", "torchvision", "timm", "openvino", "onnx", "onnxscript", "lightning", "opencv-python-headless")
+METRICS = {"image AUROC": "image_AUROC", "pixel AUROC": "pixel_AUROC", "AU-PRO": "pixel_AUPRO"}
+
+
+def anomalib() -> Path:
+    """The Python of an environment that has anomalib, made with uv the first time.
+
+    Raises:
+        BenchmarkError: it cannot be installed.
+    """
+    from importlib.metadata import version
+
+    folder = BUILD / "peers" / f"anomalib-{ANOMALIB}"
+    python, done = folder / "bin" / "python", folder / "installed"
+    if done.exists():
+        return python
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        raise BenchmarkError("anomalib cannot be installed without uv: pip install uv")
+    pins = [f"{name}=={version(name)}" for name in SHARED]
+    print(f"installing anomalib {ANOMALIB} into {folder}", file=sys.stderr)
+    for command in (
+        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder],
+        [uv, "pip", "install", "--quiet", "--python", python, f"anomalib[openvino]=={ANOMALIB}", *pins],
+    ):
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800)
+        except (subprocess.SubprocessError, OSError) as error:
+            told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            raise BenchmarkError(f"anomalib {ANOMALIB} could not be installed: {told[-1]}") from None
+    done.touch()
+    return python
+
+
+def weights(backbone: str) -> tuple[Path, Any]:
+    """A file with the weights of the whole network, so that both sides have the same, and its `FeatureInfo`."""
+    import torch
+
+    from oddpatch.backbones.inspection import settings_of
+    from oddpatch.hydra_entry.building import make
+
+    network = make({**settings_of(backbone), "layers": [1, 2, 3, 4]})
+    path = BUILD / "peers" / f"{backbone}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({name: value.contiguous() for name, value in network.network.state_dict().items()}, path)
+    return path, network.info
+
+
+def fit_and_test(
+    options: Options, model: str, layers: list[str], settings: dict[str, Any], export: Path | None = None
+) -> Used:
+    """Fit and test with anomalib: CPU seconds without start-up, memory of its largest process, metrics."""
+    path, info = weights(options.backbone)
+    spec = {
+        "model": model, "settings": settings, "root": str(options.root), "category": options.category,
+        "weights": str(path), "backbone": "tf_efficientnet_lite0", "layers": layers, "mean": info.mean,
+        "std": info.std, "workers": 2, "device": options.device, "export": export and str(export),
+    }  # fmt: skip
+    return run([anomalib(), Path(__file__).parent / "peer_anomalib.py", json.dumps(spec)])

@@ -1,0 +1,166 @@
+"""The table of benchmarks: what is written, what a part that fails leaves; and the guard on core operations."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+import guard
+from common import BenchmarkError, Used, alternate, compare, run, slope
+
+GOOD = (
+    "from common import Row\ndef rows(options):\n    yield Row('sorting', 'a peer', 1.0, 4.0, ratio=0.25, target=0.5)\n"
+)
+BROKEN = GOOD.replace("sorting", "resizing") + "    raise RuntimeError('no luck')\n"
+WAITING = GOOD + "    import time\n    time.sleep(600)\n"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """`run.py` with parts that take no time."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for name in ("common.py", "run.py"):
+        shutil.copy(ROOT / "benchmarks" / name, folder)
+    (folder / "metrics.py").write_text(GOOD)
+    (folder / "image_pipeline.py").write_text(BROKEN)
+    return tmp_path
+
+
+def start(checkout, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, str(checkout / "benchmarks" / "run.py"), *arguments]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def bench(checkout, *arguments):
+    process = start(checkout, *arguments)
+    told, failed = process.communicate()
+    return process.returncode, told, failed
+
+
+def test_a_part_that_fails_is_a_row_and_the_others_stay(checkout):
+    assert bench(checkout, "--only", "metrics")[0] == 0
+    code, _, failed = bench(checkout, "--only", "pipeline")
+    table = (checkout / "benchmarks" / "RESULTS.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")]
+    found = {row[1]: row for row in rows}
+    assert code == 1
+    assert "no luck" in failed
+    assert found["sorting"][3:8] == ["1 CPU s", "4 CPU s", "0.25", "0.5", "yes"]
+    assert found["resizing"][7] == "yes"
+    assert found["pipeline"][7] == "not measured"
+    assert "exit code 1" in found["pipeline"][10]
+    assert "Not measured: `padim`, " in table
+    assert str(checkout) not in table
+
+
+def test_parts_are_separated_by_commas_or_spaces(checkout):
+    code, told, _ = bench(checkout, "--only", "metrics,pipeline", "--quick")
+    assert code == 1
+    assert "| sorting |" in told
+    assert "| resizing |" in told
+    assert (checkout / "build/bench/quick/RESULTS.md").exists()
+    assert not (checkout / "benchmarks/RESULTS.md").exists()
+
+
+def test_an_unknown_part_is_named(checkout):
+    code, _, failed = bench(checkout, "--only", "speed")
+    assert code == 2
+    assert "--only speed: choose of padim, " in failed
+
+
+def test_rows_measured_with_other_versions_are_left_out(checkout):
+    bench(checkout, "--only", "metrics")
+    file = checkout / "build/bench/rows/metrics.json"
+    kept = json.loads(file.read_text())
+    kept["about"]["versions"] = "torch 1.0"
+    file.write_text(json.dumps(kept))
+    bench(checkout, "--only", "pipeline")
+    table = (checkout / "benchmarks/RESULTS.md").read_text()
+    assert "| sorting |" not in table
+    assert "`metrics` (measured elsewhere or with other versions on" in table
+
+
+def test_ctrl_c_keeps_the_rows_so_far(checkout):
+    (checkout / "benchmarks/metrics.py").write_text(WAITING)
+    process = start(checkout, "--only", "metrics", "pipeline")
+    results = checkout / "benchmarks/RESULTS.md"
+    while process.poll() is None and not results.exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    failed = process.communicate()[1]
+    assert process.returncode == 1
+    assert failed.splitlines()[-1] == "stopped; the rows so far are in benchmarks/RESULTS.md"
+    assert "| sorting |" in results.read_text()
+    assert "| resizing |" not in results.read_text()
+
+
+def test_sides_take_turns_and_the_ratio_is_the_median_of_rounds():
+    order = []
+    times = {"ours": [1.0, 2.0, 9.0], "theirs": [2.0, 8.0, 10.0]}
+
+    def side(name):
+        def call():
+            order.append(name)
+            return Used(times[name][order.count(name) - 1], 0.0)
+
+        return call
+
+    used = alternate({name: side(name) for name in times}, 3)
+    assert order == ["ours", "theirs"] * 3
+    row = compare("what", "against", used["ours"], used["theirs"], 0.5)
+    assert (row.ours, row.theirs, row.ratio, row.met) == (2.0, 8.0, 0.5, "yes")  # of 0.5, 0.25 and 0.9
+    assert compare("what", "against", used["ours"], used["theirs"], 0.4).met == "no"
+
+
+def test_the_slope_of_a_square():
+    row = slope("squares", [1, 2, 4, 8], [3, 12, 48, 192], 1)
+    assert row.ours == pytest.approx(2)
+    assert row.met == "no"
+    assert slope("squares", [1, 2, 4, 8], [3, 12, 48, 192], 2).met == "yes"
+
+
+def test_a_program_counts_its_children_and_tells_facts():
+    work = "sum(range(10**7))"
+    inner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', '{work}']); print('{{\"found\": 3}}')"
+    alone = run([sys.executable, "-c", work])
+    used = run([sys.executable, "-c", inner])
+    assert used.facts == {"found": 3}
+    assert used.cpu > 0.8 * alone.cpu
+    assert used.memory > 2**20
+
+
+def test_a_program_that_fails_says_why():
+    with pytest.raises(BenchmarkError, match=r"^exit code 1: ValueError: no luck$"):
+        run([sys.executable, "-c", "raise ValueError('no luck')"])
+
+
+def test_the_guard_names_what_became_slower():
+    kept = {"search": 2.0, "maps": 1.0}
+    assert guard.slower(kept, {"search": 2.9, "maps": 0.5}) == []
+    (told,) = guard.slower(kept, {"search": 3.1, "maps": 1.4})
+    assert told == "search: 3.10 of its reference, it was 2.00 and may be 3.00"
+
+
+def test_every_operation_has_a_kept_ratio():
+    assert set(json.loads(guard.KEPT.read_text())) == set(guard.operations())
+
+
+@pytest.mark.slow
+def test_core_operations_are_no_slower_than_they_were():
+    kept = json.loads(guard.KEPT.read_text())
+    for _ in range(3):  # what is slow once may be another program; what is slow three times is not
+        slower = guard.slower(kept, guard.measure())
+        if not slower:
+            return
+    pytest.fail("\n".join(slower))
