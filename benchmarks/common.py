@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Environments of peers, weights both sides share, rows as they were measured.
@@ -42,6 +42,7 @@ class Row:
     unit: str = "CPU s"
     ratio: float | None = None
     target: float | None = None  # the largest ratio that will do; None where the row only states it
+    wall: str = ""  # seconds of wall time of both, beside
     note: str = ""
     command: str = ""
     rounds: int = 0
@@ -97,7 +98,14 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
         BenchmarkError: it failed.
     """
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path, **(environment or {})}
+    # One thread: threads that wait for each other count as work.
+    env = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "PYTHONPATH": path,
+        **(environment or {}),
+    }
     start = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen([str(part) for part in command], cwd=cwd, env=env, stdout=out, stderr=err)
@@ -109,7 +117,7 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
             raise
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-        told, failed = (file.seek(0) or file.read().decode(errors="replace") for file in (out, err))
+        told, failed = (_from_start(file) for file in (out, err))
     if process.returncode:
         last = next((line for line in reversed((failed or told).splitlines()) if line.strip()), "no message")
         raise BenchmarkError(f"exit code {process.returncode}: {last.strip()}")
@@ -120,6 +128,11 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
     facts = facts if isinstance(facts, dict) else {}
     scale = 1 if sys.platform == "darwin" else 1024
     return Used(facts.get("cpu", used.ru_utime + used.ru_stime), facts.get("wall", wall), used.ru_maxrss * scale, facts)
+
+
+def _from_start(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def alternate(sides: Mapping[str, Callable[[], Used]], rounds: int) -> dict[str, list[Used]]:
@@ -146,9 +159,12 @@ def compare(
     """The row of two sides that took turns: medians of both, and the median ratio of the rounds."""
     mine, other = [take(used) for used in ours], [take(used) for used in theirs]
     ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
+    walls = [statistics.median(used.wall for used in side) for side in (ours, theirs)]
+    wall = " / ".join(f"{seconds:.3g}" for seconds in walls) if unit.startswith("CPU") and all(walls) else ""
     return Row(
-        what, against, statistics.median(mine), statistics.median(other), unit, ratio, target, note, command, len(mine)
-    )
+        what, against, statistics.median(mine), statistics.median(other), unit, ratio, target, wall, note, command,
+        len(mine),
+    )  # fmt: skip
 
 
 def slope(what: str, sizes: Sequence[float], values: Sequence[float], order: float, unit: str = "CPU s") -> Row:
@@ -160,7 +176,7 @@ def slope(what: str, sizes: Sequence[float], values: Sequence[float], order: flo
     found = statistics.linear_regression(x, y).slope
     told = ", ".join(f"{size:,.0f}: {value:.3g}" for size, value in zip(sizes, values, strict=True))
     return Row(
-        f"growth: {what}", f"order {order:g}", found, order, f"slope of log {unit}", found / order, 1.25, told,
+        f"growth: {what}", f"order {order:g}", found, order, f"slope of log {unit}", found / order, 1.25, note=told,
         rounds=len(sizes),
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 def usual(path: str) -> Tensor:
     """OpenCV, then torch: the same antialiased resize, crop and normalisation (1, 3, 224, 224)."""
-    image = torch.from_numpy(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(cv2.cvtColor(np.asarray(cv2.imread(path)), cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None]
     resized = F.interpolate(image.float().div_(255), size=(256, 256), mode="bilinear", antialias=True)
     return (resized[:, :, 16:240, 16:240] - MEAN[0]) / STD[0]
 
@@ -38,7 +38,7 @@ def rows(options: Options) -> Iterator[Row]:
     cv2.setNumThreads(1)
     files = [str(path) for path in sorted((options.images() / "test").rglob("*.png"))][: 4 if options.quick else 40]
     preprocess = Preprocess(256, 224, MEAN, STD)
-    host = HostPreprocess(**dict(preprocess.settings()))  # type: ignore[arg-type]
+    host = HostPreprocess(**dict(preprocess.settings()))
     ways: dict[str, Callable[[str], object]] = {
         "torch": lambda path: preprocess(preprocess.read(path), None),
         "NumPy": lambda path: host(host.read(path)),

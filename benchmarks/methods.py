@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import peers
 from common import (
@@ -160,7 +160,7 @@ def measure_with(method: Method, options: Options) -> Iterator[tuple[Row, list[U
     )
 
 
-def _child(side: str, method: Method, options: Options):  # type: ignore[no-untyped-def]
+def _child(side: str, method: Method, options: Options) -> Callable[[], Used]:
     overrides = [*method.overrides, *(QUICK if options.quick else [])]
     spec = {"side": side, "overrides": overrides, "root": str(options.root), "category": options.category,
             "backbone": options.backbone, "device": options.device}  # fmt: skip
@@ -181,7 +181,7 @@ def main() -> None:
         prepared = overhead.prepare(args, out)
         prepared.data.setup("fit")
         start, wall = cpu_seconds(), time.perf_counter()
-        found = {}
+        found: dict[str, Any] = {}
         if spec["side"] == "floor":
             overhead.floor(prepared)
             found["fit_and_test"] = cpu_seconds() - start

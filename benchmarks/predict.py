@@ -65,7 +65,7 @@ def sides(fitted: Fitted, images: list[str]) -> dict[str, Callable[[], Used]]:
     found = {engine: own(engine) for engine in (*ENGINES, "floor")}
     if fitted.theirs:
         spec = {"do": "predict", "path": str(fitted.theirs), "images": images, "threads": 1}
-        command = [peers.anomalib(), Path(__file__).parent / "peer_anomalib.py", json.dumps(spec)]
+        command: list[str | Path] = [peers.anomalib(), Path(__file__).parent / "peer_anomalib.py", json.dumps(spec)]
         found["anomalib"] = lambda: run(command)
     return found
 

@@ -13,7 +13,9 @@ import argparse
 import datetime
 import importlib
 import json
+import os
 import platform
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -74,13 +76,19 @@ def run_part(name: str, options: Options, arguments: list[str], save: Any) -> No
         BenchmarkError: it failed.
     """
     command = [sys.executable, str(HERE / "run.py"), "--part", name, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # In a group of its own, so that what it starts ends with it.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(LINE):
-                save(Row(**json.loads(line.removeprefix(LINE))))
-            else:
-                print(line, end="", flush=True)
+        try:
+            for line in process.stdout:
+                if line.startswith(LINE):
+                    save(Row(**json.loads(line.removeprefix(LINE))))
+                else:
+                    print(line, end="", flush=True)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
     if process.returncode:
         raise BenchmarkError(f"it ended with exit code {process.returncode}, its messages say why")
 
@@ -125,18 +133,18 @@ def table(folder: Path, about: dict[str, str]) -> str:
         f"{about['processor']}; {about['versions']}.\n\n"
         "A ratio is ours / theirs, the median over rounds in which both sides take turns: less is better. CPU s are "
         "user and system seconds of all\nprocesses of a side. Other programs ran on the machine.\n\n"
-        "| what | against | ours | theirs | ratio | target | met | rounds | date | notes | command |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + f"\n{missing}"
+        "| what | against | ours | theirs | ratio | target | met | wall, s | rounds | date | notes | command |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + f"\n{missing}"
     )
 
 
 def _line(row: Row, date: str) -> str:
     if row.error:
-        cells = [row.what, row.against, "", "", "", "", row.met, "", date, row.error.replace("|", "/")]
+        cells = [row.what, row.against, "", "", "", "", row.met, "", "", date, row.error.replace("|", "/")]
     else:
         cells = [
             row.what, row.against, _number(row.ours, row.unit), _number(row.theirs, row.unit), _number(row.ratio),
-            _number(row.target), row.met, str(row.rounds), date, row.note,
+            _number(row.target), row.met, row.wall, str(row.rounds), date, row.note,
         ]  # fmt: skip
     return f"| {' | '.join(cells)} | `{row.command}` |"
 
@@ -155,6 +163,10 @@ def main() -> None:
     options = read_options(args)
     if args.part:
         return print_part(args.part, options)
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sent, signal.default_int_handler)
+    # One thread for each process: threads that wait for each other count as work.
+    os.environ.update({"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"})
     chosen = [name for given in args.only for name in given.split(",") if name]
     if unknown := sorted(set(chosen) - set(PARTS)):
         parser.error(f"--only {unknown[0]}: choose of {', '.join(PARTS)}")

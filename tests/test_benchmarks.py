@@ -19,7 +19,10 @@ GOOD = (
     "from common import Row\ndef rows(options):\n    yield Row('sorting', 'a peer', 1.0, 4.0, ratio=0.25, target=0.5)\n"
 )
 BROKEN = GOOD.replace("sorting", "resizing") + "    raise RuntimeError('no luck')\n"
-WAITING = GOOD + "    import time\n    time.sleep(600)\n"
+WAITING = (
+    GOOD
+    + "    import sys\n    from common import run\n    run([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+)
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def test_a_part_that_fails_is_a_row_and_the_others_stay(checkout):
     assert found["sorting"][3:8] == ["1 CPU s", "4 CPU s", "0.25", "0.5", "yes"]
     assert found["resizing"][7] == "yes"
     assert found["pipeline"][7] == "not measured"
-    assert "exit code 1" in found["pipeline"][10]
+    assert "exit code 1" in found["pipeline"][11]
     assert "Not measured: `padim`, " in table
     assert str(checkout) not in table
 
@@ -91,16 +94,19 @@ def test_rows_measured_with_other_versions_are_left_out(checkout):
     assert "`metrics` (measured elsewhere or with other versions on" in table
 
 
-def test_ctrl_c_keeps_the_rows_so_far(checkout):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_rows_so_far_and_leaves_no_process(checkout, sent):
     (checkout / "benchmarks/metrics.py").write_text(WAITING)
     process = start(checkout, "--only", "metrics", "pipeline")
     results = checkout / "benchmarks/RESULTS.md"
     while process.poll() is None and not results.exists():
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.kill(process.pid, sent)  # a terminal would send SIGINT to the part, too
     failed = process.communicate()[1]
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     assert process.returncode == 1
-    assert failed.splitlines()[-1] == "stopped; the rows so far are in benchmarks/RESULTS.md"
+    assert failed == "stopped; the rows so far are in benchmarks/RESULTS.md\n"
     assert "| sorting |" in results.read_text()
     assert "| resizing |" not in results.read_text()
 
@@ -112,7 +118,7 @@ def test_sides_take_turns_and_the_ratio_is_the_median_of_rounds():
     def side(name):
         def call():
             order.append(name)
-            return Used(times[name][order.count(name) - 1], 0.0)
+            return Used(times[name][order.count(name) - 1], {"ours": 4.0, "theirs": 5.0}[name])
 
         return call
 
@@ -120,6 +126,7 @@ def test_sides_take_turns_and_the_ratio_is_the_median_of_rounds():
     assert order == ["ours", "theirs"] * 3
     row = compare("what", "against", used["ours"], used["theirs"], 0.5)
     assert (row.ours, row.theirs, row.ratio, row.met) == (2.0, 8.0, 0.5, "yes")  # of 0.5, 0.25 and 0.9
+    assert row.wall == "4 / 5"
     assert compare("what", "against", used["ours"], used["theirs"], 0.4).met == "no"
 
 
