@@ -18,10 +18,10 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from common import BUILD, BenchmarkError, Options, Row, add_options, read_options
 
@@ -69,7 +69,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def run_part(name: str, options: Options, arguments: list[str], save: Any) -> None:
+def run_part(name: str, options: Options, arguments: list[str], save: Callable[[Row], None]) -> None:
     """Run a part in a process of its own, and hand over its rows as they come.
 
     Raises:
@@ -104,10 +104,10 @@ def print_part(name: str, options: Options) -> None:
         print(LINE + json.dumps(asdict(Row(name, "", error=str(error), command=own))), flush=True)
 
 
-def save_rows(folder: Path, name: str, rows: list[Row], about: dict[str, str]) -> None:
-    """Write what is known of a part, whole or not at all."""
+def save_rows(folder: Path, name: str, rows: list[Row], about: dict[str, str], ended: bool) -> None:
+    """Write what is known of a part, whole or not at all, and whether the part came to its end."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"about": about, "rows": [asdict(row) for row in rows]}, indent=1)
+    text = json.dumps({"about": about, "ended": ended, "rows": [asdict(row) for row in rows]}, indent=1)
     new = folder / f"{name}.json.new"
     new.write_text(text)
     new.replace(folder / f"{name}.json")
@@ -126,6 +126,8 @@ def table(folder: Path, about: dict[str, str]) -> str:
         if found["about"] != {key: value for key, value in about.items() if key != "date"}:
             without.append(f"`{name}` (measured elsewhere or with other versions on {date})")
             continue
+        if not found["ended"]:
+            without.append(f"the rest of `{name}` (stopped on {date})")
         lines += [_line(Row(**row), date) for row in found["rows"]]
     missing = f"\nNot measured: {', '.join(without)}.\n" if without else ""
     return (
@@ -181,10 +183,13 @@ def main() -> None:
     for name in chosen:
         rows: list[Row] = []
 
-        def save(row: Row, name: str = name, rows: list[Row] = rows) -> None:
-            rows.append(row)
-            save_rows(folder, name, rows, about)
+        def keep(ended: bool, name: str = name, rows: list[Row] = rows) -> None:
+            save_rows(folder, name, rows, about, ended)
             results.write_text(table(folder, about))
+
+        def save(row: Row, keep: Callable[[bool], None] = keep, rows: list[Row] = rows) -> None:
+            rows.append(row)
+            keep(False)
             print(_line(row, about["date"]), flush=True)
 
         print(f"{name}:", flush=True)
@@ -194,6 +199,7 @@ def main() -> None:
             save(Row(name, "", error=str(error), command=f'make bench ARGS="--only {name}"'))
         except KeyboardInterrupt:
             sys.exit(f"stopped; the rows so far are in {results.relative_to(HERE.parent)}")
+        keep(True)
         failed = failed or any(row.error for row in rows)
     print(f"written: {results.relative_to(HERE.parent)}")
     sys.exit(1 if failed else 0)

@@ -64,6 +64,7 @@ def test_a_part_that_fails_is_a_row_and_the_others_stay(checkout):
     assert found["pipeline"][7] == "not measured"
     assert "exit code 1" in found["pipeline"][11]
     assert "Not measured: `padim`, " in table
+    assert "the rest of" not in table
     assert str(checkout) not in table
 
 
@@ -109,6 +110,7 @@ def test_a_signal_keeps_the_rows_so_far_and_leaves_no_process(checkout, sent):
     assert failed == "stopped; the rows so far are in benchmarks/RESULTS.md\n"
     assert "| sorting |" in results.read_text()
     assert "| resizing |" not in results.read_text()
+    assert "the rest of `metrics` (stopped on " in results.read_text()
 
 
 def test_sides_take_turns_and_the_ratio_is_the_median_of_rounds():
