@@ -171,7 +171,6 @@ def _rate(
 def coreset(args: argparse.Namespace) -> None:
     """Picks a second of `k_center_greedy` and of plain greedy, and whether both devices pick the same."""
     from coreset import plain_greedy, synthetic_features
-
     from oddpatch.ops.coreset import k_center_greedy
 
     device = torch.device(args.device)
