@@ -55,6 +55,8 @@ def rows(options: Options) -> Iterator[Row]:
     sizes = [(8, 200)] if options.quick else [(83, 900), (1000, 224)]
     for images, size in sizes:
         maps, masks = make_data(images, size, 0)
+        # Into [0, 1], as anomalib normalises its maps: beyond it torchmetrics takes scores for logits, and ties them.
+        maps = (maps - maps.min()) / np.ptp(maps)
         what = f"AUROC, AU-PRO, intervals, {images} x {size} x {size}"
         sides: dict[str, Callable[[], Used]] = {
             "ours": lambda maps=maps, masks=masks: timed(partial(everything, maps, masks)),  # type: ignore[misc]
