@@ -82,6 +82,7 @@ def _skip(size: tuple[int, int]) -> Any:
     import torch
 
     from oddpatch.data.decoding import read_image
+    from oddpatch.data.light import Light
     from oddpatch.data.transforms import Placement
 
     class Skip:
@@ -90,7 +91,7 @@ def _skip(size: tuple[int, int]) -> Any:
 
         def prepare(self, path: Path) -> tuple[torch.Tensor, Placement]:
             image = read_image(path, keep_uint8=True)
-            return torch.zeros(3, *size), Placement((image.shape[1], image.shape[2]))
+            return torch.zeros(3, *size), Placement((image.shape[1], image.shape[2]), Light(0, 0))
 
         def mask(self, mask: Any, registration: None) -> torch.Tensor:
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about

@@ -28,11 +28,11 @@ from common import BUILD, BenchmarkError, Options, Row, add_options, read_option
 HERE = Path(__file__).resolve().parent
 #: Parts in the order of the table: what `--only` takes, and the function that yields the rows.
 PARTS = {
-    "padim": "methods:padim",
-    "patchcore_1": "methods:patchcore_1",
-    "patchcore_10": "methods:patchcore_10",
-    "bounded": "methods:bounded",
-    "others": "methods:others",
+    "padim": "fit_and_test:padim",
+    "patchcore_1": "fit_and_test:patchcore_1",
+    "patchcore_10": "fit_and_test:patchcore_10",
+    "bounded": "fit_and_test:bounded",
+    "others": "fit_and_test:others",
     "predict": "predict:rows",
     "archive": "archive:rows",
     "coreset": "coreset:rows",
