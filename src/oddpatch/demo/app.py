@@ -2,4 +2,5 @@
 
 from oddpatch.demo import page
 
-page.show()
+if __name__ == "__main__":  # as Streamlit calls it
+    page.show()
