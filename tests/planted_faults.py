@@ -348,7 +348,7 @@ FAULTS = [
     ),
     Fault(
         "true is a number", "settings.py",
-        "    if isinstance(value, bool):\n        return bool in allowed\n", "",
+        "    if value is None or isinstance(value, bool):\n        return type(value) is hint\n", "",
         "test_settings.py",
     ),
     Fault(

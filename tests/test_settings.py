@@ -61,7 +61,8 @@ def test_values_of_the_type_that_is_asked_for_pass(settings):
         ({"flag": 1}, "model.flag=1 must be true or false"),
         ({"size": "large"}, "model.size='large' must be a whole number or a list of them or null"),
         ({"size": [1, "x"]}, r"model.size=\[1, 'x'\] must be a whole number or a list of them or null"),
-        ({"rates": ["x"]}, r"model.rates=\['x'\] must be a number or a list of them"),
+        ({"rates": ["x"]}, r"model.rates=\['x'\] must be a list of numbers"),
+        ({"rates": 5}, r"model.rates=5 must be a list of numbers, as \[5\]"),
         ({"rate": {"a": 1}}, "model.rate={'a': 1} must be a number"),
     ],
 )

@@ -13,6 +13,7 @@ SEEDS = range(2**32)
 _NAMES: dict[type, str] = {
     int: "a whole number", float: "a number", bool: "true or false", list: "a list of them", type(None): "null"
 }  # fmt: skip
+_UNIONS, _LISTS = (typing.Union, types.UnionType), (list, tuple, Sequence)
 
 
 def check_types(target: Any, settings: Mapping[str, Any], name: str) -> None:
@@ -31,10 +32,12 @@ def check_types(target: Any, settings: Mapping[str, Any], name: str) -> None:
     constructor = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     hints = typing.get_type_hints(constructor)
     for key, value in settings.items():
-        if key not in hints or (allowed := _flat(hints[key])) is None or _fits(value, allowed):
+        if key not in hints or (allowed := _flat(hints[key])) is None or _fits(value, hints[key]):
             continue
         told = allowed - {int} if float in allowed else allowed
         wanted = " or ".join(text for kind, text in _NAMES.items() if kind in told)
+        if typing.get_origin(hints[key]) in _LISTS:
+            wanted = "a list of numbers" + (f", as [{value}]" if _fits([value], hints[key]) else "")
         raise ConfigError(f"{name}.{key}={value!r} must be {wanted}".removeprefix("."))
 
 
@@ -63,16 +66,20 @@ def _flat(hint: Any) -> set[type] | None:
     if hint is float:
         return {int, float}
     origin = typing.get_origin(hint)
-    if origin not in (typing.Union, types.UnionType, list, tuple, Sequence):
+    if origin not in (*_UNIONS, *_LISTS):
         return None
     parts = [_flat(part) for part in typing.get_args(hint) if part is not Ellipsis]
-    outer: set[type] = set() if origin in (typing.Union, types.UnionType) else {list}
+    outer: set[type] = set() if origin in _UNIONS else {list}
     return None if None in parts else outer.union(*filter(None, parts))
 
 
-def _fits(value: Any, allowed: set[type]) -> bool:
-    if isinstance(value, list | tuple):
-        return list in allowed and all(_fits(one, allowed) for one in value)
-    if isinstance(value, bool):
-        return bool in allowed
-    return isinstance(value, tuple(allowed)) and not (isinstance(value, float) and math.isnan(value))
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in _UNIONS:
+        return any(_fits(value, part) for part in parts)
+    if origin in _LISTS:
+        return isinstance(value, list | tuple) and all(any(_fits(one, part) for part in parts) for one in value)
+    if value is None or isinstance(value, bool):
+        return type(value) is hint
+    allowed = (int, float) if hint is float else (hint,)
+    return isinstance(value, allowed) and not (isinstance(value, float) and math.isnan(value))

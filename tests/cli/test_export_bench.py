@@ -94,3 +94,8 @@ def test_bench_starts_a_process_for_each(place):
 def test_batches_that_cannot_be_are_refused(place, given):
     with pytest.raises(ConfigError, match=f"--batch-size={given}: give numbers of 1 or more"):
         invoke("bench", place / "run", "--batch-size", given)
+
+
+def test_a_model_that_is_not_there_is_refused_before_any_is_measured(place, capsys):
+    with pytest.raises(CheckpointError, match="nowhere does not exist: give the folder of a finished run, or an artif"):
+        CliRunner().invoke(app, ["bench", str(place / "run"), "nowhere"], catch_exceptions=False)

@@ -341,12 +341,12 @@ def test_results_in_a_file_go_on_where_they_stopped(finished, tmp_path, predict,
     (images / "1.png").write_bytes(broken)
     done = predict(finished / "run", *options, "--resume", "--threshold", "1e-6")
     assert done.returncode == 1
-    assert done.stderr == f"4 images: 4 anomalous; saved in {path}\n"
+    assert done.stderr == f"4 images (3 held already): 4 anomalous; saved in {path}\n"
     names.append(names.pop(1))
     assert [(name, error) for name, _, error in results_of(path)] == [(name, None) for name in names]
     assert results_of(path)[:3] == [one for one in first if one[2] is None]
     done = predict(finished / "run", *options, "--resume", "--threshold", "1e-6")  # nothing is left to do
-    assert (done.returncode, done.stderr) == (1, f"4 images: 4 anomalous; saved in {path}\n")
+    assert (done.returncode, done.stderr) == (1, f"4 images (4 held already): 4 anomalous; saved in {path}\n")
 
     done = predict(finished / "run", *options, "--resume")
     assert done.returncode == 2

@@ -32,6 +32,10 @@ def told(*overrides, name="train"):
         ("trainer.max_epoch=2", "did you mean trainer.max_epochs?"),
         ("hydra.sweep.dri=x", "did you mean hydra.sweep.dir?"),
         ("~model.epsilo", "did you mean model.epsilon?"),
+        (
+            "data.views.rotations=[90,180]",
+            "data.views is null: set all of it at once, as 'data.views={rotations:[90,180]}'",
+        ),
         ("qqqqqqq=1", "--cfg job lists them"),
         ("model.epsilon=[1", "cannot be read"),
         ("model.epsilon", "write KEY=VALUE"),

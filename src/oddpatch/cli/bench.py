@@ -30,6 +30,9 @@ def bench(
     """
     batches = [_number(text, batch_size) for text in split_names(batch_size)]
     engines = split_names(engine) or [""]
+    for model in models:
+        if not model.exists():
+            raise CheckpointError(f"{model} does not exist: give the folder of a finished run, or an artifact")
     tell(f"{'model':<40} {'engine':<12} {'batch':>5} {'p50 ms':>8} {'p95 ms':>8} {'images/s':>9} {'start s':>8} "
          f"{'memory MB':>10} {'size MB':>8}")  # fmt: skip
     for model in models:

@@ -144,8 +144,9 @@ def predict(
         counts = {**tally.counts, "left out": len(source.left_out)}
         summed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         places = [str(place) for place in (results, out if kinds else None) if place is not None]
+        resumed = f" ({len(held)} held already)" if held else ""
         tell(
-            f"{counted(sum(tally.counts.values()) - len(source.errors), 'image')}: {summed}"
+            f"{counted(sum(tally.counts.values()) - len(source.errors), 'image')}{resumed}: {summed}"
             + (f"; saved in {listed(places)}" if places else ""),
             err=not terminal,
         )

@@ -152,8 +152,12 @@ def _misspelt(overrides: Iterable[str], folders: Sequence[Path], name: str) -> I
             continue
         near = difflib.get_close_matches(key, keys, n=1)
         hint = f"did you mean {near[0]}?" if near else "--cfg job lists them, and a plus before it adds one"
-        if OmegaConf.select(cfg, key.rpartition(".")[0]) == {}:  # the settings of a run to be tested again
+        above, _, last = key.rpartition(".")
+        if OmegaConf.select(cfg, above) == {}:  # the settings of a run to be tested again
             hint = f"type +{override.input_line}"
+        elif above in keys and OmegaConf.select(cfg, above) is None and not override.is_delete():
+            whole = f"{above}={{{last}:{_first_value(override)}}}"
+            hint = f"{above} is null: set all of it at once, as {shlex.quote(whole)}"
         yield f"{override.input_line}: there is no setting {key}: {hint}"
 
 
