@@ -1,9 +1,9 @@
 """A tiny dataset and a tiny backbone, so that most tests need neither real images nor weights."""
 
-import copy
 import functools
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor, nn
 
-from oddpatch import factory
+from oddpatch import environment, factory
 from oddpatch.backbones.base import Backbone
 from oddpatch.types import FeatureInfo
 
@@ -142,16 +142,17 @@ def no_job_is_left_running() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def read_once() -> Iterator[None]:
-    """Typer makes its commands and Hydra reads its files each time they are called: here both do so once a process."""
+    """Typer makes its commands, Hydra reads its files, versions are looked up at each call: here, once a process."""
     load = OmegaConf.load
-    parsed = functools.cache(lambda text: load(io.StringIO(text)))
+    parsed = functools.cache(lambda text: pickle.dumps(load(io.StringIO(text))))  # faster than `copy.deepcopy`
 
     def load_once(file: Any) -> Any:
-        return copy.deepcopy(parsed(file.read())) if isinstance(file, io.TextIOWrapper) else load(file)
+        return pickle.loads(parsed(file.read())) if isinstance(file, io.TextIOWrapper) else load(file)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         patch.setattr(OmegaConf, "load", staticmethod(load_once))
+        patch.setattr(environment, "version", functools.cache(environment.version))
         yield
 
 

@@ -1,7 +1,9 @@
 """Whole runs through Hydra and Lightning on tiny data: what they write, that they repeat, and how they fail."""
 
 import contextlib
+import copy
 import csv
+import functools
 import io
 import json
 import os
@@ -25,22 +27,32 @@ from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceErr
 from oddpatch.models.spade import SPADE
 
 
-def config(name="train", *overrides, out):
+@functools.cache
+def composed(name, overrides):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose(name, [*overrides, f"paths.output_dir={out}", "hydra.run.dir=."], return_hydra_config=False)
+        return compose(name, list(overrides))
+
+
+def config(name="train", *overrides, out):
+    cfg = copy.deepcopy(composed(name, overrides))
+    cfg.paths.output_dir = str(out)
     return cfg
 
 
 def tiny(tiles, out, *overrides, pictures=False):
-    """Drawing takes most of the time of a tiny run, so that pictures are for those who look at them."""
+    """Drawing and resampling take most of the time of a tiny run, and are for those who look at what comes of them."""
     padim = [] if any(override.startswith("model=") for override in overrides) else ["model.num_features=10"]
     drawn = [] if pictures else ["callbacks.pictures=null"]
-    return config(
-        "train", "data=mvtec", f"data.root={tiles}", "data.category=tile", "data.resize=32", "data.crop=32",
+    cfg = config(
+        "train", "data=mvtec", "data.category=tile", "data.resize=32", "data.crop=32",
         "data.batch_size=5", "data.num_workers=0", *padim, "callbacks.progress=null", *drawn,
-        "backbone.weights=random", "trainer.accelerator=cpu", *overrides, out=out,
+        "backbone.weights=random", "trainer.accelerator=cpu", "callbacks.results.confidence.draws=20",
+        *overrides, out=out,
     )  # fmt: skip
+    if not any(override.startswith("data.root=") for override in overrides):
+        cfg.data.root = str(tiles)
+    return cfg
 
 
 @pytest.fixture
