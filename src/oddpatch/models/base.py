@@ -202,6 +202,10 @@ class Detector(nn.Module, ABC):
                 if not ranks.first:
                     setattr(detector, name, buffer)
             detector.is_fitted = True
+            detector.read_buffers()
+
+    def read_buffers(self) -> None:
+        """Derive what a detector keeps beside its buffers; called when they come from a file or from another rank."""
 
     def _learned(self) -> list[Tensor]:
         """Parameters and buffers of the networks within, but of no other detector: their shapes are known unfitted."""
@@ -288,6 +292,7 @@ class Detector(nn.Module, ABC):
                 setattr(self, name, torch.empty_like(stored, device=self.fitted.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.is_fitted = bool(self.fitted)
+        self.read_buffers()
 
 
 def _state(detector: Detector) -> dict[str, tuple[object, int | None, int | None]]:

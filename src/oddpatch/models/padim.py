@@ -101,7 +101,7 @@ class PaDiM(Detector):
         self._draw_reduction(reduction, seed)
         for name in ("mean", "whitening", "grid"):
             self.register_buffer(name, torch.empty(0))
-        self._read_to_host()
+        self.read_buffers()
         self.register_buffer("num_images", torch.tensor(0), persistent=False)
         self.moments = RunningMoments(torch.float32)
         self.samples = Rows("cpu")  # embeddings (P, D) of each image, where these are few
@@ -151,14 +151,10 @@ class PaDiM(Detector):
         assert self.channel_index is not None
         return self.channel_index[bisect_left(self._drawn, first) : bisect_left(self._drawn, last)] - first
 
-    def _read_to_host(self) -> None:
+    def read_buffers(self) -> None:
         """Keep small buffers as numbers, too: to read them in each batch would have the CPU wait for the GPU."""
         self._drawn: list[int] = [] if self.channel_index is None else self.channel_index.tolist()
         self._fitted_grid = tuple(self.grid.tolist())
-
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
-        super()._load_from_state_dict(*args, **kwargs)
-        self._read_to_host()
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
@@ -199,7 +195,7 @@ class PaDiM(Detector):
         device = self.fitted.device
         self.mean, self.whitening = mean.float(), scatter
         self.num_images, self.grid = torch.tensor(count, device=device), torch.tensor(grid, device=device)
-        self._read_to_host()
+        self.read_buffers()
         self.left_out = torch.empty(0, device=device)
         if self._keeps_samples(count):
             self._measure_left_out()
