@@ -67,7 +67,7 @@ def test_a_region_is_in_the_checkpoint_and_what_lies_outside_does_not_count(tmp_
     Image.fromarray(region).save(folder / "roi.png")
     Image.fromarray(region).save(folder / "stray.png")
     job = run(tiny(root, tmp_path / "run", f"data.roi={folder}/roi.png", "data.resize=48", "data.crop=48"))
-    masks = job.data._test[0].mask[0]
+    masks = next(iter(job.data.test_dataloader())).mask[0, 0]
     assert (masks[:, 24:] == 255).all()
     assert set(masks[:, :24].unique().tolist()) <= {0, 1}
     (folder / "roi.png").write_bytes(b"not read again")

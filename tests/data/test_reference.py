@@ -90,7 +90,7 @@ def test_the_data_are_prepared_with_it(boards, caplog):
             module.setup()
     assert f"images are moved onto {data.reference.path}" in caplog.text
     assert data.preprocess.settings() == named.preprocess.settings()
-    assert torch.equal(data._train[3].image, named._train[3].image)
+    assert torch.equal(data.train_image(3), named.train_image(3))
     assert named.reference is None
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (SIZE, SIZE, 3), np.uint8)).save(
         paths[0].with_name("z.png")
@@ -98,4 +98,4 @@ def test_the_data_are_prepared_with_it(boards, caplog):
     again = make(root, align="auto")
     again.setup()
     with pytest.raises(DataError, match=r"z\.png: registers to the reference image with quality 0\.\d\d"):
-        again._train[COUNT]
+        again.train_image(COUNT)

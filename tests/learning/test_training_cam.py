@@ -114,13 +114,14 @@ def test_what_has_stopped_stays_so_and_the_accuracy_is_of_the_images_as_they_wer
     caplog.set_level("INFO")
     cfg = cam(root, tmp_path, "learning.stop_accuracy=0.5", "trainer.max_epochs=40", "learning.optimizer.lr=0")
     first = pipeline.build(cfg)
-    items = first.data._train.__getitems__(list(range(len(first.data.train_samples))))
+    labels = torch.tensor([bool(sample.label) for sample in first.data.train_samples])
+    images = torch.stack([first.data.train_image(i) for i in range(len(labels))])
     with torch.no_grad():
-        features = first.module.model.backbone(torch.stack([item.image for item in items]))
+        features = first.module.model.backbone(images)
         score = first.module.detector.logits(features).softmax(1)[:, 1]
     monkeypatch.setattr(CAM, "decides_at", float(score.quantile(0.3)))  # untrained, it would call all of them alike
     job = train(cfg)
-    right = ((score > CAM.decides_at) == torch.tensor([bool(item.label) for item in items])).double().mean()
+    right = ((score > CAM.decides_at) == labels).double().mean()
     assert float(job.module.train_accuracy) == pytest.approx(float(right))
     assert f"train accuracy {float(right):.4g}" in caplog.text
     epochs = job.trainer.current_epoch
@@ -142,7 +143,7 @@ AUGMENT = (
 def test_images_are_altered_if_asked_only(root, tmp_path, augment):
     data = pipeline.build(cam(root, tmp_path, augment)).data
     batch = next(iter(data.train_dataloader()))
-    plain = torch.stack([item.image for item in data._train.__getitems__(batch.index.tolist())])
+    plain = torch.stack([data.train_image(i) for i in batch.index.tolist()])
     assert torch.equal(batch.image, plain) == (augment != AUGMENT)
 
 

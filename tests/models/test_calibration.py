@@ -37,9 +37,9 @@ def test_held_out_images_give_the_threshold_and_are_not_fitted_to(tmp_path):
     assert thresholds["num_images"] == 20
     assert thresholds["supported_fpr"] == pytest.approx(1 / 21)
     # Scored by hand with the fitted model:
-    batch = [job.data._train[i] for i in job.data.held_out]
+    images = [job.data.train_image(i) for i in job.data.held_out]
     with torch.no_grad():
-        scores = job.module.model(torch.stack([item.image for item in batch])).score
+        scores = job.module.model(torch.stack(images)).score
     assert thresholds["image"] == pytest.approx(float(scores.max()), rel=1e-5)
     with (tmp_path / "out/predictions.csv").open() as file:
         for row in csv.DictReader(file):
@@ -210,7 +210,7 @@ def test_cross_fits_to_all_and_scores_each_image_by_a_detector_that_has_not_seen
     assert one["pixel_auroc"] == pytest.approx(other["pixel_auroc"], abs=1e-9)
     # Refit by hand without the first fold:
     folds = np.array(cross.module.folds)
-    images = torch.stack([cross.data._train[i].image for i in range(13)])
+    images = torch.stack([cross.data.train_image(i) for i in range(13)])
     features = TinyBackbone()(images)
     detector = type(plain.module.model.detector)(
         channels=[8, 12, 16], strides=[2, 4, 8], num_features=10, epsilon=0.01, seed=0
