@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from oddpatch.report.datasets import DATASETS
 from oddpatch.results.test_result import ScoredImage, TestResult, Thresholds
 
 MVTEC = DATASETS["mvtec_ad"].categories
-WIDE_RESNET = {"_target_": "oddpatch.backbones.timm.TimmBackbone", "name": "wide_resnet50_2.tv_in1k"}
+WIDE_RESNET: dict[str, Any] = {"_target_": "oddpatch.backbones.timm.TimmBackbone", "name": "wide_resnet50_2.tv_in1k"}
 WIDE_RESNET |= {"layers": [1, 2, 3], "weights": "pretrained"}
 PATCHCORE = {"_target_": "oddpatch.models.patchcore.PatchCore", "coreset_ratio": 0.1, "seed": "${seed}"}
 

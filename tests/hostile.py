@@ -284,9 +284,9 @@ def payloads(canary: Path) -> dict[str, Change]:
         found[f"member is {name}"] = put("config.model", {**detectors, "member": one})
 
     # Outlier detectors: classes of another package.
-    outliers = {"_target_": "oddpatch.models.pyod.PyOD", "finest_stride": 1}
+    outliers: dict[str, Any] = {"_target_": "oddpatch.models.pyod.PyOD", "finest_stride": 1}
     ecod = {"_target_": "pyod.models.ecod.ECOD", "_partial_": True}
-    for name, one in {
+    for name, outlier in {
         "os.system": {**call, "_partial_": True},
         "unpickling": {"_target_": "pyod.utils.persistence.load", "path": str(canary), "_partial_": True},
         "what ecod imports": {**ecod, "_target_": "pyod.models.ecod.Parallel"},
@@ -301,7 +301,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "text": "pyod.models.ecod.ECOD",
         "none": None,
     }.items():
-        found[f"outlier detector is {name}"] = put("config.model", {**outliers, "detector": one})
+        found[f"outlier detector is {name}"] = put("config.model", {**outliers, "detector": outlier})
 
     # Missing, or of another type.
     for path in (
@@ -341,9 +341,11 @@ def payloads(canary: Path) -> dict[str, Change]:
             found[f"{path} is {str(value)[:40]!r} ({type(value).__name__})"] = put(path, value)
 
     for side in (30_000, 10**9, 10**400):
-        found[f"images have sides of {str(side)[:12]}"] = lambda content, side=side: content["oddpatch"][
-            "preprocess"
-        ].update(resize=side, crop=side)
+
+        def widen(content: dict[str, Any], side: int = side) -> None:
+            content["oddpatch"]["preprocess"].update(resize=side, crop=side)
+
+        found[f"images have sides of {str(side)[:12]}"] = widen
 
     # Weights and fitted state.
     for name, make in {

@@ -5,7 +5,7 @@ A new one is found by its YAML; where that chooses `learning=supervised`, it is 
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -49,12 +49,14 @@ FITTED = [name for name in METHODS if not config(name).learning._target_.endswit
 
 #: Those that inspect a region of interest alone, ensembles where their members do; the others refuse one.
 INSPECTING_REGIONS = [
-    name for name in FITTED if get_class(config(name).model.get("member", config(name).model)._target_).inspects_regions
+    name
+    for name in FITTED
+    if cast(Any, get_class(config(name).model.get("member", config(name).model)._target_)).inspects_regions
 ]
 
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:
-    changed = OmegaConf.merge(config(name).model, {**SETTINGS.get(name, {}), **settings})
+    changed = OmegaConf.merge(config(name).model, OmegaConf.create({**SETTINGS.get(name, {}), **settings}))
     return building.make(changed, channels=list(channels), strides=list(strides))
 
 

@@ -77,7 +77,7 @@ FAULTS = [
     ),
     Fault(
         "channels of a layer counted from the first", "models/padim.py",
-        "(self.channel_index < last)] - first", "(self.channel_index < last)]", "models/test_padim.py",
+        "bisect_left(self._drawn, last)] - first", "bisect_left(self._drawn, last)]", "models/test_padim.py",
     ),
     Fault(
         "score of Gaussian-AD squared", "models/gaussian.py",

@@ -135,9 +135,9 @@ def test_all_commands_take_what_save_has_written(tiles, tmp_path, tiny_backbone)
     assert "not in" not in done.stderr
     (tmp_path / "more").mkdir()
     shutil.copy(tiles / "tile/test/good/000.png", tmp_path / "more")
-    done = update(tmp_path / "housing", good_images(tmp_path / "more"), tmp_path / "more")
-    assert "set again on 13 good images" in done.thresholds
-    result = AnomalyDetector.load(done.folder).evaluate(tiles / "tile", **{"callbacks.progress": None})
+    updated = update(tmp_path / "housing", good_images(tmp_path / "more"), tmp_path / "more")
+    assert "set again on 13 good images" in updated.thresholds
+    result = AnomalyDetector.load(updated.folder).evaluate(tiles / "tile", **{"callbacks.progress": None})
     assert result.metrics["image_auroc"] > 0.9
     done = call(app, ["report", str(tmp_path), "--format", "csv"])
     assert done.exit_code == 0, done.output
@@ -179,6 +179,7 @@ def test_what_a_caller_composed_and_drew_before_stays(tiles, tiny_backbone):
 def test_a_run_that_was_not_saved_leaves_nothing(tiles, tiny_backbone):
     detector = AnomalyDetector.fit(good(tiles), **SETTINGS)
     folder = detector.run
+    assert folder is not None
     assert (folder / "metrics.json").is_file()
     del detector
     assert not folder.exists()

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_every_backbone_can_be_built(choice):
 @pytest.mark.parametrize("choice", GROUPS["model"])
 def test_every_model_can_be_built(choice):
     tiny = TinyBackbone()
-    settings = OmegaConf.to_container(composed(f"model={choice}").model, resolve=True)
+    settings: Any = OmegaConf.to_container(composed(f"model={choice}").model, resolve=True)
     if "num_features" in settings:
         settings["num_features"] = 10
     if "maps" in settings:

@@ -183,7 +183,7 @@ def test_settings_of_a_method_are_composed_with_the_default_that_is_told(page):
         names = re.findall(r"`(\w+)`", first)
         default = re.sub(r" \([^)]*\)$", "", second).replace("`", "")
         told |= zip(names, default.split(", ") if len(names) > 1 else [default], strict=True)
-    model = OmegaConf.to_container(compose("train", [f"model={page.stem}", "data=mvtec"]).model)
+    model: Any = OmegaConf.to_container(compose("train", [f"model={page.stem}", "data=mvtec"]).model)
     words = {None: "null", True: "true", False: "false"}
     assert {
         name: words[value] if isinstance(value := model[name], bool | type(None)) else str(value) for name in told

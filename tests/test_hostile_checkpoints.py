@@ -193,7 +193,7 @@ def test_own_classes_load_by_the_word_of_the_user(own, ways, tiles, eval_main, c
     assert type(AnomalyDetector.load(own, trust=["own_package"]).scorer.model.detector).__name__ == "Mine"
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        arguments = [f"run={own}", f"paths.output_dir={own}/eval", "hydra.run.dir=.", "trainer.accelerator=cpu"]
-        cfg = compose("eval", [*arguments, "trust=[own_package]"])
+        overrides = [f"run={own}", f"paths.output_dir={own}/eval", "hydra.run.dir=.", "trainer.accelerator=cpu"]
+        cfg = compose("eval", [*overrides, "trust=[own_package]"])
     cfg.callbacks = {}
     eval_main(cfg)

@@ -336,7 +336,10 @@ def test_aligned_images_keep_where_they_lie(tmp_path):
     images = MVTecDataset(test, Preprocess(32, 32, [0.5] * 3, [0.5] * 3, align=align))
     dataset = CachedDataset(images, make_cache(tmp_path / "cache"))
     plain = fill_from(dataset, [5, 9])
-    for (item, found, _), before in zip(dataset.__getitems__([5, 9]), plain, strict=True):
+    for loaded, before in zip(dataset.__getitems__([5, 9]), plain, strict=True):
+        assert loaded is not None
+        item, found, _ = loaded
+        assert found is not None
         assert len(found.facts) == 14
         assert torch.equal(item.mask, before.mask)
 

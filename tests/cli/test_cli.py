@@ -85,6 +85,7 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(doing):
 )
 def test_signals_end_a_command_with_one_word(how, code, word):
     process = subprocess.Popen(command("wait"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(how)
     _, told = process.communicate(timeout=60)

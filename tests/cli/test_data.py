@@ -69,8 +69,8 @@ def test_each_does_its_work_and_refuses_to_do_it_twice(category, tmp_path):
         assert (out / made).exists()
         with pytest.raises(DataError, match="exists"):
             run(*args)
-    made = np.asarray(Image.open(out / f"m/{mask.name}"))
-    np.testing.assert_array_equal(made > 0, np.asarray(Image.open(mask).convert("L")) >= 250)
+    selected = np.asarray(Image.open(out / f"m/{mask.name}"))
+    np.testing.assert_array_equal(selected > 0, np.asarray(Image.open(mask).convert("L")) >= 250)
     assert "12 copied" in run("extract-good", category / "train", out / "e").output
     assert "0 copied, 12 already there" in run("extract-good", category / "train", out / "e").output
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,9 +93,10 @@ def test_explain_writes_a_picture_and_names_the_images(run, tiles, monkeypatch, 
 def test_matches_are_the_nearest_patches_of_all_training_images(tiles, tmp_path, tiny_backbone):  # noqa: F811
     folder = patchcore(tiles, tmp_path / "all", "model.selector=none", "model.embedding=joined")
     model, about = factory.restore(folder)
+    detector: Any = model.detector
 
     def patches(path):
-        return model.detector.embed(model.backbone(model.preprocess(read_image(path))[None])).flatten(0, 2)
+        return detector.embed(model.backbone(model.preprocess(read_image(path))[None])).flatten(0, 2)
 
     test = tiles / "tile/test/spot/001.png"
     with torch.no_grad():
@@ -212,10 +214,11 @@ def test_update_writes_a_new_version_beside_the_old(run, more, tiles, monkeypatc
     with torch.no_grad():
         assert model(image).score < 0.5 * before(image).score
     # What the bank holds of the new images is what the backbone gives there.
-    index = (model.detector.source[:, 0] == 12).nonzero()[:, 0]
+    detector: Any = model.detector
+    index = (detector.source[:, 0] == 12).nonzero()[:, 0]
     with torch.no_grad():
-        patches = model.detector.embed(model.backbone(image)).flatten(0, 2)
-    torch.testing.assert_close(model.detector.memory_bank[index], patches[model.detector.source[index, 1]])
+        patches = detector.embed(model.backbone(image)).flatten(0, 2)
+    torch.testing.assert_close(detector.memory_bank[index], patches[detector.source[index, 1]])
 
     code, told, _ = oddpatch(monkeypatch, capsys, "explain", new, more / "new0.png", "--out", new / "a.png")
     assert code == 0
@@ -280,11 +283,12 @@ def test_each_image_is_left_out_of_the_bank_to_set_thresholds_again(more, tmp_pa
         assert f"set again on {count} good images" in told
         model, about = factory.restore(tmp_path / f"left-v{version}")
         assert len(about["held_out"]) == count
+        detector: Any = model.detector
         scores = []
         for i, name in enumerate(about["train_images"]):
             features = model.backbone(model.preprocess(read_image(tmp_path / "data" / name))[None])
-            queries = model.detector.embed(features).flatten(0, 2)
-            bank = model.detector.memory_bank[model.detector.source[:, 0] != i]
+            queries = detector.embed(features).flatten(0, 2)
+            bank = detector.memory_bank[detector.source[:, 0] != i]
             scores.append(float(torch.cdist(queries.double(), bank.double()).min(1).values.max()))
         torch.testing.assert_close(model.calibration.image_scores, torch.tensor(scores).double().sort().values)
 

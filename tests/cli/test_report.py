@@ -98,11 +98,12 @@ def test_roc_curves_are_scikit_learns_and_exact_at_the_bins(runs):
     run = read_run(runs / "tile")
     with (runs / "tile/predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
-    curve = image_curve(run, "tile")
+    curve, pixels = image_curve(run, "tile"), pixel_curve(run, "tile")
+    assert curve is not None
+    assert pixels is not None
     fpr, tpr, _ = roc_curve([int(row["label"]) for row in rows], [float(row["score"]) for row in rows])
     np.testing.assert_allclose(curve.fpr, fpr)
     np.testing.assert_allclose(curve.tpr, tpr)
-    pixels = pixel_curve(run, "tile")
     assert (pixels.fpr[0], pixels.tpr[0], pixels.fpr[-1], pixels.tpr[-1]) == (0, 0, 1, 1)
     assert np.trapezoid(pixels.tpr, pixels.fpr) == pytest.approx(run.metrics["pixel_auroc"], abs=2e-3)
 
@@ -133,7 +134,9 @@ def test_a_whole_run_is_reported_with_its_intervals(tiles, tmp_path, tiny_backbo
     assert metrics["operating"]["region_overlap"]["num_regions"] == 8
     assert metrics["operating"]["recall_at_false_alarm_rate"][2]["resolved"] is False  # of 5 good images
     (column,) = columns_of(find_runs([tmp_path]))
-    assert column.value("own", "tile", "image_auroc").interval == tuple(metrics["confidence"]["image_auroc"])
+    value = column.value("own", "tile", "image_auroc")
+    assert value is not None
+    assert value.interval == tuple(metrics["confidence"]["image_auroc"])
     assert job.module.result.statistics.num_images == 13
     code, out, _ = oddpatch(monkeypatch, capsys, "compare", tmp_path / "run", tmp_path / "run", "--draws", 50)
     assert code == 0

@@ -202,6 +202,8 @@ def test_what_users_give(tmp_path, photographs):
     Image.fromarray((photographs[0][0] * 255).byte().permute(1, 2, 0).numpy()).save(path)
     assert load_alignment(None) is None
     short, long = load_alignment(path), load_alignment({"reference": path, "method": "translation"})
+    assert short is not None
+    assert long is not None
     assert (short["size"], short["method"], long["method"]) == ([SIZE, SIZE], "homography", "translation")
     assert load_alignment(long) == long  # what was loaded can be loaded again, without the file
     for wrong in ({"method": "homography"}, {"reference": path, "quality": 1}, {"reference": path, "method": "ecc"}):

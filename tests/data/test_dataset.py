@@ -42,22 +42,28 @@ def load(dataset, batch_size=3, workers=0):
 
 
 def joined(batches):
-    parts = [torch.cat(part) for part in list(zip(*batches, strict=True))[:4]]
-    return Batch(*parts, path=[p for b in batches for p in b.path])
+    image, mask, label, index = (torch.cat(part) for part in list(zip(*batches, strict=True))[:4])
+    return Batch(image, mask, label, index, [p for b in batches for p in b.path])
+
+
+def item_of(dataset, index):
+    item = dataset[index]
+    assert item is not None
+    return item
 
 
 def test_items(samples):
     dataset = MVTecDataset(samples, PREPROCESS)
     assert len(dataset) == 8
-    item = dataset[5]
+    item = item_of(dataset, 5)
     assert (item.label, item.index, item.path) == (1, 5, str(samples[5].path))
     assert tuple(item.image.shape) == (3, *SIZE)
     assert item.mask.dtype == torch.uint8
     expected = torch.zeros(1, *SIZE, dtype=torch.uint8)
     expected[:, :12] = 1
     assert torch.equal(item.mask, expected)
-    assert dataset[0].mask.unique().tolist() == [0], "good: nowhere"
-    assert dataset[7].mask.unique().tolist() == [IGNORE], "anomalous without a mask: not known"
+    assert item_of(dataset, 0).mask.unique().tolist() == [0], "good: nowhere"
+    assert item_of(dataset, 7).mask.unique().tolist() == [IGNORE], "anomalous without a mask: not known"
     assert dataset.warnings() == dataset.skipped() == []
 
 
@@ -147,8 +153,8 @@ def test_masks_without_defect_are_reported(samples, workers):
 
 def test_mask_threshold(samples):
     Image.fromarray(np.full((55, 50), 100, np.uint8)).save(samples[5].mask_path)
-    assert MVTecDataset(samples, PREPROCESS)[5].mask.all()
-    assert not MVTecDataset(samples, PREPROCESS, mask_threshold=0.5)[5].mask.any()
+    assert item_of(MVTecDataset(samples, PREPROCESS), 5).mask.all()
+    assert not item_of(MVTecDataset(samples, PREPROCESS, mask_threshold=0.5), 5).mask.any()
 
 
 def test_masks_that_mark_the_background_are_reported(samples):
@@ -169,8 +175,9 @@ def test_masks_that_mark_the_background_are_reported(samples):
 
 def test_a_defect_as_large_as_half_of_the_image_is_no_background(samples):
     for number in (5, 6):
-        mask = np.zeros(np.asarray(Image.open(samples[number].mask_path)).shape, np.uint8)
-        mask[:, : mask.shape[1] // 2] = 255
+        width, height = Image.open(samples[number].mask_path).size
+        mask = np.zeros((height, width), np.uint8)
+        mask[:, : width // 2] = 255
         Image.fromarray(mask).save(samples[number].mask_path)
     dataset = MVTecDataset(samples, PREPROCESS)
     load(dataset)

@@ -128,6 +128,7 @@ def test_share_is_that_of_all_images_and_names_the_remedy():
     found = inspected_share(crop, [(900, 900)] * 3 + [(512, 256)])
     square, strip = (224 / 256) ** 2, (224 / 256) ** 2 / 2
     assert found == pytest.approx(Inspected((3 * square + strip) / 4, strip, strip))
+    assert found is not None
     assert found.to_dict() == {"mean": pytest.approx(0.6699, abs=1e-4), "min": pytest.approx(0.3828, abs=1e-4)}
     line = describe_share(crop, found)
     assert line.startswith("67.0% (of one image 38.3%) of the area of the images is inspected, at 224x224 pixels")

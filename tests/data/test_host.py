@@ -47,7 +47,7 @@ def board(size=(200, 260)):
 @pytest.mark.parametrize("kind", ["uint8", "float", "grey"])
 def test_every_layout_gives_the_same_pixels_shares_and_maps(layout, size, kind):
     torch_side, host = both(**LAYOUTS[layout])
-    image = RANDOM.integers(0, 256, (3, *size), dtype=np.uint8)
+    image: np.ndarray = RANDOM.integers(0, 256, (3, *size), dtype=np.uint8)
     if kind == "float":
         image = image.astype(np.float32) / 255
     elif kind == "grey":

@@ -80,10 +80,10 @@ def test_real_bottle():
     layout = scan(BOTTLE_ROOT, "bottle")
     assert categories(BOTTLE_ROOT) == ["bottle"]
     assert (len(layout.train), len(layout.test), layout.warnings) == (209, 83, [])
-    masks = [s for s in layout.test if s.mask_path]
+    masks = [(s, s.mask_path) for s in layout.test if s.mask_path]
     assert len(masks) == 63
-    assert all(s.label == 1 and s.mask_path.name == f"{s.path.stem}_mask.png" for s in masks)
-    assert all(s.mask_path.parent.name == s.defect_type == s.path.parent.name for s in masks)
+    assert all(s.label == 1 and mask.name == f"{s.path.stem}_mask.png" for s, mask in masks)
+    assert all(mask.parent.name == s.defect_type == s.path.parent.name for s, mask in masks)
 
 
 @pytest.mark.parametrize("paths", [[], ["part/test/good/a.png"]])

@@ -1,6 +1,8 @@
 """Files that never answer: an error after some seconds, and few waits for a folder that is gone."""
 
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from oddpatch.errors import DataError
 def stuck(monkeypatch):
     """Reading files whose names have `stuck` in them lasts until the event is set."""
     answered, read = threading.Event(), reading.read_bytes
-    calls = []
+    calls: list[Any] = []
 
     def wait(path):
         if "stuck" in str(path):
@@ -22,8 +24,7 @@ def stuck(monkeypatch):
         return read(path)
 
     monkeypatch.setattr(reading, "read_bytes", wait)
-    answered.calls = calls
-    yield answered
+    yield SimpleNamespace(calls=calls, set=answered.set)
     answered.set()
 
 

@@ -46,7 +46,10 @@ def test_the_middle_one_is_chosen(boards):
     assert found.path == paths[middle]
     assert (found.registered, found.probes, found.reason) == (COUNT - 1, COUNT - 1, "")
     assert found.shift == pytest.approx(np.median(shifts(matrices, middle)), abs=0.7)
-    assert choose_reference(paths).alignment.settings() == found.alignment.settings()
+    again = choose_reference(paths)
+    assert found.alignment is not None
+    assert again.alignment is not None
+    assert again.alignment.settings() == found.alignment.settings()
 
 
 def test_a_stranger_neither_becomes_the_reference_nor_prevents_it(boards, tmp_path):

@@ -92,9 +92,9 @@ def test_folds_cover_every_image_once(part, tmp_path):
         tested.update(below(part, found.test))
     assert set(tested.values()) == {1}
     assert len(tested) == 18
-    for fold in (None, 3):
+    for absent in (None, 3):
         with pytest.raises(ConfigError, match=r"folds 0, 1, 2: set data\.fold"):
-            followed(part, tmp_path / "s.json", fold)
+            followed(part, tmp_path / "s.json", absent)
 
 
 def test_a_fold_of_no_folds(part, tmp_path):

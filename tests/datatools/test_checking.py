@@ -297,8 +297,8 @@ def test_distances_against_least_squares():
     images[4] = 0.5
     smooth = [scipy.ndimage.gaussian_filter(image, 1, mode="reflect", truncate=2) for image in images]
     for i, first in enumerate(smooth[:4]):
-        span = [np.ones_like(first), first, *np.gradient(first)]
-        span = np.stack([plane[::2, ::2].ravel() for plane in span], axis=1)
+        planes = [np.ones_like(first), first, *np.gradient(first)]
+        span = np.stack([plane[::2, ::2].ravel() for plane in planes], axis=1)
         for j, second in enumerate(smooth[:4]):
             target = second[::2, ::2].ravel() - second[::2, ::2].mean()
             rest = target - span @ np.linalg.lstsq(span, target)[0]

@@ -41,7 +41,12 @@ def drawn(stats, path, monkeypatch):
     """The axes of the picture and its texts."""
     sheets = []
     original = statistics.Sheet
-    monkeypatch.setattr(statistics, "Sheet", lambda *size: sheets.append(original(*size)) or sheets[-1])
+
+    def noted(*size):
+        sheets.append(original(*size))
+        return sheets[-1]
+
+    monkeypatch.setattr(statistics, "Sheet", noted)
     draw(stats, path, "part")
     (sheet,) = sheets
     return sheet.figure.axes, [text.get_text() for text in sheet.figure.texts]

@@ -1,6 +1,7 @@
 """Names that a dataset's own files give lead nowhere but into the dataset, and into the target."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_labels_and_names_of_unity_are_texts(tmp_path, key, value):
     entry = {"instanceId": 1, "labelName": "scratch", "color": [1, 2, 3, 4], "pixelValue": [1, 2, 3, 4]}
     for kind in ("Semantic", "Instance"):
         annotation = {"@type": f"x.{kind}SegmentationAnnotation", "filename": "a.png", "instances": [entry]}
-        place = entry if key == "labelName" else annotation
+        place: Any = entry if key == "labelName" else annotation
         capture = {"@type": "x", "id": "c", "filename": "a.png", "annotations": [annotation]}
         path = tmp_path / "0.frame_data.json"
         path.write_text(json.dumps({"captures": [capture]}))

@@ -53,8 +53,9 @@ def test_an_artifact_is_used_like_its_run_and_gives_its_numbers(finished, artifa
         assert found.p_value == pytest.approx(expected.p_value, rel=1e-4)
         assert found.anomaly_score == pytest.approx(expected.anomaly_score, rel=1e-4)
         assert found.inspected == expected.inspected
-        top = np.nanmax(expected.anomaly_map)
-        np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-4 * top)
+        assert expected.anomaly_map is not None
+        top = float(np.nanmax(expected.anomaly_map))
+        np.testing.assert_allclose(np.asarray(found.anomaly_map), expected.anomaly_map, rtol=0, atol=1e-4 * top)
         assert [region.box for region in found.regions] == [region.box for region in expected.regions]
     assert len({result.is_anomalous for result in theirs(paths)}) == 2
 

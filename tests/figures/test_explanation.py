@@ -40,9 +40,12 @@ def test_a_close_up_at_the_border_stays_within_the_image(box):
 @pytest.mark.parametrize("shape", [(60, 80), (16, 400), (400, 16)])
 def test_each_patch_has_a_row_with_both_close_ups(shape, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        "oddpatch.figures.explanation.close_up", lambda image, box, color: asked.append(box) or image[:8, :8]
-    )
+
+    def noted(image, box, color):
+        asked.append(box)
+        return image[:8, :8]
+
+    monkeypatch.setattr("oddpatch.figures.explanation.close_up", noted)
     matches = [Match(Box(4 * i, 0, 4, 4), Box(0, 4 * i, 4, 4), f"{i}.png", 5.0 - i) for i in range(3)]
     image = np.zeros((*shape, 3), np.uint8)
     sheet = draw_explanation(image, "part.png", matches, {"0.png": image, "1.png": image}.get)

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ ROW = 10 * 4 + 16  # bytes of a patch of 4 + 6 float32 values and where it is fr
 
 MEMBER = {"embedding": "joined", "coreset_ratio": 0.2, "finest_stride": 1}
 #: What the methods need to work on so few channels and images; a new one should need nothing.
-SMALL = {
+SMALL: dict[str, Any] = {
     "padim": {"num_features": 6}, "spade": {"k": 3}, "patchcore": MEMBER, "subspacead": {"finest_stride": 1},
     "lunar": {"coreset_size": 200, "steps": 5, "finest_stride": 1},
     "pyod": {"finest_stride": 1},
@@ -38,7 +39,7 @@ def finest(name):
 
 
 #: Every method of configs/model that is fitted in one epoch, and settings of them that keep other things.
-DETECTORS = {
+DETECTORS: dict[str, Any] = {
     **{name: partial(make, name, CHANNELS, STRIDES, **finest(name), **SMALL.get(name, {})) for name in FITTED},
     "padim_projected": lambda: PaDiM(CHANNELS, STRIDES, num_features=3, reduction="semi_orthogonal"),
     "patchcore_random": lambda: PatchCore(CHANNELS, STRIDES, selector="random", embedding="joined", finest_stride=1),
@@ -48,7 +49,7 @@ DETECTORS = {
     "spade_joined": lambda: SPADE(CHANNELS, STRIDES, k=2, pyramid="join", gallery_dtype="float16"),
 }
 #: Not exact by choice: there is room for 200 of 832 patches.
-BOUNDED = {
+BOUNDED: dict[str, Any] = {
     "patchcore_bounded": lambda: PatchCore(
         CHANNELS, STRIDES, embedding="joined", finest_stride=1, coreset_size=60, max_bank_memory=ROW * 200
     ),
@@ -93,7 +94,7 @@ def shares(world):
 
 def work(rank, world, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    found = {}
+    found: dict[Any, Any] = {}
     for share, images in shares(world).items():
         for name, unfitted in {**DETECTORS, **BOUNDED}.items():
             detector = unfitted()

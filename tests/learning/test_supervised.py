@@ -148,7 +148,8 @@ def of_detector(path):
 def validation_loss(job):
     """The loss of the labelled validation images, by hand."""
     data, model = job.data, job.module.model
-    items = list(MVTecDataset(data.validation_samples, data.preprocess))
+    dataset = MVTecDataset(data.validation_samples, data.preprocess)
+    items = [dataset[i] for i in range(len(dataset))]
     images, labels = torch.stack([it.image for it in items]), torch.tensor([float(it.label) for it in items])
     with torch.no_grad():
         return float(nn.BCEWithLogitsLoss()(model.detector.logits(model.backbone(images)), labels))
@@ -169,6 +170,7 @@ def test_it_stops_when_the_validation_loss_no_longer_falls(root, tmp_path):
         require_equal(last, best)
 
 
+@pytest.mark.slow  # for the imports of the process that is killed
 @pytest.mark.usefixtures("tiny_backbone")
 def test_training_that_was_killed_goes_on_as_if_it_had_not_been(root, tmp_path):
     """In the middle of the third epoch, with dropout, moments of gradients and a schedule of the learning rate."""

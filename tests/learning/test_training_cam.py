@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,11 +115,12 @@ def test_what_has_stopped_stays_so_and_the_accuracy_is_of_the_images_as_they_wer
     caplog.set_level("INFO")
     cfg = cam(root, tmp_path, "learning.stop_accuracy=0.5", "trainer.max_epochs=40", "learning.optimizer.lr=0")
     first = pipeline.build(cfg)
+    detector: Any = first.module.detector
     labels = torch.tensor([bool(sample.label) for sample in first.data.train_samples])
     images = torch.stack([first.data.train_image(i) for i in range(len(labels))])
     with torch.no_grad():
         features = first.module.model.backbone(images)
-        score = first.module.detector.logits(features).softmax(1)[:, 1]
+        score = detector.logits(features).softmax(1)[:, 1]
     monkeypatch.setattr(CAM, "decides_at", float(score.quantile(0.3)))  # untrained, it would call all of them alike
     job = train(cfg)
     right = ((score > CAM.decides_at) == labels).double().mean()

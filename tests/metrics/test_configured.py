@@ -1,5 +1,7 @@
 """Metrics that a config lists."""
 
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
@@ -45,7 +47,8 @@ def batch(count=2):
 
 def computed(with_pixels=True, **metrics):
     found = Metrics(metrics)
-    found.update(*batch(), with_pixels=with_pixels)
+    prediction, given = batch()
+    found.update(prediction, given, with_pixels=with_pixels)
     return found.compute(with_pixels)
 
 
@@ -99,7 +102,7 @@ def test_a_name_that_is_taken_is_refused_and_never_overwritten():
 
 def test_what_cannot_work_is_refused_before_the_run():
     with pytest.raises(ConfigError, match=r"metrics.mine is a Identity: give a torchmetrics.Metric"):
-        Metrics({"mine": nn.Identity()})
+        Metrics({"mine": cast(Metric, nn.Identity())})
     with pytest.raises(ConfigError, match=r"metrics.mine: its update needs depth: it can have score, label, index"):
         Metrics({"mine": Unknown()})
 
@@ -107,6 +110,7 @@ def test_what_cannot_work_is_refused_before_the_run():
 def test_an_epoch_leaves_nothing_for_the_next():
     found = Metrics({"image": ImageMetrics()})
     for _ in range(2):
-        found.update(*batch(), with_pixels=True)
+        prediction, given = batch()
+        found.update(prediction, given, with_pixels=True)
         assert found.compute(True)[0].keys() == set(ImageMetrics.names)
     assert found.compute(True)[0] == {}

@@ -78,11 +78,12 @@ def test_what_has_no_value_says_why():
 
 def test_metrics_count_every_image_once_however_batched():
     of_scene = scene(3)
+    first, second, third = of_scene
     maps, masks, labels = (torch.from_numpy(array) for array in of_scene)
     for metric, needs, expected in (
-        (AUPIMO([1e-2, 1e-1]), True, {"aupimo": float(aupimo(*of_scene, fpr_bounds=(1e-2, 1e-1)).mean())}),
+        (AUPIMO([1e-2, 1e-1]), True, {"aupimo": float(aupimo(first, second, third, fpr_bounds=(1e-2, 1e-1)).mean())}),
         (PartialPixelAUROC([0.05, 0.3]), False,
-         {f"pixel_auroc@{limit}": partial_pixel_auroc(*of_scene[:2], fpr_limit=limit) for limit in (0.05, 0.3)}),
+         {f"pixel_auroc@{limit}": partial_pixel_auroc(first, second, fpr_limit=limit) for limit in (0.05, 0.3)}),
     ):  # fmt: skip
         for index in ([4, 5], [0, 1], [1, 2, 3]):  # a distributed sampler pads with images seen before
             given = {"label": labels[index]} if needs else {}

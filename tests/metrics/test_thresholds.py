@@ -20,13 +20,13 @@ from oddpatch.metrics.thresholds import (
 @pytest.mark.parametrize("draw", [stats.norm(), stats.lognorm(1.5), stats.cauchy()], ids=["normal", "skewed", "cauchy"])
 def test_the_realised_false_alarm_rate_is_within_the_stated_bounds(target, draw):
     rng = np.random.default_rng(0)
-    realised, bounds, stated = [], [], []
+    rates, bounds, stated = [], [], []
     for _ in range(200):
         threshold = conformal_threshold(draw.rvs(150, random_state=rng), target)
-        realised.append(draw.sf(threshold.value))  # the exact rate of new images
+        rates.append(draw.sf(threshold.value))  # the exact rate of new images
         bounds.append(threshold.fpr_bound(0.95))
         stated.append(threshold.fpr)
-    realised = np.array(realised)
+    realised = np.array(rates)
     assert stated[0] <= target
     # On average over the draws the rate is what was stated, to three standard errors ...
     assert abs(realised.mean() - stated[0]) <= 3 * realised.std() / np.sqrt(200)

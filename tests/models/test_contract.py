@@ -1,6 +1,7 @@
 """What every method of configs/model promises; a new one is found here by its YAML."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_state_outside_of_accumulators_is_refused_on_several_devices(keeps, name
 
 
 def test_a_method_without_an_accumulator_is_refused_on_several_devices():
-    detector = Foreign(CHANNELS, STRIDES, "rows")
+    detector: Any = Foreign(CHANNELS, STRIDES, "rows")
     detector.rows = None
     detector.update = lambda features, index: None
     with pytest.raises(ConfigError, match="Foreign cannot be fitted on several devices, as it keeps no accumulator"):
@@ -166,7 +167,7 @@ def allocated_at_the_peak(action):
 
 
 #: Large enough that what does not grow with the data does not count, small enough to be fitted in seconds.
-WIDE = {"channels": [128, 256], "strides": [8, 16], "size": 256, "images": 40}
+WIDE: dict[str, Any] = {"channels": [128, 256], "strides": [8, 16], "size": 256, "images": 40}
 WIDE_SETTINGS = {
     "padim": {"num_features": 100},
     "patchcore": {"coreset_ratio": 0.02, "finest_stride": 8},

@@ -244,7 +244,12 @@ def test_scores_of_any_sign_set_thresholds_and_rank():
 
 def test_a_good_patch_is_no_neighbour_of_its_own_in_training(monkeypatch):
     given = []
-    monkeypatch.setattr(lunar, "train_network", lambda start, *rest: given.append(rest) or start.state_dict())
+
+    def noted(start, *rest):
+        given.append(rest)
+        return start.state_dict()
+
+    monkeypatch.setattr(lunar, "train_network", noted)
     detector = fitted(LUNAR(CHANNELS, STRIDES, **SMALL))
     distances, validation = given[0][:2]
     assert distances.shape == (2 * 135, 5)

@@ -1,5 +1,7 @@
 """MH-PatchCore against the released code."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ SIZE = (40, 48)
 
 def mh(images=8, **settings):
     """The vectors' embedding is the layers joined, without pooling."""
-    detector = MHPatchCore([24, 24], [4, 4], finest_stride=1, block_images=2, block_size=40, **settings)
+    detector: Any = MHPatchCore([24, 24], [4, 4], finest_stride=1, block_images=2, block_size=40, **settings)
     detector.embed = lambda maps: torch.cat(maps, dim=1).permute(0, 2, 3, 1)
     return detector, [m[:images] for m in vector_maps("train", [2, 3])], vector_maps("test", [2, 3])
 

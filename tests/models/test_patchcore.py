@@ -2,6 +2,7 @@
 
 import logging
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,7 +253,7 @@ def clustered_maps(count, seed=0):
 
 def bounded(features, max_bank_memory, batch=5, **settings):
     options = {"embedding": "joined", "patch_size": 1, "coreset_size": 100, **settings}
-    detector = PatchCore([32], [8], max_bank_memory=max_bank_memory, **options)
+    detector: Any = PatchCore([32], [8], max_bank_memory=max_bank_memory, **options)
     for index in torch.arange(len(features)).split(batch):
         detector.update([features[index]], index)
         if max_bank_memory:

@@ -4,6 +4,7 @@ import io
 import logging
 import random
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ SMALL = {"coreset_size": 300, "finest_stride": 4, "smoothing": 0}
 
 def composed(described):
     """What the config makes with another detector, or more settings of it."""
-    model = OmegaConf.to_container(config("pyod").model, resolve=True)
+    model: Any = OmegaConf.to_container(config("pyod").model, resolve=True)
     model["detector"] |= described
     return building.make(model, channels=CHANNELS, strides=STRIDES)
 
@@ -74,10 +75,10 @@ def test_loading_fits_again_to_the_same_scores_and_says_so(of, caplog):
 
 
 def test_global_generators_are_left_alone():
-    states = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
+    states = np.random.get_state(legacy=False)["state"]["key"].copy(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
     detector = fitted(PyOD(CHANNELS, STRIDES, IForest, **SMALL))
     detector(features(1), SIZE)
-    assert (np.random.get_state()[1] == states[0]).all()  # noqa: NPY002
+    assert (np.random.get_state(legacy=False)["state"]["key"] == states[0]).all()  # noqa: NPY002
     assert random.getstate() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
 

@@ -1,6 +1,8 @@
 """The region of interest: the grid of patches by brute force, and what every detector leaves out."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from oddpatch.models.patchcore import PatchCore
 from oddpatch.models.region import RegionOfInterest
 from oddpatch.models.spade import SPADE
 
-ALL = {name: partial(make, name) for name in INSPECTING_REGIONS}
+ALL: dict[str, Callable[[], Any]] = {name: partial(make, name) for name in INSPECTING_REGIONS}
 ALL["spade_join"] = lambda: SPADE([6, 8, 10], [4, 8, 16], k=5, smoothing=1.0, pyramid="join")
 ALL["patchcore_weighted"] = lambda: PatchCore(
     [6, 8, 10], [4, 8, 16], coreset_ratio=0.5, num_neighbors=3, finest_stride=4

@@ -141,7 +141,7 @@ def test_a_mapped_checkpoint_is_not_copied(tmp_path):
     detector, path, test = fitted(), tmp_path / "fitted.ckpt", features(2, seed=1)
     torch.save(detector.state_dict(), path)
     state = torch.load(path, weights_only=True, mmap=True)
-    loaded = SPADE(CHANNELS, STRIDES, k=4, smoothing=2.0)
+    loaded: Any = SPADE(CHANNELS, STRIDES, k=4, smoothing=2.0)
     loaded.load_state_dict(state)
     assert loaded.gallery_0.data_ptr() == state["gallery_0"].data_ptr()
     before, after = detector(test, SIZE), loaded(test, SIZE)
@@ -169,7 +169,7 @@ def test_the_gallery_is_not_held_in_memory():
 
 def test_temporary_files_have_no_name(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery.tempfile, "tempdir", str(tmp_path))
-    detector = SPADE(CHANNELS, STRIDES, k=4)
+    detector: Any = SPADE(CHANNELS, STRIDES, k=4)
     detector.update(features(6), torch.arange(6).flip(0))
     assert not list(tmp_path.iterdir())
     detector.fit()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,7 +155,8 @@ def test_autocast_and_low_matrix_precision_change_nothing() -> None:
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
 def test_full_precision_is_set_and_put_back() -> None:
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv)
+    of_torch: Any = torch.backends
+    backends = (of_torch.cuda.matmul, of_torch.mkldnn.matmul, of_torch.cudnn.conv)
     torch.set_float32_matmul_precision("medium")
     before = [backend.fp32_precision for backend in backends]
     try:

@@ -77,7 +77,7 @@ def test_joining_equals_average_pooling_written_out():
     fine, coarse = features((2, 3, 6, 6), (2, 4, 3, 3))
     joined = join_patches([fine, coarse], 3, 1, "nearest")
     padded = F.pad(fine, (1, 1, 1, 1))
-    expected = sum(padded[..., dy : dy + 6, dx : dx + 6] for dy in range(3) for dx in range(3)) / 9
+    expected: Any = sum(padded[..., dy : dy + 6, dx : dx + 6] for dy in range(3) for dx in range(3)) / 9
     torch.testing.assert_close(joined[..., :3], expected.permute(0, 2, 3, 1))
     assert joined.shape == (2, 6, 6, 7)
     assert join_patches([fine, coarse], 3, 2, "nearest").shape == (2, 3, 3, 7)

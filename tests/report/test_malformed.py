@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from typing import Any
 
 import pytest
 from finished_runs import write_run
@@ -29,7 +30,7 @@ def run(tmp_path):
 def told(monkeypatch, capsys, *arguments):
     """Exit code and the lines on stderr of a command; a traceback would be an error of the test."""
     monkeypatch.setattr(sys, "argv", ["oddpatch", *map(str, arguments)])
-    code = 0
+    code: Any = 0
     try:
         cli.main()
     except SystemExit as error:

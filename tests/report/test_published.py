@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_run
@@ -130,7 +131,7 @@ def test_what_must_not_be_compared_is_not_and_says_why(tmp_path, changed, told):
 
 def test_a_classifier_is_compared_on_a_held_out_fifth_and_nothing_else_is(tmp_path):
     cam = {"_target_": "oddpatch.models.cam.CAM", "trained_layers": 3}
-    backbone = {"_target_": "oddpatch.backbones.torchvision.TorchvisionBackbone", "name": "vgg16"}
+    backbone: dict[str, Any] = {"_target_": "oddpatch.backbones.torchvision.TorchvisionBackbone", "name": "vgg16"}
     backbone |= {"layers": ["features.29"], "weights": "pretrained"}
     data = {"resize": [224, 224], "crop": None, "split": "split.json"}
     of_fifth = {"num_train_images": 347, "num_test_images": 87}  # of pill
@@ -172,8 +173,8 @@ def test_ensembles_and_transformers_are_named_as_published(tmp_path):
     assert set(protocol_of(run).backbone.split("+")) == {"wide_resnet101_2", "resnext101", "densenet201"}
     assert variants(run) == ["IM224_Ensemble_L2-3_P001_D1024-384_PS-3_AN-1"]
     vit = {"_target_": "oddpatch.backbones.timm.TimmBackbone", "name": "vit_base_patch16_224.orig_in21k", "layers": [3]}
-    model = {**PATCHCORE, "num_neighbors": 9, "patch_size": 1, "embedding": "joined", "finest_stride": 1}
-    run = read_run(write_run(tmp_path / "b", model=model, backbone={**vit, "tap": "norm2"}))
+    detector = {**PATCHCORE, "num_neighbors": 9, "patch_size": 1, "embedding": "joined", "finest_stride": 1}
+    run = read_run(write_run(tmp_path / "b", model=detector, backbone={**vit, "tap": "norm2"}))
     assert variants(run) == ["layer 3"]
 
 

@@ -35,6 +35,6 @@ def test_a_run_without_pixels_does_not_move_the_others_colours(tmp_path, monkeyp
     monkeypatch.setattr("oddpatch.report.roc.pixel_curve", of_pixels)
     monkeypatch.setattr("oddpatch.figures.canvas.Sheet.stroke", note)
     draw_roc(columns_of(find_runs([tmp_path])), tmp_path / "roc.png")
-    of_images, of_pixels = drawn[:3], drawn[3:]
-    assert len(set(of_images)) == 3
-    assert of_pixels == of_images[1:]
+    images, pixels = drawn[:3], drawn[3:]
+    assert len(set(images)) == 3
+    assert pixels == images[1:]

@@ -116,8 +116,9 @@ def test_several_seeds_are_averaged_and_counted(tmp_path):
     for seed, value in enumerate((0.9, 0.92, 0.97)):
         write_run(tmp_path / str(seed), image_auroc=value, model={**PATCHCORE, "seed": seed})
     (column,) = columns_of(find_runs([tmp_path]))
-    value = column.value("mvtec_ad", "bottle", "image_auroc")
-    assert (value.mean, value.runs, value.spread) == (pytest.approx(0.93), 3, pytest.approx(0.0360555))
+    mean = column.value("mvtec_ad", "bottle", "image_auroc")
+    assert mean is not None
+    assert (mean.mean, mean.runs, mean.spread) == (pytest.approx(0.93), 3, pytest.approx(0.0360555))
     write_run(tmp_path / "single/run", confidence={"image_auroc": [0.8, 1.0]})
     (single,) = columns_of(find_runs([tmp_path / "single"]))
     assert single.value("mvtec_ad", "bottle", "image_auroc") == Value(0.99, interval=(0.8, 1.0))

@@ -7,6 +7,8 @@ from torchmetrics import Metric
 class Spread(Metric):
     """Highest score of the anomalous images less that of the good ones, and highest map value by image."""
 
+    highest: torch.Tensor
+
     def __init__(self, of_maps: bool = False) -> None:
         super().__init__()
         self.add_state("highest", torch.full((2,), -torch.inf), dist_reduce_fx="max")

@@ -40,7 +40,7 @@ def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image = np.asarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED))
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else 4)
 
 

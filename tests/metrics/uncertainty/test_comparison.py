@@ -1,5 +1,7 @@
 """DeLong's test against its definition, written out pair by pair."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import norm
@@ -16,7 +18,7 @@ def by_definition(first, second, labels):
         anomalous, good = scores[labels == 1][:, None], scores[labels == 0][None]
         won = (anomalous > good) + 0.5 * (anomalous == good)
         placed.append((won.mean(), won.mean(axis=1), won.mean(axis=0)))
-    covariance = sum(np.cov([placed[0][axis], placed[1][axis]]) / len(placed[0][axis]) for axis in (1, 2))
+    covariance: Any = sum(np.cov([placed[0][axis], placed[1][axis]]) / len(placed[0][axis]) for axis in (1, 2))
     error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     difference = placed[1][0] - placed[0][0]
     return (placed[0][0], placed[1][0]), error, 2 * norm.sf(abs(difference) / error)
