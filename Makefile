@@ -17,8 +17,9 @@ run: .venv/.installed
 demo: .venv/.installed
 	$(BIN)/oddpatch demo $(ARGS)
 
+# worksteal: tests of a file mostly share a process, and with it the runs that the file fits once.
 test: .venv/.installed
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 # Installs what is missing where it may, and says what is missing where it may not: tests that need it are skipped.
 test-system: .venv/.installed
@@ -29,7 +30,7 @@ test-system: .venv/.installed
 
 coverage: .venv/.installed
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -94,6 +94,11 @@ def test_timm_nodes_and_stages_of_one_place_are_alike():
     [
         (lambda: TimmBackbone("resnet18", ["layer9"], "random"), "no map at node 'layer9': choose from layer4: 512"),
         (lambda: TimmBackbone("resnet18", ["layer1", "layer1"], "random"), "names a node twice"),
+        (
+            lambda: TimmBackbone("resnet18", [], "random"),
+            r"layers=\[\] leaves resnet18 without features: ",
+        ),
+        (lambda: TimmBackbone("resnet18", [2], "random", tap="norm2"), "tap='norm2': resnet18 is no transformer with"),
         (lambda: TimmBackbone("resnet18", ["layer1", 2], "random"), "resnet18 has no layer 'layer1'"),
         (lambda: TimmBackbone("vit_tiny_patch16_224", ["blocks.3"], "random"), "no map at node 'blocks.3'"),
         (lambda: TimmBackbone("vit_tiny_patch16_224", ["patch_embed.proj"], "random", tap="norm2"), "tap='norm2'"),

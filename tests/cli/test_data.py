@@ -174,3 +174,26 @@ def test_aligned_images_keep_depth_and_colour(tmp_path):
         assert written.shape == expected.shape
         scale = 257 if name == "deep" else 1
         assert np.abs(written.astype(float) - expected).mean() < 2.5 * scale  # moved by a hundredth of a pixel or so
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("masks", "source", "target"), "choose either --rgb, or --labels and --instances"),
+        (("masks", "source", "target", "--rgb", "1,2,3", "--instances"), "choose either --rgb, or"),
+        (("masks", "source", "target", "--instances", "--rename", "old"), "--rename 'old' is not OLD=NEW"),
+        (("render", "pcb", "target", "--defects", "short"), "--defects 'short': give each type once, as NAME=NUMBER"),
+        (("render", "pcb", "target", "--size", 1), r"size=1 is out of range: choose \d+\.\.\d+"),
+        (("render", "pcb", "target", "--train", -1), "train=-1 is negative: give 0 or more images"),
+        (
+            ("extract-good", "source", "target", "--split", 1),
+            r"split=1\.0: choose a share between 0 and 1, such as 0\.8",
+        ),
+    ],
+)
+def test_options_that_cannot_work_are_refused_and_nothing_is_written(tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+    with pytest.raises(ConfigError, match=told):
+        run(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

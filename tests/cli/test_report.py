@@ -119,7 +119,7 @@ def test_the_roc_figure_is_a_picture_of_all_categories(runs, tmp_path, monkeypat
 
 
 def test_a_whole_run_is_reported_with_its_intervals(tiles, tmp_path, tiny_backbone, monkeypatch, capsys):  # noqa: F811
-    job = run_job(tiny(tiles, tmp_path / "run"))
+    job = run_job(tiny(tiles, tmp_path / "run", "callbacks.results.confidence.draws=40"))
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     for name, (low, high) in metrics["confidence"].items():
         assert low <= metrics[name] + 1e-3, name
@@ -128,7 +128,7 @@ def test_a_whole_run_is_reported_with_its_intervals(tiles, tmp_path, tiny_backbo
         "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "au_pro",
         "au_pro@0.05",
     }  # fmt: skip
-    assert metrics["confidence_settings"]["draws"] == 1000
+    assert metrics["confidence_settings"]["draws"] == 40
     assert metrics["test_set"] == fingerprint(scan(tiles, "tile").test, tiles / "tile")
     assert metrics["operating"]["average_latency_ms"] > 0
     assert metrics["operating"]["region_overlap"]["num_regions"] == 8

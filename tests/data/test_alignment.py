@@ -256,3 +256,8 @@ def test_masks_and_maps_follow_their_image(photographs, preprocess):
     ):
         with pytest.raises(DataError, match="registration"):
             call()
+
+
+def test_a_quality_that_no_image_can_have_is_refused():
+    with pytest.raises(ConfigError, match=r"align\.min_quality=2: choose 0\.\.1"):
+        Alignment("", (SIZE, SIZE), min_quality=2)

@@ -198,3 +198,10 @@ def test_the_validation_share_is_taken_of_each_defect_type():
         assert sorted([*taken, *left]) == sorted(samples)
         assert [s for s in samples if s in taken] == taken
         assert take_share(samples[::-1], share)[0] == taken[::-1]
+
+
+def test_a_manifest_that_names_a_file_twice_is_refused(tmp_path):
+    rows = [{"path": "train/good/0.png", "part": part} for part in ("train", "test")]
+    (tmp_path / "s.json").write_text(json.dumps({"files": rows}))
+    with pytest.raises(DataError, match=r"s\.json: names train/good/0\.png twice: remove one"):
+        read_parts(tmp_path / "s.json")

@@ -204,3 +204,17 @@ def test_a_file_that_cannot_be_prepared_is_named(tmp_path):
 def test_other_tensors_are_refused(image):
     with pytest.raises(DataError, match="expected"):
         Preprocess(64, 56, MEAN, STD)(image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"mean": [0.5]}, r"mean=\[0\.5\] must have 3 values, one per colour channel"),
+        ({"std": [0.5, 0.0, 0.5]}, r"std=\[0\.5, 0\.0, 0\.5\] must be above 0 in every channel"),
+        ({"fit": "tiles", "tiles": {"side": "large"}}, "tiles=.*: side and overlap are whole numbers of pixels"),
+        ({"fit": "tiles", "tiles": {"scale": 0}}, r"tiles\.scale=0\.0 must be above 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, told):
+    with pytest.raises(ConfigError, match=told):
+        Preprocess(**{"resize": None, "crop": None, "mean": [0.5] * 3, "std": [0.5] * 3, **settings})

@@ -124,3 +124,8 @@ def test_auroc_by_type_without_good_images_gives_reasons():
     values, absent = auroc_by_type([1.0, 2.0], ["crack", "hole"], good="ok")
     assert values == {}
     assert absent == dict.fromkeys(["crack", "hole"], "no image of type 'ok' to compare with")
+
+
+def test_a_label_that_is_neither_good_nor_anomalous_is_refused():
+    with pytest.raises(DataError, match="labels hold 2: give 0 for good and 1 for anomalous"):
+        rank([0.1, 0.2], [0, 2])

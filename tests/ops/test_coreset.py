@@ -235,3 +235,8 @@ def test_density_is_that_of_its_seed():
     first, again, other = (density_subset(points, 50, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_start_that_is_no_index_is_refused():
+    with pytest.raises(ConfigError, match=r"start=5 is no index of 5 points: choose 0\.\.4"):
+        coreset.k_center_greedy(torch.zeros(5, 2), 2, start=5)

@@ -27,3 +27,8 @@ def test_equals_interpolate_then_scipy_gaussian(interpolation, sigma, grid, size
 def test_unknown_interpolation_lists_the_choices():
     with pytest.raises(ConfigError, match="interpolation='cubic': choose one of bilinear"):
         anomaly_map(torch.zeros(1, 2, 2), (4, 4), 1.0, "cubic")
+
+
+def test_a_negative_smoothing_is_refused():
+    with pytest.raises(ConfigError, match=r"smoothing=-1\.0: the standard deviation must be 0 \(none\) or more"):
+        anomaly_map(torch.zeros(1, 4, 4), (8, 8), -1.0)

@@ -189,3 +189,8 @@ def test_unusable_arguments(call: Callable[[Tensor, Tensor], object], error: typ
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(error, match=message):
         call(torch.rand(4, 3, generator=generator), torch.rand(10, 3, generator=generator) + 1)
+
+
+def test_queries_of_another_dimension_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"queries of shape \(2, 4\): this bank needs \(Q, 3\)"):
+        NearestIndex(torch.zeros(5, 3)).search(torch.zeros(2, 4), 1)

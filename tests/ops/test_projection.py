@@ -109,3 +109,8 @@ def test_tolerance_bounds_the_rounding_of_a_matrix_product() -> None:
     assert (error <= bound[:, None]).all()
     assert error.max() > 0
     assert bound.max() < 1e-4 * exact.max()
+
+
+def test_more_orthonormal_columns_than_rows_are_refused():
+    with pytest.raises(ConfigError, match=r"4 orthonormal columns of 3 rows do not exist: choose 1\.\.3"):
+        semi_orthogonal(3, 4, torch.Generator())
