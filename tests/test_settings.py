@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from omegaconf import OmegaConf
 from test_pipeline import config, tiny
 
 from oddpatch import pipeline
@@ -40,6 +41,7 @@ Made.__module__ = "oddpatch.made"
     [
         {"rate": 1, "count": 2, "limit": None, "flag": True, "size": [1, 2], "rates": [0.5, 1]},
         {"limit": 3, "size": 8, "name": "abc", "path": "b", "workers": "auto", "kind": "b", "other": "x", "plain": "y"},
+        {"rates": OmegaConf.create([0.5, 1])},
         {"size": None, "unknown": "told by others", "rate": float("inf")},
     ],
 )

@@ -78,7 +78,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in _UNIONS:
         return any(_fits(value, part) for part in parts)
     if origin in _LISTS:
-        return isinstance(value, list | tuple) and all(any(_fits(one, part) for part in parts) for one in value)
+        listed = isinstance(value, Sequence) and not isinstance(value, str)  # of OmegaConf, too
+        return listed and all(any(_fits(one, part) for part in parts) for one in value)
     if value is None or isinstance(value, bool):
         return type(value) is hint
     allowed = (int, float) if hint is float else (hint,)

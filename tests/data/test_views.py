@@ -69,6 +69,7 @@ def test_all_views_of_an_image_come_together_with_its_index(root):
     ("views", "message"),
     [
         ({"rotations": []}, r"adds no view: set rotations"),
+        ({"rotations": 5}, r"data\.views\.rotations=5 must be a list of numbers, as \[5\]"),
         ({"turns": [90]}, r"data\.views=\{'turns': \[90\]\}: .*unexpected keyword argument 'turns'"),
         ({"flips": ["diagonal"]}, r"flips=\['diagonal'\] of horizontal and vertical"),
         ({"brightness": -1}, r"data\.views\.brightness=-1 must be"),

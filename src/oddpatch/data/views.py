@@ -11,6 +11,7 @@ from torch import Tensor
 from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset
 from oddpatch.data.resampling import to_unit
 from oddpatch.errors import ConfigError
+from oddpatch.settings import check_types
 
 #: Of an image (3, H, W), uint8 or floating point in [0, 1], another one of its size.
 View = Callable[[Tensor], Tensor]
@@ -86,6 +87,7 @@ class Views:
 
 def make_views(settings: Mapping[str, Any] | None) -> Views | None:
     """The views that these settings describe; None for none."""
+    check_types(Views, settings or {}, "data.views")
     try:
         return Views(**settings) if settings else None
     except TypeError as error:
