@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from oddpatch.data.light import Light
 from oddpatch.inference.detector import Detection
 from oddpatch.inference.regions import Region
 from oddpatch.watch.events import Event, Status, Verdict
@@ -21,6 +22,7 @@ START = 1_700_000_000.25
 
 def make_event(number=0, verdict=Verdict.REJECT, identity=None, size=(48, 64), score=None):
     """An event with a picture and a region, or of a frame that could not be inspected."""
+    record: dict[str, Any]
     if verdict == Verdict.FAILED:
         record, image, found = {"path": f"camera#{number}", "error": "broken <b>frame</b>"}, None, None
     else:
@@ -29,7 +31,7 @@ def make_event(number=0, verdict=Verdict.REJECT, identity=None, size=(48, 64), s
         heat = np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(size)
         region = Region((10, 5, 20, 10), 200, 9.0, 8.0, [[(10, 5), (29, 5), (29, 14), (10, 14)]])
         score = float(number) if score is None else score
-        found = Detection(score, True, 0.01, 0.9, heat, heat, [region], None, 1.0, None, 0.02, 5.0)
+        found = Detection(score, True, 0.01, 0.9, heat, heat, [region], None, 1.0, None, Light(0.4, 0.01), 0.02, 5.0)
         record = {"path": f"camera#{number}", "score": score, "threshold": 5.0, "regions": [region.to_dict()]}
     return Event(
         identity or f"e-{number:05}", "rtsp://camera/1", number, START + number, 0.0421, verdict, record, image, found
@@ -116,11 +118,10 @@ def receiving(port=0):
 
 def send(kind, url, queue, first, count):
     """Put alarms until killed, and print the name of each when it is put."""
-    if kind == "webhook":
-        from oddpatch.watch.sinks.webhook import Webhook as Kind
-    else:
-        from oddpatch.watch.sinks.mqtt import Mqtt as Kind
-    sink = Kind(url, Path(queue), waits=(0.02, 0.1))
+    from oddpatch.watch.sinks.mqtt import Mqtt
+    from oddpatch.watch.sinks.webhook import Webhook
+
+    sink = (Webhook if kind == "webhook" else Mqtt)(url, Path(queue), waits=(0.02, 0.1))
     sink.start()
     for number in range(first, first + count):
         event = make_event(number, Verdict.FAILED)

@@ -111,7 +111,7 @@ class Listener:
         kept = Properties(PacketTypes.CONNECT)
         kept.SessionExpiryInterval = 3600
         self.client.reconnect_delay_set(1, 1)
-        self.client.on_connect = lambda *_: self.client.subscribe("#", qos=1)
+        self.client.on_connect = lambda *_: self.client.subscribe("#", qos=1) and None
         self.client.on_disconnect = lambda *_: setattr(self, "ready", False)
         self.client.on_subscribe = lambda *_: setattr(self, "ready", True)
         self.client.on_message = lambda _, __, message: self.messages.append(message)
