@@ -77,7 +77,7 @@ def test_every_dataset_can_be_built(choice, tmp_path):
     crops = {"mvtec": (224, 224), "pcb": (280, 280), "toolbox": (280, 280)}
     assert data.preprocess.image_size == crops.get(choice, (256, 341))
     assert data.preprocess.frame.fit == ("crop" if choice in crops else "letterbox")
-    if data.scene is None:  # what is not rendered says who has it, or how to arrange it, and downloads nothing
+    if not data.render:  # what is not rendered says who has it, or how to arrange it, and downloads nothing
         with pytest.raises(DataError, match=r"no such folder: .*(https://|oddpatch data convert)") as error:
             data.setup()
         assert "\n" not in str(error.value)

@@ -51,7 +51,7 @@ FETCHING = ("pyod.models.embedding", "pyod.models.audio_ae")
 #: Deeper or larger than any config: containers that hold themselves, or each other many times, would never end.
 MAX_DEPTH, MAX_VALUES = 16, 20_000
 #: Names and paths that a user gave: a folder may be called `${x}`. They stay texts, as nothing here interpolates.
-_NAMED = re.compile(r"(^|\.)(data\.(root|category|split|roi|align|validation)|run\.category)$")
+_NAMED = re.compile(r"(^|\.)(data\.(root|category(\[\d+\])?|split|roi|align|validation)|run\.category)$")
 _PLAIN = (bool, int, float, str, type(None))
 
 

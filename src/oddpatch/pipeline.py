@@ -23,7 +23,7 @@ from oddpatch.data.walk import Walk
 from oddpatch.datatools import splitting
 from oddpatch.errors import CheckpointError, ConfigError, DataError
 from oddpatch.hydra_entry import building
-from oddpatch.hydra_entry.naming import names
+from oddpatch.hydra_entry.naming import category_name, names
 from oddpatch.known import KINDS, read_spec
 from oddpatch.learning import distributed
 from oddpatch.learning.outcome import MODEL_KEYS
@@ -133,7 +133,10 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
         if config["data"].get(key):
             path, home = Path(config["data"][key]).resolve(), folder.resolve()
             config["data"][key] = str(path.relative_to(home) if path.is_relative_to(home) else path)
-    config["run"] = {**names(cfg), "image_size": list(data.preprocess.image_size)}
+    config["data"]["category"] = data.category
+    config["run"] = {
+        **names(cfg), "category": category_name(data.category), "image_size": list(data.preprocess.image_size)
+    }  # fmt: skip
     say_who_can_load(config)
     module = building.make(cfg.learning, model=model, metrics=make_metrics(cfg), config=config)
     module.divide(data)
@@ -144,10 +147,15 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
 
 
 def write_split(cfg: DictConfig, data: MVTecDataModule, folder: Path) -> Path:
-    """Split both folders of the category by defect type, as the learning asks, into a manifest beside the results."""
+    """Split both folders of each category by defect type, as the learning asks, into a manifest beside the results."""
     settings = {name: cfg.learning[name] for name in ("train_share", "validation_share", "seed")}
-    category, path = (data.root / data.category).resolve(), folder / "split.json"
-    splitting.write_split(path, splitting.split_by_share(category, **settings), category, settings, force=True)
+    base, path = data.base.resolve(), folder / "split.json"
+    assigned = [
+        splitting.below(one, part.relative_to(data.base))
+        for part in data.folders()
+        for one in splitting.split_by_share(part, **settings)
+    ]
+    splitting.write_split(path, assigned, base, settings, force=True)
     return path
 
 
@@ -186,7 +194,7 @@ def rebuild(cfg: DictConfig) -> Run:
         read_spec(settings, "data", cfg.run, trust), mean=model.preprocess.mean, std=model.preprocess.std
     )
     data.used |= files_named(described.get("align"), described.get("roi"))
-    if (images := data.root / data.category).is_dir() and not is_category(images):
+    if (images := data.base).is_dir() and not data.several and not is_category(images):
         raise DataError(
             f"{images} holds images of good parts alone, which nothing can be tested on: add +data.root=FOLDER "
             "+data.category=CATEGORY, for a category with train/good and test in it"
@@ -197,7 +205,7 @@ def rebuild(cfg: DictConfig) -> Run:
             "leave resize, crop, fit, interpolation, full_scale, align and roi as they were"
         )
     config = {**about["config"], "data": {**described, **changes}}
-    config["run"] = {**config["run"], "category": data.category}
+    config["run"] = {**config["run"], "category": category_name(data.category)}
     module = AnomalyModule(model, make_metrics(cfg), config=config)
     module.train_images = [str(data.root / name) for name in about.get("train_images", [])]
     module.num_fitted = about["num_fitted"]

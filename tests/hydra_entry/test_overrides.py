@@ -89,6 +89,17 @@ def test_what_hydra_is_meant_to_read_is_left_to_it(argument, monkeypatch):
             assert found == argument
 
 
+def test_several_categories_are_a_list_of_names(hydra):
+    assert read("data.category=[7,it's, a b,x]").category == ["7", "it's", "a b", "x"]
+    assert read("data.category=['a,b',c]").category == ["a,b", "c"]
+    assert read("data.category=[x]").category == "[x]", "a folder may be called so"
+    argument = as_typed(["-m", "data.category=[a,7],x,[true,b]"], TOP)[1]
+    override = OverridesParser.create().parse_override(argument)
+    jobs = [f"data.category={text}" for text in override.sweep_string_iterator()]
+    assert as_typed(jobs, TOP) == jobs, "a job's command line is read once more"
+    assert [read(job).category for job in jobs] == [["a", "7"], "x", ["true", "b"]]
+
+
 def test_home_and_references(hydra, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     data = read("data.root=~/parts", "data.category=~", "data.split='~/a b.csv'", "data.roi=${data.root}/roi it's.png")
@@ -107,6 +118,8 @@ def test_folders_of_runs_need_no_quotes():
     for name in NAMES:
         assert re.fullmatch(r"[\w.,+-]*", folder_name(name))
     assert folder_name("部品 (2)") == "部品__2_"
+    assert folder_name(OmegaConf.create(["bottle", "a b"])) == "bottle+a_b"
+    assert folder_name([f"category{number}" for number in range(30)]) == "30_categories"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_all, write_run
@@ -15,7 +16,7 @@ from oddpatch.report.columns import Share, Value, columns_of
 from oddpatch.report.datasets import DATASETS, TEXTURES, dataset_of
 from oddpatch.report.formats import print_terminal, to_csv, to_json, to_latex, to_markdown
 from oddpatch.report.page import heat_style, to_html
-from oddpatch.report.runs import find_runs, identity, read_run
+from oddpatch.report.runs import FinishedRun, find_runs, identity, read_run
 from oddpatch.report.table import build_report
 
 
@@ -58,7 +59,7 @@ def test_a_run_that_nothing_names_is_refused(tmp_path):
     ],
 )
 def test_an_image_is_the_same_wherever_its_dataset_lies(path, category, wanted):
-    assert identity(path, category) == wanted
+    assert identity(path, FinishedRun(Path(), {"run": {"category": category}})) == wanted
 
 
 def test_datasets_are_recognised_by_their_test_images_too():

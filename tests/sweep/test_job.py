@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+from conftest import make_dataset
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from sweeping import Stand, basic_launcher, dataset, statuses, sweep, table
@@ -270,6 +271,23 @@ def test_identity_is_of_settings_data_and_code(tmp_path, tiles, monkeypatch):
 
 HOLD = "import sys, time; from pathlib import Path; from oddpatch.locking import {0}\nlock = {0}(Path(sys.argv[1]))"
 SIGNED = "\nprint('held', flush=True)\n"
+
+
+def test_identity_is_of_all_categories_of_a_run(root, tmp_path):
+    make_dataset(tmp_path / "more").rename(tmp_path / "data/other")
+
+    def of(category):
+        return identity.identify(
+            OmegaConf.create({"data": {"root": str(tmp_path / "data"), "category": category}})
+        ).data
+
+    before = of(["tile", "other"]), of("all"), of("tile")
+    assert None not in before
+    assert of(["tile", "nowhere"]) is None
+    (tmp_path / "data/other/train/good/000.png").unlink()
+    assert [now == then for now, then in zip((of(["tile", "other"]), of("all"), of("tile")), before, strict=True)] == [
+        False, False, True,
+    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from oddpatch.results.test_result import TestResult
 #: What the values of a mask mean; W&B shows the names.
 CLASS_LABELS = {0: "normal", 1: "defect", 255: "not known"}
 _SUMMARY = (
-    "confidence", "thresholds", "operating", "image_auroc_by_defect_type", "timing", "absent", "peak_memory_bytes",
+    "confidence", "categories", "category_mean", "thresholds", "operating", "image_auroc_by_defect_type", "timing",
+    "absent", "peak_memory_bytes",
 )  # fmt: skip
 
 

@@ -14,7 +14,17 @@ from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import DatasetWrapper, MVTecDataset, OnError
 from oddpatch.data.decoding import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
-from oddpatch.data.layout import GOOD, Layout, Sample, categories, fingerprint, refuse_category, scan, scan_types
+from oddpatch.data.layout import (
+    GOOD,
+    Layout,
+    Sample,
+    categories,
+    fingerprint,
+    refuse_category,
+    scan,
+    scan_together,
+    scan_types,
+)
 from oddpatch.data.loading import check_workers, make_loader, workers_that_fit
 from oddpatch.data.reference import Reference, choose_reference
 from oddpatch.data.roi import load_roi
@@ -35,6 +45,8 @@ Part = Literal["train", "calibration", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "calibration", "validation", "test")
 #: `align`: the reference is chosen among the training images.
 AUTO = "auto"
+#: `category`: every one that `root` holds.
+ALL = "all"
 
 
 #: Puts something around a dataset, such as a cache of what would be computed from it.
@@ -49,7 +61,8 @@ class MVTecDataModule(LightningDataModule):
 
     Args:
         root: folder of the categories.
-        category: folder in `root`, in the layout of `oddpatch.data.layout`.
+        category: folder in `root`, in the layout of `oddpatch.data.layout`; for one model of several products a list of
+            them, or "all" for all that are there.
         mean: per channel, what the backbone was trained with.
         std: per channel.
         resize: see `Preprocess`.
@@ -100,7 +113,7 @@ class MVTecDataModule(LightningDataModule):
     def __init__(
         self,
         root: str | Path | None,
-        category: str | None,
+        category: str | Sequence[str] | None,
         mean: Sequence[float],
         std: Sequence[float],
         resize: int | Sequence[int] | None = 256,
@@ -134,10 +147,13 @@ class MVTecDataModule(LightningDataModule):
             raise ConfigError(
                 f"data.root={root} and data.category={category}: set the folder of the categories, and the one to use"
             )
-        if not isinstance(category, str):
+        names = [category] if isinstance(category, str) else category
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
             raise ConfigError(
                 f"data.category={category} is read as a number, not as a name: write it in quotes, category: 'NAME'"
             )
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"data.category={','.join(names)}: {twice[0]} is named twice: leave one out")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size={batch_size!r} must be a whole number of at least 1")
         if fold is not None and not split:
@@ -153,7 +169,8 @@ class MVTecDataModule(LightningDataModule):
                 "random_rotations and flips out of data.views, or set data.roi=null"
             )
         self.root = Path(root)
-        self.category = category
+        #: A list where one model is for several; `setup` spells `ALL` out.
+        self.category = category if isinstance(category, str) else list(category)
         if isinstance(full_scale, str) and full_scale != "auto":
             raise ConfigError(
                 f"full_scale={full_scale!r} must be auto or the highest value of the sensor, such as 4095"
@@ -175,6 +192,7 @@ class MVTecDataModule(LightningDataModule):
             max_pixels=max_pixels,
             tiles=tiles,
         )
+        self.of_one_part = {"data.align": align, "data.roi": roi}
         #: Names of images of use that may lie beside those of the category.
         self.used = files_named(align, roi)
         self.split = Path(split) if split else None
@@ -184,7 +202,7 @@ class MVTecDataModule(LightningDataModule):
         self.num_workers = check_workers(num_workers)
         self.mask_threshold = mask_threshold
         self.on_error: OnError = on_error
-        self.scene = category if render is True else render or None
+        self.render = render
         self.render_seed = render_seed
         if isinstance(validation, float | int) and not 0 < validation < 1:
             raise ConfigError(
@@ -197,6 +215,8 @@ class MVTecDataModule(LightningDataModule):
         self.warnings: list[str] = []
         #: What tells the category's test images from any others, wherever they lie; set by `setup`.
         self.test_set = ""
+        #: The same of each of several.
+        self.test_sets: dict[str, str] = {}
         #: Files and folders of the category that are not used, and why.
         self.left_out: list[LeftOut] = []
         #: Positions of the training images that are fitted to, and of those scored afterwards for the threshold.
@@ -223,16 +243,43 @@ class MVTecDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Render the category if it is absent and `render` allows it."""
-        folder = self.root / self.category
-        if self.scene is None or folder.exists():
-            return
-        log.warning(
-            "%s does not exist: rendering images of the scene %s there; to use your own, put them there in MVTec "
-            "layout, or set data.root and data.category",
-            folder,
-            self.scene,
-        )
-        render(folder, self.scene, self.render_seed)
+        for folder in self.folders():
+            # Of several categories a scene is that of its name.
+            scene = folder.name if self.render is True else self.render
+            if not scene or folder.exists() or (isinstance(self.category, list) and scene != folder.name):
+                continue
+            log.warning(
+                "%s does not exist: rendering images of the scene %s there; to use your own, put them there in MVTec "
+                "layout, or set data.root and data.category",
+                folder,
+                scene,
+            )
+            render(folder, scene, self.render_seed)
+
+    def folders(self) -> list[Path]:
+        """Of the category, or of each of several; `ALL` is spelt out now.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.category == ALL and not (self.root / ALL).is_dir() and self.images is None:
+            self.category = categories(self.root)
+            if not self.category:
+                raise DataError(
+                    f"data.category={ALL}: {self.root} holds no folder with train/{GOOD} in it: point data.root at the "
+                    "categories"
+                )
+        return [self.root / name for name in ([self.category] if isinstance(self.category, str) else self.category)]
+
+    @property
+    def several(self) -> list[str]:
+        """The categories where one model is for several of them; else none. After `setup`."""
+        return self.category if isinstance(self.category, list) else []
+
+    @property
+    def base(self) -> Path:
+        """The folder that holds all images: that of the category, or of the categories."""
+        return self.root if isinstance(self.category, list) else self.root / self.category
 
     def setup(self, stage: str | None = None) -> None:
         """Find the images and pair them with their masks, once."""
@@ -270,7 +317,10 @@ class MVTecDataModule(LightningDataModule):
         if self.learns_from_defects:
             raise ConfigError(f"data.shots={shots} is for methods that learn from good images alone: set it to null")
         everything = self.train_samples
-        self.train_samples = choose(everything, shots, self.shots_seed, self.shots_rule)
+        apart = [[sample for sample in everything if sample.category == name] for name in self.several or [""]]
+        self.train_samples = [
+            sample for part in apart for sample in choose(part, shots, self.shots_seed, self.shots_rule)
+        ]
         names = some([sample.path.name for sample in self.train_samples], 8)
         self._say(logging.INFO, "data.shots=%d: fitted to %s of %d good images", shots, names, len(everything))
 
@@ -313,16 +363,27 @@ class MVTecDataModule(LightningDataModule):
         if self.images is not None:
             samples = [Sample(path, 0, GOOD, None) for path in self.images.files]
             return Layout(samples, [], summary(self.images.left_out), self.images.left_out)
-        folder = self.root / self.category
-        if self.obtain and not folder.is_dir() and not (self.root.is_dir() and categories(self.root)):
-            refuse_category(self.root)
-            raise DataError(
-                f"{folder}: no such folder: put images of good parts of your own into its train/{GOOD}, or "
-                f"{self.obtain}"
-            )
-        found = scan(self.root, self.category, self.used)
-        self.test_set = fingerprint(found.test, folder)
-        return follow(found, folder, self.split, self.fold, self.learns_from_defects) if self.split else found
+        for folder in self.folders():
+            if self.obtain and not folder.is_dir() and not (self.root.is_dir() and categories(self.root)):
+                refuse_category(self.root)
+                raise DataError(
+                    f"{folder}: no such folder: put images of good parts of your own into its train/{GOOD}, or "
+                    f"{self.obtain}"
+                )
+        if isinstance(self.category, str):
+            found = scan(self.root, self.category, self.used)
+        else:
+            for setting in (name for name, value in self.of_one_part.items() if value):
+                raise ConfigError(
+                    f"{setting} is of one part, and data.category has {len(self.category)}: set {setting}=null"
+                )
+            found = scan_together(self.root, self.category, self.used)
+            for folder in self.folders():
+                own = (sample for sample in found.test if sample.path.is_relative_to(folder))
+                self.test_sets[folder.name] = fingerprint(own, folder)
+            self._say(logging.INFO, "one model of %d categories: %s", len(self.category), some(self.category, 20))
+        self.test_set = fingerprint(found.test, self.base)
+        return follow(found, self.base, self.split, self.fold, self.learns_from_defects) if self.split else found
 
     def hold_out(self, folds: Sequence[int], fit_too: bool) -> None:
         """Score the good images that have a fold (0 or more) after the fit; fit to them, too, if `fit_too`."""
@@ -337,7 +398,7 @@ class MVTecDataModule(LightningDataModule):
         """
         if self.shots is not None:
             raise ConfigError(f"data.shots={self.shots} good images, where it is fitted to test images: set it to null")
-        self.train_samples = [Sample(sample.path, 0, "", None) for sample in self.test_samples]
+        self.train_samples = [Sample(sample.path, 0, "", None, sample.category) for sample in self.test_samples]
         self._train = self._dataset(self.train_samples)
         self.hold_out([-1] * len(self.train_samples), fit_too=True)
 

@@ -44,6 +44,12 @@ class Sample(NamedTuple):
     label: int  # 0 good, 1 anomalous
     defect_type: str
     mask_path: Path | None
+    category: str = ""  # where there are several
+
+    @property
+    def kind(self) -> str:
+        """Its type, and of which category where there are several."""
+        return f"{self.category} {self.defect_type}" if self.category else self.defect_type
 
 
 class Layout(NamedTuple):
@@ -114,6 +120,21 @@ def scan(root: str | Path, category: str, used: Collection[str] = ()) -> Layout:
     train = _scan_train(base, left_out)
     test = _scan_test(base, warnings, left_out)
     return Layout(train, test, describe_left_out(left_out, base) + warnings, left_out)
+
+
+def scan_together(root: str | Path, names: Iterable[str], used: Collection[str] = ()) -> Layout:
+    """What `scan` finds in several categories, as one layout, in their order: each image knows its category.
+
+    Raises:
+        DataError: as of `scan`.
+    """
+    found = {name: scan(root, name, used) for name in names}
+    train, test = (
+        [sample._replace(category=name) for name, one in found.items() for sample in getattr(one, part)]
+        for part in ("train", "test")
+    )
+    warnings = [line for one in found.values() for line in one.warnings]
+    return Layout(train, test, warnings, [item for one in found.values() for item in one.left_out])
 
 
 def left_out_beside(base: Path, used: Collection[str] = ()) -> list[LeftOut]:

@@ -115,8 +115,8 @@ def take_share(samples: Sequence[Sample], share: float) -> tuple[list[Sample], l
     A hash, not a draw: adding an image moves no other from one part to the other side's measurements unnoticed.
     """
     taken: set[Path] = set()
-    for kind in {sample.defect_type for sample in samples}:
-        own = sorted((sample.path for sample in samples if sample.defect_type == kind), key=_digest)
+    for kind in {sample.kind for sample in samples}:
+        own = sorted((sample.path for sample in samples if sample.kind == kind), key=_digest)
         if len(own) < 2:
             raise ConfigError(
                 f"validation={share} cannot share out {len(own)} test image of type {kind}: give a folder of labelled "

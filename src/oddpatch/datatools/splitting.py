@@ -124,6 +124,12 @@ def apply_split(assigned: list[Assignment], category: Path, target: Path, fold: 
     make_dataset(target, outputs, about, force=force, link=True)
 
 
+def below(assignment: Assignment, folder: Path) -> Assignment:
+    """The same with paths from further up."""
+    path, mask = ((folder / name).as_posix() if name else "" for name in (assignment.path, assignment.mask))
+    return assignment._replace(path=path, mask=mask)
+
+
 def summary(assigned: list[Assignment]) -> dict[str, dict[str, int]]:
     """Images by part and defect type."""
     found: dict[str, Counter[str]] = defaultdict(Counter)

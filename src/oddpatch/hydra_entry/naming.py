@@ -14,4 +14,9 @@ def names(cfg: DictConfig) -> dict[str, Any]:
     }
     if cfg.learning._target_ == "oddpatch.learning.zero_shot.ZeroShot":
         called["model"] += " (zero-shot)"  # its numbers are not to be compared with those of others
-    return {**called, "category": cfg.data.category, "experiment": choices.get("experiment")}
+    return {**called, "category": category_name(cfg.data.category), "experiment": choices.get("experiment")}
+
+
+def category_name(category: Any) -> Any:
+    """A category, or several of one model: "bottle+screw"."""
+    return category if isinstance(category, str) or category is None else "+".join(map(str, category))

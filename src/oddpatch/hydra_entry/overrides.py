@@ -18,8 +18,11 @@ PATHS = (
     "run", "data.root", "data.split", "data.roi", "data.align", "data.align.reference", "data.validation",
     "backbone.weights", "paths.data_dir", "paths.output_dir", "cache.folder", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
+CATEGORY = "data.category"
+#: As its value: every category that `data.root` holds.
+ALL = "all"
 #: Settings that are a name.
-NAMES = ("data.category", "hydra.sweep.subdir", "logger.wandb.project", "logger.wandb.name")
+NAMES = (CATEGORY, "hydra.sweep.subdir", "logger.wandb.project", "logger.wandb.name")
 #: What a path may also be: `null` for none, a mapping, or a number.
 _NULL = re.compile(r"null", re.IGNORECASE)
 _OTHERWISE = {
@@ -34,6 +37,11 @@ _FUNCTION = re.compile(r"(choice|glob|range|interval|shuffle|sort|tag|str|extend
 _QUOTED = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*""", re.DOTALL)
 #: One value of a sweep `a,b`, quoted for Hydra or not.
 _VALUE = re.compile(rf"(?:{_QUOTED.pattern}|([^,]*))(?:,|$)", re.DOTALL)
+#: One model for all of these. A single name in brackets is a name.
+_LIST = re.compile(r"\[([^\[\]]+,[^\[\]]+)\]", re.DOTALL)
+_VALUE_OR_LIST = re.compile(rf"(?:{_LIST.pattern}|{_QUOTED.pattern}|([^,]*))(?:,|$)", re.DOTALL)
+#: Of several names in the name of a folder, which has room for 255 bytes.
+_LONGEST = 80
 _REFERENCE = re.compile(r"(\\*)\$\{((?:\.|[a-z_][\w.]*:|\w+)(?=[^}]*\}))?")
 #: What Hydra escapes where it writes a value, and would not if it were quoted.
 _SPECIAL = re.compile(r"[\\()\[\]{}:=,\s]")
@@ -60,16 +68,19 @@ def _argument(argument: str, sweep: bool, known: Collection[str]) -> str:
     plus, key, text = match.groups()
     if _FUNCTION.fullmatch(text) or (key in _OTHERWISE and _OTHERWISE[key].fullmatch(text)):
         return argument
-    return f"{plus}{key}={','.join(_value(part, key, known) for part in (_parts(text) if sweep else [text]))}"
+    parts = _parts(text, _VALUE_OR_LIST if key == CATEGORY else _VALUE) if sweep else [text]
+    return f"{plus}{key}={','.join(_value(part, key, known) for part in parts)}"
 
 
-def _parts(text: str) -> list[str]:
-    """Values of a sweep."""
-    found = [match.group() for match in _VALUE.finditer(text)]
+def _parts(text: str, value: "re.Pattern[str]" = _VALUE) -> list[str]:
+    """Values of a sweep, or of a list."""
+    found = [match.group() for match in value.finditer(text)]
     return [part.removesuffix(",") for part in (found if text.endswith(",") or len(found) < 2 else found[:-1])]
 
 
 def _value(text: str, key: str, known: Collection[str]) -> str:
+    if key == CATEGORY and (several := _LIST.fullmatch(text)):
+        return f"[{','.join(_value(part.strip(), '', known) for part in _parts(several.group(1)))}]"
     if _QUOTED.fullmatch(text):
         if key not in PATHS or text.strip()[1] != "~":
             return text
@@ -113,5 +124,8 @@ def _escape(text: str, known: Collection[str]) -> str:
 
 
 def folder_name(text: object) -> str:
-    """A name as part of a folder's name that needs no quotes, neither for the shell nor for Hydra."""
+    """A name, or several, as part of a folder's name that needs no quotes, neither for the shell nor for Hydra."""
+    if isinstance(text, Sequence) and not isinstance(text, str):
+        together = "+".join(map(str, text))
+        text = together if len(together) <= _LONGEST else f"{len(text)}_categories"
     return re.sub(r"[^\w.,+-]", "_", str(text))

@@ -39,7 +39,7 @@ class KeptExamples:
             self._levels.append(_levels(maps, batch.label))
         rows = zip(outputs.score.tolist(), batch.label.tolist(), batch.index.tolist(), strict=True)
         for position, (score, label, index) in enumerate(rows):
-            defect_type = samples[index].defect_type
+            defect_type = samples[index].kind
             if self.candidates.pools(score, label, defect_type, index):
                 # Where the features came from a cache, the images were not decoded: only those shown will be.
                 decoded = batch.image.shape[-1] > 0
@@ -75,7 +75,7 @@ class KeptExamples:
         """Those to show of the test images, by kind."""
         scores: dict[str, list[float]] = {}
         for row in rows:
-            scores.setdefault(row.defect_type, []).append(row.score)
+            scores.setdefault(row.kind, []).append(row.score)
         return self.candidates.choose(scores)
 
     def choose_good(

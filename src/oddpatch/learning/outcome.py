@@ -1,11 +1,12 @@
 """The `TestResult` that a module ends its test with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from oddpatch.checkpoint import relative_name
@@ -14,11 +15,13 @@ from oddpatch.data.layout import GOOD
 from oddpatch.environment import git_commit, library_versions
 from oddpatch.known import with_defaults
 from oddpatch.learning.examples import KeptExamples, pixels_of
+from oddpatch.metrics.configured import Metrics
 from oddpatch.metrics.ranking import auroc_by_type
+from oddpatch.metrics.thresholds import at_threshold
 from oddpatch.metrics.uncertainty.bootstrap import confidence_intervals
 from oddpatch.resources import peak_memory
 from oddpatch.results.examples import Example, Neighbour
-from oddpatch.results.test_result import ScoredImage, TestResult, Thresholds
+from oddpatch.results.test_result import OfCategory, ScoredImage, TestResult, Thresholds
 
 if TYPE_CHECKING:
     from oddpatch.learning.scoring import AnomalyModule
@@ -28,7 +31,11 @@ MODEL_KEYS = ("model", "backbone", "data", "calibration", "learning")
 
 
 def make_result(
-    module: "AnomalyModule", metrics: dict[str, float], absent: dict[str, str], rows: list[ScoredImage]
+    module: "AnomalyModule",
+    metrics: dict[str, float],
+    absent: dict[str, str],
+    rows: list[ScoredImage],
+    by_category: Mapping[str, OfCategory],
 ) -> TestResult:
     """The result; called on every rank, intervals, statistics and examples are on the first only.
 
@@ -37,6 +44,7 @@ def make_result(
         metrics: values by name.
         absent: why others have none.
         rows: the test images, in the order of the dataset.
+        by_category: what was found on each of several.
     """
     data, calibration = module.data, module.model.calibration
     wanted, thresholds = module.wanted, thresholds_of(module)
@@ -67,7 +75,8 @@ def make_result(
         good=tuple(good),
         metrics=metrics,
         absent=absent,
-        auroc_by_type=auroc_by_type(scores, [row.defect_type for row in rows]).values,
+        auroc_by_type=_auroc_by_type(rows, by_category),
+        by_category=by_category,
         thresholds=thresholds,
         fpr_limits=pixel.fpr_limits if pixel else (),
         pixels=pixel.computed if pixel else None,
@@ -93,6 +102,46 @@ def make_result(
         git_commit=git_commit(),
         peak_memory=peak_memory(module.device),
     )
+
+
+def _auroc_by_type(rows: list[ScoredImage], by_category: Mapping[str, OfCategory]) -> Mapping[str, float | None]:
+    """Each type against the good images of its category."""
+    if by_category:
+        return {
+            f"{name} {kind}": auroc for name, one in by_category.items() for kind, auroc in one.auroc_by_type.items()
+        }
+    return auroc_by_type([row.score for row in rows], [row.defect_type for row in rows]).values
+
+
+def of_category(
+    module: "AnomalyModule", name: str, metrics: Metrics, rows: list[ScoredImage], pixels_unknown: str
+) -> OfCategory:
+    """What was found on one of several categories; called on every rank.
+
+    Args:
+        module: after its test.
+        name: of the category.
+        metrics: which have seen its images alone.
+        rows: the test images of all categories.
+        pixels_unknown: why nothing can be measured on its pixels; empty if it can.
+    """
+    values, absent = metrics.compute(with_pixels=not pixels_unknown)
+    if pixels_unknown:
+        absent |= metrics.absent(pixels_unknown, of_pixels_only=True)
+    own = [row for row in rows if row.category == name]
+    scores, kinds = [row.score for row in own], [row.defect_type for row in own]
+    values |= rates(module, scores, [row.label for row in own])
+    by_type = auroc_by_type(scores, kinds).values if own else {}
+    return OfCategory(values, absent, by_type, len(own), module.data.test_sets[name])
+
+
+def rates(module: "AnomalyModule", scores: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """What each threshold of images gives on images, by the names of metrics.json."""
+    return {
+        f"image_{name}@{source}": value
+        for source, threshold in module.model.calibration.thresholds().items()
+        for name, value in at_threshold(scores, labels, threshold).items()
+    }
 
 
 def thresholds_of(module: "AnomalyModule") -> Thresholds:

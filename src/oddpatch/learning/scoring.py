@@ -1,5 +1,6 @@
 """What every kind of learning shares: scoring images, setting thresholds on good ones, measuring on test images."""
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,10 +17,10 @@ from oddpatch.checkpoint import relative_name, written_by
 from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.data.layout import Sample
 from oddpatch.learning.examples import KeptExamples
-from oddpatch.learning.outcome import make_result
+from oddpatch.learning.outcome import make_result, of_category, rates
 from oddpatch.metrics import ImageMetrics, PixelMetrics
 from oddpatch.metrics.configured import AtTest, Metrics
-from oddpatch.metrics.thresholds import at_threshold, max_excluding
+from oddpatch.metrics.thresholds import max_excluding
 from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
 from oddpatch.models.calibration import FEWEST
 from oddpatch.results.test_result import ScoredImage, TestResult, Wanted
@@ -27,6 +28,12 @@ from oddpatch.types import Batch, Prediction
 from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
+
+
+def _rows(batch: Batch, rows: list[int]) -> Batch:
+    """Some of the images of a batch."""
+    paths = [batch.path[row] for row in rows]
+    return Batch(batch.image[rows], batch.mask[rows], batch.label[rows], batch.index[rows], paths)
 
 
 def pixels_unknown(samples: Sequence[Sample]) -> str:
@@ -81,6 +88,7 @@ class AnomalyModule(L.LightningModule):
         #: What the last test found.
         self.result: TestResult | None = None
         self.kept_good, self.kept_examples = KeptExamples(0, 0), KeptExamples(0, 0)
+        self._by_category: dict[str, tuple[str, Metrics]] = {}
         #: Seconds spent in each stage.
         self.timing: dict[str, float] = {}
 
@@ -216,7 +224,7 @@ class AnomalyModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Where there is nothing to test on, Lightning runs no test hook: what is known then is known now."""
         if stage == "test" and not self.data.test_samples:
-            self.result = make_result(self, {}, self.metrics.absent("the dataset has no test images"), [])
+            self.result = make_result(self, {}, self.metrics.absent("the dataset has no test images"), [], {})
 
     def on_test_start(self) -> None:
         """Forget an earlier test, and see who will need maps."""
@@ -229,6 +237,11 @@ class AnomalyModule(L.LightningModule):
         for metric in self.pixel_metrics:
             metric.computed = metric.statistics = None
             metric.keep_statistics = wanted.statistics and self.trainer.is_global_zero
+        # Of each of several categories: why its pixels are unknown, and metrics of its own.
+        self._by_category = {}
+        for name in self.data.several:
+            unknown = pixels_unknown([sample for sample in self.data.test_samples if sample.category == name])
+            self._by_category[name] = (self._pixels_unknown or unknown, copy.deepcopy(self.metrics))
         calibration = self.model.calibration
         pixel = calibration.pixel
         self._at_test = AtTest(
@@ -252,6 +265,11 @@ class AnomalyModule(L.LightningModule):
         prediction = self.score(batch, self._with_maps)
         self._scores.update(prediction.score, batch.label, batch.index)
         self.metrics.update(prediction, batch, with_pixels=not self._pixels_unknown, test=self._at_test)
+        categories = [self.data.test_samples[i].category for i in batch.index.tolist()]
+        for name, (unknown, metrics) in self._by_category.items():
+            if rows := [row for row, category in enumerate(categories) if category == name]:
+                part = Prediction(*(None if it is None else it[rows] for it in prediction))
+                metrics.update(part, _rows(batch, rows), with_pixels=not unknown, test=self._at_test)
         if self.wanted.examples:
             with self.timed("figures"):
                 self.kept_examples.keep(prediction, batch, self.data.test_samples, self.model.preprocess)
@@ -269,14 +287,24 @@ class AnomalyModule(L.LightningModule):
             scores, labels, index = self._scores.rows
             samples = self.data.test_samples
             rows = [
-                ScoredImage(str(samples[i].path), samples[i].label, samples[i].defect_type, score, i)
+                ScoredImage(
+                    str(samples[i].path),
+                    samples[i].label,
+                    samples[i].defect_type,
+                    score,
+                    i,
+                    category=samples[i].category,
+                )
                 for i, score in zip(index.tolist(), scores.tolist(), strict=True)
             ]
-            for source, threshold in self.model.calibration.thresholds().items():
-                found = at_threshold(scores, labels, threshold)
-                metrics |= {f"image_{name}@{source}": value for name, value in found.items()}
+            metrics |= rates(self, scores, labels)
+            by_category = {
+                name: of_category(self, name, metrics, rows, unknown)
+                for name, (unknown, metrics) in self._by_category.items()
+            }
+            self._by_category = {}
         self.log_dict(metrics, rank_zero_only=True)
-        self.result = make_result(self, metrics, absent, rows)
+        self.result = make_result(self, metrics, absent, rows, by_category)
 
     def predict_step(self, batch: Batch, batch_index: int) -> Prediction:
         """Score one batch."""

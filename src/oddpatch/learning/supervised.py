@@ -138,7 +138,7 @@ class Supervised(AnomalyModule):
             )
         good = [position for position, sample in enumerate(data.train_samples) if not sample.label]
         if len(good) == len(data.train_samples):
-            raise ConfigError(f"there is no defective image to train on in {data.root / data.category}: add some")
+            raise ConfigError(f"there is no defective image to train on in {data.base}: add some")
         calibration = self.model.calibration
         needed = 2 * calibration.num_held_out(len(good))
         folds = [-1] * len(data.train_samples)

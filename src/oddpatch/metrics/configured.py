@@ -21,7 +21,8 @@ OF_TEST = ("path", "preprocess", "thresholds", "pixel_threshold", "min_area", "n
 RESERVED = (
     "run", "image_auroc_by_defect_type", "confidence", "confidence_settings", "thresholds", "operating", "absent",
     "num_train_images", "num_test_images", "test_set", "skipped", "inspected", "alignment", "left_out",
-    "timing",    "peak_memory_bytes", "weights", "versions", "git_commit", "fpr_limits", "settings",
+    "categories", "category_mean", "timing", "peak_memory_bytes", "weights", "versions", "git_commit", "fpr_limits",
+    "settings",
 )  # fmt: skip
 
 

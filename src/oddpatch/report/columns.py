@@ -116,6 +116,8 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
         for key, value in parts["data"].items()
         if value is not None and key != "_target_"
     }
+    if run.together_with:
+        parts["data"]["categories"] = "+".join(run.together_with)
     # Thresholds alone change no metric, but holding out good images does: fewer are fitted to.
     calibration = run.settings["calibration"]
     if calibration.get("method") == "holdout":

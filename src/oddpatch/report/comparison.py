@@ -72,7 +72,7 @@ def match_images(
     """
     places = []
     for run, rows in ((first, first_rows), (second, second_rows)):
-        names = [identity(row.path, run.category) for row in rows]
+        names = [identity(row.path, run) for row in rows]
         places.append({name: i for i, name in enumerate(names)})
         if len(places[-1]) < len(names):
             twice = next(name for i, name in enumerate(names) if places[-1][name] != i)

@@ -18,7 +18,7 @@ from oddpatch.figures.run import choose_look, draw
 from oddpatch.report.templates import render
 from oddpatch.results.examples import Example
 from oddpatch.results.files import to_json
-from oddpatch.results.summary import by_type, metric_name, not_measured
+from oddpatch.results.summary import by_category, by_type, metric_name, not_measured
 from oddpatch.results.test_result import TestResult
 from oddpatch.types import IGNORE
 
@@ -54,6 +54,7 @@ def render_report(result: TestResult, folder: Path) -> str:
         inspected=result.inspected_text,
         no_threshold=result.thresholds.absent,
         next_steps=next_steps(result, folder),
+        categories=by_category(result),
         types=by_type(result),
         figures=[(name, _data("png", png)) for name, png in figures.items() if name != "overview"],
         gallery=gallery,

@@ -187,6 +187,8 @@ def _differences(entry: Published, ours: Protocol, run: FinishedRun) -> list[str
     if weights:
         told.append(f"weights {weights} here")
     fitted = int(run.metrics["num_train_images"])
+    if run.together_with:
+        return [*told, f"one model of {len(run.together_with)} categories here, fitted to {fitted} images"]
     dataset = DATASETS[dataset_of(run.category, int(run.metrics["num_test_images"]))]
     if fitted != entry.same.get("data.shots", [dataset.categories[run.category].train])[0]:
         told.append(

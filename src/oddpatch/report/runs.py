@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -11,10 +11,16 @@ from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.files import from_cell, parse_json
 from oddpatch.results import METRICS, PREDICTIONS, RANDOM
 
+#: What metrics.json says of a run, whatever the category.
+_OF_EVERY_CATEGORY = (
+    "num_train_images", "thresholds", "fpr_limits", "timing", "peak_memory_bytes", "weights", "versions", "git_commit",
+    "settings",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """One run's folder."""
+    """One run's folder, or what is there of one of several categories."""
 
     folder: Path
     metrics: Mapping[str, Any]
@@ -34,6 +40,25 @@ class FinishedRun:
     def category(self) -> str:
         """The category it was tested on."""
         return str(self.names["category"])
+
+    @property
+    def together_with(self) -> Sequence[str]:
+        """All categories that its model is of, where there are several."""
+        return list(self.metrics.get("categories") or self.metrics.get("one_of") or ())
+
+    def apart(self) -> list["FinishedRun"]:
+        """A run of each category, where one model is of several; else itself."""
+        categories = self.metrics.get("categories")
+        if not categories:
+            return [self]
+        # What is of all images together is of no category.
+        of_run = {key: value for key, value in self.metrics.items() if key in _OF_EVERY_CATEGORY}
+        return [
+            replace(
+                self, metrics={**of_run, **one, "run": {**self.names, "category": name}, "one_of": list(categories)}
+            )
+            for name, one in categories.items()
+        ]
 
     @property
     def title(self) -> str:
@@ -75,7 +100,7 @@ def read_run(folder: Path) -> FinishedRun:
         raise CheckpointError(f"{path} cannot be read ({error}): test the run again by oddpatch eval") from error
     if not isinstance(metrics, dict) or "num_test_images" not in metrics:
         raise CheckpointError(f"{path} was not written by oddpatch: give the folder of a finished run")
-    wrong = _wrong_metric(metrics)
+    wrong = _wrong_metric(metrics) or _wrong_category(metrics)
     if wrong:
         raise CheckpointError(f"{path}: {wrong} is not as oddpatch writes it: test the run again by oddpatch eval")
     return FinishedRun(folder, metrics)
@@ -110,6 +135,19 @@ def _wrong_metric(metrics: Mapping[str, Any]) -> str | None:
     return next((name for name, right in checks.items() if not right), None)
 
 
+def _wrong_category(metrics: Mapping[str, Any]) -> str | None:
+    """Likewise of what it says of several categories."""
+    categories = metrics.get("categories")
+    if categories is None:
+        return None
+    if not _maps(categories, lambda one: isinstance(one, dict) and "num_test_images" in one):
+        return "categories"
+    for name, one in categories.items():
+        if wrong := _wrong_metric({**metrics, **one}):
+            return f"categories.{name}.{wrong}"
+    return None
+
+
 def _maps(value: Any, right: Callable[[Any], bool]) -> bool:
     return isinstance(value, dict) and all(right(one) for one in value.values())
 
@@ -126,6 +164,8 @@ def is_number(value: Any) -> TypeGuard[float]:
 def find_runs(places: Sequence[Path]) -> list[FinishedRun]:
     """The runs in folders that are runs or hold some at any depth; a run's own folder is not looked into any deeper.
 
+    A run of several categories is one of each.
+
     Raises:
         ConfigError: a place holds no run.
         CheckpointError: a run cannot be read.
@@ -138,7 +178,7 @@ def find_runs(places: Sequence[Path]) -> list[FinishedRun]:
                 f"{place} holds no {METRICS}: give folders of finished runs, or folders that contain some"
             )
         found.update({folder.resolve(): read_run(folder) for folder in folders})
-    return list(found.values())
+    return [one for run in found.values() for one in run.apart()]
 
 
 def _run_folders(place: Path) -> Iterator[Path]:
@@ -150,7 +190,7 @@ def _run_folders(place: Path) -> Iterator[Path]:
 
 
 def read_predictions(run: FinishedRun) -> list[Scored]:
-    """Every image's score, in the order of the dataset.
+    """Every image's score, in the order of the dataset; those of its category, of one of several.
 
     Raises:
         CheckpointError: the file is missing or not what a test writes.
@@ -161,6 +201,7 @@ def read_predictions(run: FinishedRun) -> list[Scored]:
             rows = [
                 Scored(from_cell(row["path"]), int(row["label"]), from_cell(row["defect_type"]), float(row["score"]))
                 for row in csv.DictReader(file)
+                if "one_of" not in run.metrics or from_cell(row["category"]) == run.category
             ]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist: test the run again by oddpatch eval") from error
@@ -174,11 +215,12 @@ def read_predictions(run: FinishedRun) -> list[Scored]:
     return rows
 
 
-def identity(path: str, category: str) -> str:
-    """What an image is, wherever its dataset lies: category/split/type/name."""
+def identity(path: str, run: FinishedRun) -> str:
+    """What a tested image is, wherever its dataset lies: category/split/type/name."""
     parts = Path(path).parts
     # The last folder of this name that is followed by a split and a type: a root, or a type, may be called like it.
-    start = max((i for i, part in enumerate(parts[:-3]) if part == category), default=max(len(parts) - 4, 0))
+    names = run.together_with or [run.category]
+    start = max((i for i, part in enumerate(parts[:-3]) if part in names), default=max(len(parts) - 4, 0))
     return "/".join(parts[start:])
 
 

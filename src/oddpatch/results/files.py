@@ -13,9 +13,10 @@ from oddpatch.metrics.operating import operating_figures, overlap_histogram
 from oddpatch.metrics.uncertainty.pixel_statistics import FILE_NAME
 from oddpatch.results import METRICS, PREDICTIONS
 from oddpatch.results.summary import oracle_gap
-from oddpatch.results.test_result import TestResult
+from oddpatch.results.test_result import OfCategory, TestResult
 
 _COLUMNS = ("path", "label", "defect_type", "score", "p_value", "is_anomalous")
+_CATEGORY = "category"  # the last column, where there are several
 _METHOD = "percentile bootstrap over images, good and anomalous apart"
 
 
@@ -45,6 +46,8 @@ def to_json(result: TestResult) -> dict[str, Any]:
         "run": result.names or None,
         **result.metrics,
         "image_auroc_by_defect_type": result.auroc_by_type,
+        "categories": {name: of_category(one) for name, one in result.by_category.items()} or None,
+        "category_mean": result.category_mean or None,
         **resampled,
         "thresholds": result.thresholds.described,
         "operating": operating(result),
@@ -66,13 +69,25 @@ def to_json(result: TestResult) -> dict[str, Any]:
     }
 
 
+def of_category(one: OfCategory) -> dict[str, Any]:
+    """What metrics.json says of one of several categories, under the names that it has for a run."""
+    return {
+        **one.metrics,
+        "image_auroc_by_defect_type": one.auroc_by_type,
+        "absent": one.absent,
+        "num_test_images": one.num_test_images,
+        "test_set": one.test_set,
+    }
+
+
 def table(result: TestResult) -> list[list[Any]]:
-    """Header and rows of predictions.csv; without a threshold set on good images the last two columns are empty."""
-    rows = []
+    """Header and rows of predictions.csv; without a threshold set on good images p_value and is_anomalous are empty."""
+    rows, several = [], bool(result.by_category)
     for row in result.rows:
         verdict = ["", ""] if row.is_anomalous is None else [row.p_value, int(row.is_anomalous)]
-        rows.append([row.path, row.label, row.defect_type, row.score, *verdict])
-    return [list(_COLUMNS), *rows]
+        category = [row.category] if several else []
+        rows.append([row.path, row.label, row.defect_type, row.score, *verdict, *category])
+    return [[*_COLUMNS, *([_CATEGORY] if several else [])], *rows]
 
 
 def operating(result: TestResult) -> dict[str, Any]:

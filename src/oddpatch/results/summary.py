@@ -78,8 +78,8 @@ def by_type(result: TestResult) -> list[dict[str, Any]]:
     """A row for each type of the test images, good first: count, AUROC, how many are called anomalous, median score."""
     threshold = next(iter(result.thresholds.sources.values()), None)
     rows = []
-    for name in sorted({row.defect_type for row in result.rows}, key=lambda name: (name != "good", name)):
-        scores = [row.score for row in result.rows if row.defect_type == name]
+    for name, _ in sorted({(row.kind, row.label) for row in result.rows}, key=lambda it: (it[1], it[0])):
+        scores = [row.score for row in result.rows if row.kind == name]
         rows.append(
             {
                 "name": name,
@@ -90,6 +90,19 @@ def by_type(result: TestResult) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def by_category(result: TestResult) -> list[dict[str, Any]]:
+    """A row for each of several categories, and their mean: images, and the metrics that any has, by name."""
+    rows = [
+        {"name": name, "count": one.num_test_images, "metrics": one.metrics} for name, one in result.by_category.items()
+    ]
+    if rows:
+        rows.append({"name": "mean of the categories", "count": len(result.rows), "metrics": result.category_mean})
+    shown_ = {key: name for row in rows for key in row["metrics"] if (name := metric_name(key))}
+    if source := next(iter(result.thresholds.sources), None):
+        shown_ |= {f"image_{key}@{source}": RATES[key] for key in ("recall", "fpr")}
+    return [{**row, "metrics": {name: row["metrics"].get(key) for key, name in shown_.items()}} for row in rows]
 
 
 def further_commands(folder: Path) -> list[str]:
@@ -134,6 +147,8 @@ def print_summary(
     if not console.is_terminal:  # in a file no line is broken
         console.width = 10_000
     tables = [_metrics(result)]
+    if rows := by_category(result):
+        tables.append(_categories(rows))
     if len(rows := by_type(result)) > 1:
         tables.append(_types(rows))
     for table in tables:
@@ -173,6 +188,18 @@ def _metrics(result: TestResult) -> Table:
             for name, gap in oracle_gap(result.metrics).items():
                 called = f"  {name.partition('_')[0]} F1 below the oracle's"
                 table.add_row(called, f"{gap:.4f}", "F1-max less F1 at the threshold from good images")
+    return table
+
+
+def _categories(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What `by_category` gives."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("category", overflow="fold")
+    for title in ("images", *rows[0]["metrics"]):
+        table.add_column(title, justify="right")
+    for row in rows:
+        values = ["" if value is None else f"{value:.4f}" for value in row["metrics"].values()]
+        table.add_row(Text(shown(row["name"])), str(row["count"]), *values)
     return table
 
 

@@ -6,6 +6,7 @@ It lies here and not in `oddpatch.types`, which nothing of oddpatch is below: it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from oddpatch.results import RANDOM
@@ -32,6 +33,23 @@ class ScoredImage:
     index: int  # in the dataset
     p_value: float | None = None
     is_anomalous: bool | None = None
+    category: str = ""  # where there are several
+
+    @property
+    def kind(self) -> str:
+        """Its type, and of which category where there are several."""
+        return f"{self.category} {self.defect_type}" if self.category else self.defect_type
+
+
+@dataclass(frozen=True, slots=True)
+class OfCategory:
+    """What a test of several categories found on one of them."""
+
+    metrics: Mapping[str, float]
+    absent: Mapping[str, str]
+    auroc_by_type: Mapping[str, float | None]
+    num_test_images: int
+    test_set: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +89,7 @@ class TestResult:
     metrics: Mapping[str, float]  # those that have a value
     absent: Mapping[str, str]  # why each of the others has none
     auroc_by_type: Mapping[str, float | None]
+    by_category: Mapping[str, OfCategory]  # where there are several
     thresholds: Thresholds
     fpr_limits: tuple[float, ...]  # of AU-PRO; empty where it was not asked for
     pixels: "PixelRanking | None"  # of all pixels, for curves
@@ -107,6 +126,13 @@ class TestResult:
     def labels(self) -> list[int]:
         """Of the test images."""
         return [row.label for row in self.rows]
+
+    @property
+    def category_mean(self) -> Mapping[str, float]:
+        """The mean over the categories of every metric that all of them have; a threshold has none."""
+        found = [one.metrics for one in self.by_category.values()]
+        names = [name for name in (found[0] if found else ()) if not name.endswith("_threshold")]
+        return {name: fmean(one[name] for one in found) for name in names if all(name in one for one in found)}
 
     @property
     def names(self) -> Mapping[str, Any]:

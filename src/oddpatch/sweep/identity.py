@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 import oddpatch
+from oddpatch.hydra_entry.overrides import ALL
 
 #: Settings that say how a sweep goes on, not what a job computes.
 NOT_THE_JOBS = ("hydra", "resume")
@@ -43,7 +44,11 @@ def _data_of(cfg: DictConfig) -> str | None:
     data: Any = OmegaConf.to_container(cfg.data, resolve=True)
     if data.get("root") is None or data.get("category") is None:
         return None
-    category = data_fingerprint(Path(data["root"]) / str(data["category"]))
+    root, asked = Path(data["root"]), data["category"]
+    # Of `all` that is no folder of this name, the root holds all there is.
+    names = [""] if asked == ALL and not (root / ALL).is_dir() else asked if isinstance(asked, list) else [asked]
+    found = [data_fingerprint(root / str(name)) for name in names]
+    category = found[0] if len(found) == 1 else None if None in found else "\n".join(map(str, found))
     named = [Path(text) for key, text in _texts(data) if key not in ("root", "category", "_target_")]
     others = [data_fingerprint(path) for path in named if path.exists()]
     return category and hashlib.sha256("\n".join([category, *map(str, others)]).encode()).hexdigest()

@@ -27,7 +27,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Category that stands for all of a dataset.
-ALL = "all"
 #: Overrides that are about the sweep, and mean nothing to one job of it.
 _OF_THE_SWEEP = ("hydra.sweep.", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher", "hydra.mode",
                  "hydra.output_subdir")  # fmt: skip
@@ -49,10 +48,11 @@ def sweep_job(task: Callable[P, R]) -> Callable[P, R | float | None]:
         config: Any = args[0]
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_job(config, script)
-        category = str(config.data.get("category"))
-        if (category == ALL or "," in category) and not (Path(str(config.data.root)) / category).is_dir():
+        category = config.data.get("category")
+        if isinstance(category, str) and "," in category and not (Path(str(config.data.root)) / category).is_dir():
             raise ConfigError(
-                f"data.category={category} is many runs: add -m, as oddpatch train -m data.category={category}"
+                f"data.category={category} is many runs: add -m, as oddpatch train -m data.category={category}; for "
+                f"one model of all of them, data.category=[{category}]"
             )
         return task(*args, **kwargs)
 

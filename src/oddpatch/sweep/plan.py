@@ -12,13 +12,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.hydra_entry.naming import names
-from oddpatch.hydra_entry.overrides import quoted
+from oddpatch.hydra_entry.overrides import ALL, CATEGORY, quoted
 from oddpatch.sweep.identity import config_hash
-from oddpatch.sweep.job import ALL
 
 log = logging.getLogger(__name__)
-
-CATEGORY = "data.category"
 
 
 class Job(NamedTuple):
