@@ -15,9 +15,10 @@ from oddpatch import factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.cli import main as cli
 from oddpatch.data.decoding import read_image
+from oddpatch.data.transforms import Placement, Preprocess
 from oddpatch.errors import ConfigError
 from oddpatch.inference import update
-from oddpatch.inference.explain import find_matches, most_anomalous, patch_box
+from oddpatch.inference.explain import find_matches, most_anomalous, patch_box, pixel_of
 from oddpatch.inference.update import new_version
 from oddpatch.results.examples import Box, Match
 
@@ -108,6 +109,44 @@ def test_matches_are_the_nearest_patches_of_all_training_images(tiles, tmp_path,
     assert [m.train_image for m in matches] == [about["train_images"][i // PATCHES] for i in nearest.tolist()]
     assert [m.normal for m in matches] == [patch_box(i % PATCHES, GRID, (32, 32)) for i in nearest.tolist()]
     assert matches[9].patch == Box(4, 4, 4, 4)
+
+
+def test_a_given_patch_is_shown_beside_its_nearest_normal_ones(run, tiles, monkeypatch, capsys):
+    test = tiles / "tile/test/spot/001.png"  # 48 x 48 pixels, 8 x 8 patches
+    code, told, _ = oddpatch(
+        monkeypatch, capsys, "explain", run, test, "--patch", "47,20", "--top", 2, "--out", run / "given.png"
+    )
+    assert code == 0
+    model, about = factory.restore(run)
+    with torch.no_grad():
+        embedded = model.detector.embed(model.backbone(model.preprocess(read_image(test))[None]))[0]  # (h, w, D)
+        given = embedded[20 * GRID[0] // 48, 47 * GRID[1] // 48]
+        expected = torch.linalg.vector_norm(model.detector.memory_bank.double() - given.double(), dim=1)
+    found, nearest = [float(it) for it in re.findall(r"distance ([\d.e+-]+)", told)], expected.topk(2, largest=False)
+    np.testing.assert_allclose(found, nearest.values, rtol=1e-5)
+    names = [about["train_images"][image] for image in model.detector.source[nearest.indices, 0].tolist()]
+    assert re.findall(r"patch in (\S+)", told) == names
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--patch", "48,0"], "the image has 48x48 pixels: choose 0,0 to 47,47"),
+        (["--patch", "3;4"], "give a pixel of the image as X,Y"),
+        (["--patch", "1,1", "--gif"], "leave one of them out"),
+    ],
+)
+def test_a_patch_that_is_not_there(run, tiles, monkeypatch, capsys, given, message):
+    told = fails(monkeypatch, capsys, "explain", run, tiles / "tile/test/spot/001.png", *given)
+    assert message in told
+
+
+def test_a_pixel_of_the_file_is_found_in_the_crop():
+    preprocess = Preprocess(resize=32, crop=16, mean=[0.5] * 3, std=[0.2] * 3)
+    placement = Placement((64, 64), None)
+    assert pixel_of((32, 20), preprocess, placement) == pytest.approx((8.25, 2.25))
+    with pytest.raises(ConfigError, match="inspects nothing there"):
+        pixel_of((3, 20), preprocess, placement)
 
 
 def test_the_oddest_patch_lies_on_the_defect(run, tiles):

@@ -1,5 +1,6 @@
 """Which normal patches the patches of an image are nearest to: what `oddpatch explain` and the report show."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oddpatch.data.decoding import to_uint8
+from oddpatch.data.transforms import Placement, Preprocess
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.factory import restore
 from oddpatch.figures.explanation import draw_explanation, write_animation
@@ -36,8 +38,11 @@ def explain(
     animate: bool = False,
     root: Path | None = None,
     trust: Sequence[str] = (),
+    patch: tuple[int, int] | None = None,
 ) -> Explanation:
     """Draw an image's most anomalous patches, each beside the nearest normal patch and the image that it comes from.
+
+    With `patch`, draw this one beside each of the normal patches that are nearest to it.
 
     >>> explain(Path("housing"), Path("part.png")).picture
     PosixPath('part-explained.png')
@@ -46,24 +51,32 @@ def explain(
         run: folder of a finished run of PatchCore.
         image: file to explain.
         out: picture to write; None for `IMAGE-explained.png` or `.gif` in the current folder.
-        top: how many patches to draw, none beside another.
+        top: how many patches to draw, none beside another; with `patch` how many normal ones, the nearest first.
         animate: write a GIF of every patch in turn instead.
         root: where the folder of the categories is now, if it was moved.
         trust: see `oddpatch.factory.restore`.
+        patch: x and y of a pixel of the file, counted from 0 at its upper left, that the patch to explain covers.
 
     Raises:
-        ConfigError: `top` is below 1, or the run is of another method.
+        ConfigError: `top` is below 1, the run is of another method, or nothing is inspected at `patch`.
         CheckpointError: the run cannot be read, or does not say where its patches come from.
         DataError: the image cannot be read.
         ResourceError: the picture cannot be written.
     """
     if top < 1:
         raise ConfigError(f"--top={top}: choose at least 1")
+    if animate and patch is not None:
+        raise ConfigError("--gif shows every patch and --patch one: leave one of them out")
     model, detector, about = restore_memory_bank(run, trust, "explain")
     preprocess = model.preprocess
-    preprocessed = preprocess.load(image)  # (3, H, W)
-    matches = find_matches(model, detector, preprocessed, about["train_images"])
-    if not animate:
+    preprocessed, placement = preprocess.prepare(image)  # (3, H, W)
+    names = about["train_images"]
+    if patch is not None:
+        pixel = pixel_of(patch, preprocess, placement)
+        matches = nearest_to(pixel, model, detector, preprocessed, names, top)
+    else:
+        matches = find_matches(model, detector, preprocessed, names)
+    if not animate and patch is None:
         matches = most_anomalous(matches, top, detector.patch_size * matches[0].patch.width)
     root = root or Path(about["config"]["data"]["root"])
 
@@ -124,8 +137,62 @@ def find_matches(model: AnomalyModel, detector: PatchCore, image: Tensor, names:
     """
     distances, source = detector.nearest_normal(model.features(image[None]))  # (1, h, w), (1, h, w, 2)
     grid = (distances.shape[1], distances.shape[2])
+    return _matches(range(distances.numel()), distances.flatten(), source.flatten(0, 2), grid, image, names)
+
+
+@torch.inference_mode()
+def nearest_to(
+    pixel: tuple[float, float], model: AnomalyModel, detector: PatchCore, image: Tensor, names: list[str], count: int
+) -> list[Match]:
+    """The patch that covers a pixel (x, y) of a preprocessed image (3, H, W), with each of its nearest normal patches.
+
+    Args:
+        pixel: counted from the image's corner.
+        count: how many, nearest first; fewer where the memory bank holds fewer.
+        model, detector, image, names: see `find_matches`, which raises the same.
+    """
+    embeddings = detector.embed(model.features(image[None]))  # (1, h, w, D)
+    grid = (embeddings.shape[1], embeddings.shape[2])
+    column, row = (
+        min(int(at * cells / side), cells - 1)
+        for at, cells, side in zip(pixel, grid[::-1], (image.shape[2], image.shape[1]), strict=True)
+    )
+    distances, found = detector.index.search(
+        embeddings[:, row, column], min(count, len(detector.memory_bank))
+    )  # (1, k)
+    places = [row * grid[1] + column] * found.numel()
+    return _matches(places, distances[0], detector.source[found[0]], grid, image, names)
+
+
+def pixel_of(pixel: tuple[int, int], preprocess: Preprocess, placement: Placement) -> tuple[float, float]:
+    """Where the middle of a pixel (x, y) of the file lies on the preprocessed image, counted from its corner.
+
+    Raises:
+        ConfigError: it is not in the file, or in no part of it that is inspected.
+    """
+    (height, width), registration = placement
+    x, y = pixel
+    if not (0 <= x < width and 0 <= y < height):
+        raise ConfigError(
+            f"--patch={x},{y}: the image has {width}x{height} pixels: choose 0,0 to {width - 1},{height - 1}"
+        )
+    rows, columns = preprocess.image_size
+    down, across = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    ramps = torch.stack([across, down])[None]  # (1, 2, h, w)
+    laid = preprocess.to_original(ramps, (height, width), registration=registration)
+    there: tuple[float, float] = tuple(laid[0, :, y, x].tolist())
+    region = preprocess.roi_mask  # (1, h, w)
+    if any(map(math.isnan, there)) or (region is not None and not region[0, int(there[1]), int(there[0])]):
+        raise ConfigError(f"--patch={x},{y}: the run inspects nothing there: choose a pixel inside its crop and region")
+    return there
+
+
+def _matches(
+    places: Sequence[int], distances: Tensor, source: Tensor, grid: tuple[int, int], image: Tensor, names: list[str]
+) -> list[Match]:
+    """Of patches at places of a grid (h, w), distances (n,) and sources (n, 2)."""
     size = (image.shape[1], image.shape[2])
-    rows = source.flatten(0, 2).tolist()
+    rows = source.tolist()
     for index in (min(rows)[0], max(rows)[0]):
         if not 0 <= index < len(names):
             raise CheckpointError(
@@ -134,7 +201,7 @@ def find_matches(model: AnomalyModel, detector: PatchCore, image: Tensor, names:
             )
     return [
         Match(patch_box(place, grid, size), patch_box(there, grid, size), names[index], distance)
-        for place, (distance, (index, there)) in enumerate(zip(distances.flatten().tolist(), rows, strict=True))
+        for place, distance, (index, there) in zip(places, distances.tolist(), rows, strict=True)
     ]
 
 
