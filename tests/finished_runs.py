@@ -53,7 +53,8 @@ def make_result(scores=(), labels=(), **changes):
     rows = [ScoredImage(f"/data/{kind}/{i}.png", label, kind, score, i)
             for i, (score, label, kind) in enumerate(zip(scores, labels, types, strict=True))]  # fmt: skip
     nothing = TestResult(
-        rows=tuple(rows), good=(), metrics={}, absent={}, auroc_by_type={}, thresholds=Thresholds(), fpr_limits=(),
+        rows=tuple(rows), good=(), metrics={}, absent={}, auroc_by_type={}, by_category={}, thresholds=Thresholds(),
+        fpr_limits=(),
         pixels=None, statistics=None, confidence=None, confidence_settings=None, examples=None,
         levels=np.empty((0, 3), np.float32), timing={}, features_found=False, num_fitted=0, test_set=None, skipped=(),
         left_out=(), inspected=None, inspected_text="", alignment=None, config={}, settings={}, detector="PaDiM",

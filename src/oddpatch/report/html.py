@@ -1,8 +1,10 @@
 """`report.html`: what a run measured and what it looks like, in one file that needs no network."""
 
 import base64
+import hashlib
 import io
 import shlex
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from oddpatch.figures.canvas import ALARM
 from oddpatch.figures.drawing import FOUND, KINDS, TRUE, Look
 from oddpatch.figures.explanation import NORMAL, close_up
 from oddpatch.figures.run import choose_look, draw
+from oddpatch.files import shown
+from oddpatch.report import templates
 from oddpatch.report.templates import render
 from oddpatch.results.examples import Example
 from oddpatch.results.files import to_json
@@ -25,6 +29,10 @@ from oddpatch.types import IGNORE
 Picture = NDArray[np.uint8]  # (H, W, 3)
 SIDE = 320  # pixels of the longer side of a gallery picture
 JPEG_QUALITY = 82
+#: Height of a line of points.
+ROW = 26
+#: Moves the threshold. The page allows no other script: its policy names the hash of this one.
+SCRIPT = (resources.files(templates) / "report.js").read_text(encoding="utf-8")
 #: How verdicts are coloured that are not right.
 TONES = {"missed": "wrong", "false alarm": "wrong"}
 
@@ -56,6 +64,9 @@ def render_report(result: TestResult, folder: Path) -> str:
         next_steps=next_steps(result, folder),
         categories=by_category(result),
         types=by_type(result),
+        scatter=scatter(result),
+        script=SCRIPT,
+        script_hash=base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
         figures=[(name, _data("png", png)) for name, png in figures.items() if name != "overview"],
         gallery=gallery,
         heated="anomaly map" in drawn,
@@ -63,6 +74,27 @@ def render_report(result: TestResult, folder: Path) -> str:
         look=look,
         config=OmegaConf.to_yaml(OmegaConf.create(dict(result.config))),
     )
+
+
+def scatter(result: TestResult) -> dict[str, Any] | None:
+    """A point for each test image, on a line for each type, and where the slider of the threshold begins and ends."""
+    scores = result.scores
+    if not scores or min(scores) == max(scores):
+        return None
+    low, high = min(scores), max(scores)
+    kinds = [row["name"] for row in by_type(result)]
+    at = next(iter(result.thresholds.sources.values()), (low + high) / 2)
+    points = [
+        {
+            "x": 1000 * (row.score - low) / (high - low),
+            "y": ROW * kinds.index(row.kind) + ROW / 2,
+            "label": row.label,
+            "score": row.score,
+            "name": f"{row.kind} / {shown(Path(row.path).name)}: {row.score:.4g}",
+        }
+        for row in result.rows
+    ]
+    return {"points": points, "kinds": kinds, "low": low, "high": high, "at": min(max(at, low), high), "row": ROW}
 
 
 def headlines(result: TestResult) -> list[dict[str, Any]]:
