@@ -268,7 +268,8 @@ class AnomalyModule(L.LightningModule):
         categories = [self.data.test_samples[i].category for i in batch.index.tolist()]
         for name, (unknown, metrics) in self._by_category.items():
             if rows := [row for row, category in enumerate(categories) if category == name]:
-                part = Prediction(*(None if it is None else it[rows] for it in prediction))
+                score, maps = prediction
+                part = Prediction(score[rows], None if maps is None else maps[rows])
                 metrics.update(part, _rows(batch, rows), with_pixels=not unknown, test=self._at_test)
         if self.wanted.examples:
             with self.timed("figures"):

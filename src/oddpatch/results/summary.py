@@ -94,7 +94,7 @@ def by_type(result: TestResult) -> list[dict[str, Any]]:
 
 def by_category(result: TestResult) -> list[dict[str, Any]]:
     """A row for each of several categories, and their mean: images, and the metrics that any has, by name."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "count": one.num_test_images, "metrics": one.metrics} for name, one in result.by_category.items()
     ]
     if rows:
