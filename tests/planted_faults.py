@@ -147,7 +147,7 @@ FAULTS = [
     ),
     Fault(
         "validation share not by defect type", "data/splits.py",
-        "(sample.path for sample in samples if sample.defect_type == kind)", "(sample.path for sample in samples)",
+        "(sample.path for sample in samples if sample.kind == kind)", "(sample.path for sample in samples)",
         "data/test_splits.py -k validation_share",
     ),
     Fault(
@@ -409,8 +409,21 @@ FAULTS = [
     ),
     # Results and pictures
     Fault(
+        "metrics of a category are of all images", "learning/scoring.py",
+        "if category == name]", "]", "test_several_categories.py",
+    ),
+    Fault(
+        "ranks do not read the grid they receive", "models/base.py",
+        "detector.is_fitted = True\n            detector._read_to_host()", "detector.is_fitted = True",
+        "learning/test_detectors.py -k padim",
+    ),
+    Fault(
+        "a patch is looked for at x for y", "inference/explain.py",
+        "embeddings[:, row, column]", "embeddings[:, column, row]", "cli/test_explain_update.py -k given",
+    ),
+    Fault(
         "good types last", "results/summary.py",
-        '(name != "good", name)', '(name == "good", name)', "report/test_html.py",
+        'key=lambda it: (it[1], it[0])', 'key=lambda it: (-it[1], it[0])', "report/test_html.py",
     ),
     Fault(
         "statistics of an earlier test stay", "results/files.py",
