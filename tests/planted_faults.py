@@ -414,7 +414,7 @@ FAULTS = [
     ),
     Fault(
         "ranks do not read the grid they receive", "models/base.py",
-        "detector.is_fitted = True\n            detector._read_to_host()", "detector.is_fitted = True",
+        "detector.is_fitted = True\n            detector.read_buffers()", "detector.is_fitted = True",
         "learning/test_detectors.py -k padim",
     ),
     Fault(

@@ -118,13 +118,14 @@ def test_a_given_patch_is_shown_beside_its_nearest_normal_ones(run, tiles, monke
     )
     assert code == 0
     model, about = factory.restore(run)
+    detector: Any = model.detector
     with torch.no_grad():
-        embedded = model.detector.embed(model.backbone(model.preprocess(read_image(test))[None]))[0]  # (h, w, D)
+        embedded = detector.embed(model.backbone(model.preprocess(read_image(test))[None]))[0]  # (h, w, D)
         given = embedded[20 * GRID[0] // 48, 47 * GRID[1] // 48]
-        expected = torch.linalg.vector_norm(model.detector.memory_bank.double() - given.double(), dim=1)
+        expected = torch.linalg.vector_norm(detector.memory_bank.double() - given.double(), dim=1)
     found, nearest = [float(it) for it in re.findall(r"distance ([\d.e+-]+)", told)], expected.topk(2, largest=False)
     np.testing.assert_allclose(found, nearest.values, rtol=1e-5)
-    names = [about["train_images"][image] for image in model.detector.source[nearest.indices, 0].tolist()]
+    names = [about["train_images"][image] for image in detector.source[nearest.indices, 0].tolist()]
     assert re.findall(r"patch in (\S+)", told) == names
 
 
@@ -275,7 +276,7 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
     code, _, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "run-v2", more, "--coreset-size", 100)
     assert code == 0
     model, about = factory.restore(tmp_path / "run-v3")
-    assert len(model.detector.memory_bank) == 100
+    assert len(detector.memory_bank) == 100
     assert [step["images"] for step in about["updates"]] == [3, 3]
     assert len(about["train_images"]) == 18
 

@@ -170,7 +170,7 @@ def pixel_of(pixel: tuple[int, int], preprocess: Preprocess, placement: Placemen
     Raises:
         ConfigError: it is not in the file, or in no part of it that is inspected.
     """
-    (height, width), registration = placement
+    (height, width), registration = placement.size, placement.registration
     x, y = pixel
     if not (0 <= x < width and 0 <= y < height):
         raise ConfigError(
