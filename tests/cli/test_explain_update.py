@@ -276,7 +276,7 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
     code, _, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "run-v2", more, "--coreset-size", 100)
     assert code == 0
     model, about = factory.restore(tmp_path / "run-v3")
-    assert len(detector.memory_bank) == 100
+    assert len(model.detector.memory_bank) == 100
     assert [step["images"] for step in about["updates"]] == [3, 3]
     assert len(about["train_images"]) == 18
 
