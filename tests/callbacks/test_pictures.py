@@ -65,7 +65,7 @@ class Data(L.LightningDataModule):
     """Images with a square as bright as `levels` says, 0..1; no training."""
 
     root, inspected, test_set, reference = "/data", None, None, None
-    train_samples, left_out = (), ()
+    train_samples, left_out, several = (), (), ()
 
     def __init__(self, levels, types, masks=True, batch_size=4):
         super().__init__()

@@ -96,7 +96,7 @@ def test_a_video_frame_by_frame_and_resumed(finished, tmp_path, predict):
     lines = results.read_text().splitlines(keepends=True)
     results.write_text("".join(lines[:2]))
     done = predict(finished / "run", video, finished / "tile/test/good/000.png", "--results", results, "--resume")
-    assert "5 images: " in done.stderr
+    assert "5 images (2 held already): " in done.stderr
     resumed = list(map(json.loads, results.read_text().splitlines()))
     assert [record["path"] for record in resumed] == [record["path"] for record in records]
     done = predict(finished / "run", video, "--ray", "auto")

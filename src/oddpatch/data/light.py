@@ -10,7 +10,7 @@ BLOCKS, BLOCK = 8, 32
 
 
 class Light(NamedTuple):
-    """Brightness and sharpness of an image, of six digits each: the same from a file as from an array."""
+    """Brightness and sharpness of an image, of six digits each."""
 
     brightness: float  # mean grey value, in [0, 1]
     sharpness: float  # variance of the Laplacian of the grey values (Pech-Pacheco et al., ICPR 2000)
