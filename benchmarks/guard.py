@@ -53,7 +53,8 @@ def operations() -> dict[str, Pair]:
         (16, 224, 224)
     )
     masks = (maps > np.quantile(maps, 0.95)).astype(np.uint8)
-    found = small_map[0, 0].numpy().copy()
+    laid = small_map[0, 0].numpy()
+    found = laid.copy()
     found[100:140, 60:100] = 2
     detector, features = PaDiM([100], [8], num_features=100), [torch.randn(64, 100, 14, 14, generator=random)]
     detector.update(features, torch.arange(64))
@@ -76,7 +77,7 @@ def operations() -> dict[str, Pair]:
                 image[None].float(), (256, 256), mode="bilinear", antialias=True
             )),
         "map on the original": (
-            lambda: preprocess.to_original(small_map, (600, 600)),
+            lambda: preprocess.to_original(laid, (600, 600)),
             lambda: F.interpolate(small_map, (600, 600), mode="bilinear"),
         ),
         "anomaly maps": (

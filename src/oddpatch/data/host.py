@@ -4,6 +4,7 @@ From the file to resized pixels in [0, 1] the host does the work; an artifact no
 those of `Preprocess` to float rounding, which tests hold it to.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import Array, read_planes
 from oddpatch.data.filters import Axis, taps
 from oddpatch.data.geometry import Geometry, Size, make_frame
+from oddpatch.data.laying import to_original
 from oddpatch.errors import ConfigError, DataError
 
 Floats = NDArray[np.float32]
@@ -132,34 +134,14 @@ class HostPreprocess:
         return float((self.to_original(self._seen, original_size, 0.0, registration) >= 0.5).mean())
 
     def to_original(
-        self, anomaly_map: Floats, original_size: Size, fill: float = np.nan, registration: Registration | None = None
+        self,
+        anomaly_map: Floats,
+        original_size: Size,
+        fill: float = math.nan,
+        registration: Registration | None = None,
     ) -> Floats:
-        """See `Preprocess.to_original`, of one map (h, w): (H, W), sampled bilinearly."""
-        y, x = (np.arange(side, dtype=np.float32) for side in original_size)
-        centres = [y[:, None], x[None, :]]  # (H, 1), (1, W), or (H, W) each
-        if registration:
-            matrix = registration.matrix.astype(np.float32)
-            rows, columns = np.broadcast_arrays(*centres)
-            moved = np.tensordot(matrix, np.stack([columns, rows, np.ones_like(rows)]), 1)  # (3, H, W)
-            centres = [moved[1] / moved[2], moved[0] / moved[2]]
-        framed = self.alignment.size if self.alignment else original_size
-        place = self.geometry(original_size)
-        low, high, ahead, inside = [], [], [], np.True_
-        for side, centre in enumerate(centres):
-            position = (centre + np.float32(0.5)) * (place.resized[side] / framed[side]) - place.offset[side]
-            shown = place.inside[side]
-            inside = inside & (position >= shown.start) & (position <= shown.stop)
-            position = (position - np.float32(0.5)).clip(0, place.size[side] - 1)
-            first = position.astype(np.int64)
-            low.append(first)
-            high.append(np.minimum(first + 1, place.size[side] - 1))
-            ahead.append(position - first)
-        above, below = (
-            anomaly_map[row, low[1]] * (1 - ahead[1]) + anomaly_map[row, high[1]] * ahead[1]
-            for row in (low[0], high[0])
-        )
-        laid = above * (1 - ahead[0]) + below * ahead[0]  # (H, W)
-        return np.asarray(np.where(inside, laid, np.float32(fill)), np.float32)
+        """See `Preprocess.to_original`."""
+        return to_original(anomaly_map, self.frame, original_size, fill, self.alignment, registration)
 
     def _lay_out(self, mask: NDArray[np.uint8]) -> Floats:
         """Where a mask (H, W) is not zero once it is resized and framed (h, w), as `Preprocess` does; 0 in padding."""

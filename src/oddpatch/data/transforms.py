@@ -1,11 +1,13 @@
 """Preprocessing of one image or a batch: align, resize, frame, normalise. The model owns it, so every use shares it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +15,7 @@ from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
 from oddpatch.data.filters import Axis
 from oddpatch.data.geometry import Geometry, Size, make_frame
+from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
 from oddpatch.data.resampling import resample, to_unit
 from oddpatch.errors import ConfigError, DataError
@@ -185,9 +188,9 @@ class Preprocess(nn.Module):
             return self.geometry(original_size).share
         if self.alignment and registration is None:
             original_size, registration = self.alignment.size, Registration(np.eye(3), 1.0)
-        seen = torch.ones(self.image_size) if self.roi_mask is None else self.roi_mask[0].float()
-        laid = self.to_original(seen[None, None], original_size, fill=0.0, registration=registration)
-        return float((laid >= 0.5).float().mean())
+        seen = np.ones(self.image_size, np.float32) if self.roi_mask is None else self.roi_mask[0].float().numpy()
+        laid = self.to_original(seen, original_size, 0.0, registration)
+        return float((laid >= 0.5).mean())
 
     def register(self, image: Tensor) -> Registration | None:
         """Where an image (3, H, W) in [0, 1] lies on the reference; None without `align`.
@@ -351,45 +354,13 @@ class Preprocess(nn.Module):
 
     def to_original(
         self,
-        maps: Tensor,
+        anomaly_map: NDArray[np.float32],
         original_size: Size,
-        fill: float = float("nan"),
+        fill: float = math.nan,
         registration: Registration | None = None,
-    ) -> Tensor:
-        """Lay maps of the preprocessed image on the original.
-
-        Args:
-            maps: (B, C, h, w) floating point.
-            original_size: (H, W) of the original image.
-            fill: value of pixels that the crop left out, or that lie outside the reference of `align`.
-            registration: what `register` gave for the image; needed if there is an alignment.
-
-        Returns:
-            (B, C, H, W), sampled bilinearly.
-        """
-        x, y = self._pixel_centres(original_size, maps.device, registration)  # (H, W) each
-        framed = self.alignment.size if self.alignment else original_size
-        resized, offset, size = place = self.geometry(original_size)
-        axes, inside = [], torch.ones_like(x, dtype=torch.bool)
-        for axis, centres in ((1, x), (0, y)):
-            position = centres * (resized[axis] / framed[axis]) - offset[axis]  # in map pixels, 0..length over the crop
-            axes.append(position * (2 / size[axis]) - 1)
-            shown = place.inside[axis]
-            inside &= (position >= shown.start) & (position <= shown.stop)
-        grid = torch.stack(axes, dim=-1).expand(len(maps), -1, -1, -1)  # (B, H, W, 2) as (x, y)
-        laid = F.grid_sample(maps, grid.to(maps.dtype), padding_mode="border", align_corners=False)  # (B, C, H, W)
-        return laid.masked_fill(~inside, fill)
-
-    def _pixel_centres(
-        self, size: Size, device: torch.device, registration: Registration | None
-    ) -> tuple[Tensor, Tensor]:
-        """x and y (H, W) of the pixel centres of an image, counted from the corner, where the alignment moves them."""
-        y, x = torch.meshgrid(*(torch.arange(side, device=device, dtype=torch.float32) for side in size), indexing="ij")
-        if self.alignment:
-            matrix = torch.from_numpy(self._needed(registration).matrix).to(device, torch.float32)
-            x, y, scale = torch.einsum("ij,jhw->ihw", matrix, torch.stack([x, y, torch.ones_like(x)]))
-            x, y = x / scale, y / scale
-        return x + 0.5, y + 0.5
+    ) -> NDArray[np.float32]:
+        """Lay the map of a preprocessed image (h, w) on the original (H, W), see `oddpatch.data.laying`."""
+        return to_original(anomaly_map, self.frame, original_size, fill, self.alignment, registration)
 
 
 def _mirrored(part: slice, size: int) -> Tensor:

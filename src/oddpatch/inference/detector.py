@@ -55,6 +55,8 @@ class Detection:
     threshold: float | None = None  # which the score was compared with
 
 
+#: Rows of a map that are normalised at a time, which stay in the cache: all at once they take three times as long.
+_ROWS = 32
 #: Is called with each frame, its image (3, H, W) in [0, 1] or uint8, and what was found, by several threads at once.
 SaveFn = Callable[[Frame, NDArray[Any], Detection], None]
 
@@ -289,7 +291,10 @@ class AnomalyDetector:
             regions, mask = find_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
             if maps and len(calibration.pixel_scores):
                 typical = float(np.median(calibration.pixel_scores))
-                normalized = anomaly_score(anomaly_map, typical, self.pixel_threshold).astype(np.float32)
+                normalized = np.empty_like(anomaly_map)
+                for start in range(0, len(anomaly_map), _ROWS):
+                    rows = slice(start, start + _ROWS)
+                    normalized[rows] = anomaly_score(anomaly_map[rows], typical, self.pixel_threshold)
         if not maps:
             anomaly_map = mask = None
         is_anomalous = None if threshold is None else score > threshold

@@ -177,14 +177,14 @@ def pixel_of(pixel: tuple[int, int], preprocess: Preprocess, placement: Placemen
             f"--patch={x},{y}: the image has {width}x{height} pixels: choose 0,0 to {width - 1},{height - 1}"
         )
     rows, columns = preprocess.image_size
-    down, across = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
-    ramps = torch.stack([across, down])[None]  # (1, 2, h, w)
-    laid = preprocess.to_original(ramps, (height, width), registration=registration)
-    there: tuple[float, float] = tuple(laid[0, :, y, x].tolist())
+    ramps = np.mgrid[:rows, :columns].astype(np.float32) + np.float32(0.5)  # (2, h, w)
+    down, across = (
+        float(preprocess.to_original(ramp, (height, width), registration=registration)[y, x]) for ramp in ramps
+    )
     region = preprocess.roi_mask  # (1, h, w)
-    if any(map(math.isnan, there)) or (region is not None and not region[0, int(there[1]), int(there[0])]):
+    if math.isnan(down + across) or (region is not None and not region[0, int(down), int(across)]):
         raise ConfigError(f"--patch={x},{y}: the run inspects nothing there: choose a pixel inside its crop and region")
-    return there
+    return across, down
 
 
 def _matches(

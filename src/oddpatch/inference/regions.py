@@ -40,25 +40,29 @@ def find_regions(
         min_area: regions of fewer pixels are left out (after merging).
         merge_distance: regions with at most so many pixels between them count as one.
     """
-    anomalous = np.asarray(anomaly_map > threshold, np.uint8)  # NaN compares as false
-    if not anomalous.any():
-        return [], anomalous
+    mask = (anomaly_map > threshold).view(np.uint8)  # NaN compares as false
+    if not mask.any():
+        return [], mask
     from scipy import ndimage  # not before something is found: most images are good
 
+    left, top, width, height = cv2.boundingRect(mask)
+    window = (slice(top, top + height), slice(left, left + width))  # the rest need not be looked at again
+    values, anomalous = anomaly_map[window], mask[window]
     groups: Any = anomalous
     if merge_distance > 0:
         # A square of side d + 1 adds d pixels to each region, all told, along each axis: over d pixels they touch.
         groups = cv2.dilate(anomalous, np.ones((merge_distance + 1, merge_distance + 1), np.uint8))
     count, labels = cv2.connectedComponents(groups, connectivity=8, ltype=cv2.CV_32S)
-    labels = np.where(anomalous > 0, labels, 0)  # (H, W), grown pixels given back
+    labels = np.where(anomalous > 0, labels, 0)  # (h, w), grown pixels given back
     large = np.bincount(labels.ravel(), minlength=count) >= min_area
     large[0] = False
     regions = [
-        _describe(anomaly_map[window], labels[window] == label, (window[1].start, window[0].start))
-        for label, window in enumerate(ndimage.find_objects(labels, count - 1), start=1)
+        _describe(values[part], labels[part] == label, (left + part[1].start, top + part[0].start))
+        for label, part in enumerate(ndimage.find_objects(labels, count - 1), start=1)
         if large[label]
     ]
-    return sorted(regions, key=lambda region: -region.peak), np.where(large[labels], 255, 0).astype(np.uint8)
+    mask[window] = np.uint8(255) * large[labels]
+    return sorted(regions, key=lambda region: -region.peak), mask
 
 
 def _describe(values: NDArray[np.floating], inside: NDArray[np.bool_], corner: tuple[int, int]) -> Region:

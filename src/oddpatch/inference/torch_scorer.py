@@ -71,9 +71,7 @@ class TorchScorer(Preparing):
     def lay_out(self, anomaly_map: NDArray[np.float32], image: Prepared) -> NDArray[np.float32]:
         """See `Scorer`."""
         size = (image.original.shape[1], image.original.shape[2])
-        maps = torch.from_numpy(anomaly_map)[None, None]  # (1, 1, h, w)
-        laid = self.model.preprocess.to_original(maps, size, registration=image.registration)
-        return np.asarray(laid[0, 0].numpy(), np.float32)
+        return self.model.preprocess.to_original(anomaly_map, size, registration=image.registration)
 
 
 def to_tensor(image: Image.Image | NDArray[Any] | Tensor, full_scale: int | None = None) -> Tensor:
