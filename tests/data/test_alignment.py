@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oddpatch.data.alignment import Alignment, Registration, decode, encode, load_alignment
+from oddpatch.data.alignment import Alignment, Registration, _block_correlations, decode, encode, load_alignment
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.scenes import load_scene
@@ -262,3 +262,21 @@ def test_masks_and_maps_follow_their_image(photographs, preprocess):
 def test_a_quality_that_no_image_can_have_is_refused():
     with pytest.raises(ConfigError, match=r"align\.min_quality=2: choose 0\.\.1"):
         Alignment("", (SIZE, SIZE), min_quality=2)
+
+
+@pytest.mark.parametrize("size", [(64, 80), (45, 61), (5, 9)])
+def test_blocks_correlate_as_numpy_says(size):
+    first, second = np.random.default_rng(0).random((2, *size), np.float32)
+    second += first
+    second[: size[0] // 2, : size[1] // 2] = 0.5  # correlates with nothing
+    blocks = [
+        (a, b)
+        for rows in zip(*(np.array_split(image, 8) for image in (first, second)), strict=True)
+        for a, b in zip(*(np.array_split(row, 8, axis=1) for row in rows), strict=True)
+        if a.size
+    ]
+    with np.errstate(all="ignore"):
+        expected = [np.nan_to_num(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in blocks]
+    fits, contrasts = _block_correlations(first, second)
+    np.testing.assert_allclose(fits, expected, atol=1e-9)
+    np.testing.assert_allclose(contrasts, [a.std() for a, _ in blocks], atol=1e-6)

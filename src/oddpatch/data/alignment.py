@@ -143,13 +143,15 @@ class Alignment:
         targets, known = self._points
         if min(len(points), len(targets)) < 4:
             return None
-        pairs = cv2.BFMatcher(cv2.NORM_L2).knnMatch(descriptors, known, k=2)
-        kept = [(a.queryIdx, a.trainIdx) for a, b in pairs if a.distance < _RATIO * b.distance]
+        # Descriptors are whole numbers below 256, so that float32 holds their products without rounding.
+        distances = (descriptors**2).sum(1)[:, None] + (known**2).sum(1) - 2 * (descriptors @ known.T)
+        nearest = distances.argmin(axis=1)
+        closest, second = np.sqrt(np.partition(distances, 1, axis=1)[:, :2]).T
+        kept = np.flatnonzero(closest < _RATIO * second)
         if len(kept) < 4:
             return None
-        source, target = np.array(kept).T
         found, _ = cv2.findHomography(
-            points[source], targets[target], cv2.USAC_MAGSAC, _TOLERANCE, maxIters=5000, confidence=0.9999
+            points[kept], targets[nearest[kept]], cv2.USAC_MAGSAC, _TOLERANCE, maxIters=5000, confidence=0.9999
         )
         return None if found is None else np.asarray(found, np.float64)
 
@@ -298,13 +300,27 @@ def _gradient(grey: NDArray[Any]) -> NDArray[np.float32]:
 
 def _block_correlations(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[Floats, Floats]:
     """Correlation of each block of two images (h, w), and the deviation of the first there; both (blocks,)."""
-    fits, contrasts = [], []
-    for rows in zip(np.array_split(first, _BLOCKS), np.array_split(second, _BLOCKS), strict=True):
-        for a, b in zip(*(np.array_split(row.astype(np.float64), _BLOCKS, axis=1) for row in rows), strict=True):
-            if not a.size:
-                continue
-            a, b = a - a.mean(), b - b.mean()
-            spread = np.sqrt((a * a).sum() * (b * b).sum())
-            fits.append((a * b).sum() / spread if spread > 0 else 0.0)
-            contrasts.append(a.std())
-    return np.array(fits), np.array(contrasts)
+    starts = [_starts(side) for side in first.shape]
+
+    def sums(values: Floats) -> Floats:
+        return np.asarray(np.add.reduceat(np.add.reduceat(values, starts[0], axis=0), starts[1], axis=1))
+
+    sizes = [np.diff(part, append=side) for part, side in zip(starts, first.shape, strict=True)]
+    pixels = np.outer(*sizes)  # of each block
+
+    def centred(values: Floats) -> Floats:
+        means = sums(values) / pixels
+        return values - means.repeat(sizes[0], axis=0).repeat(sizes[1], axis=1)
+
+    a, b = centred(first.astype(np.float64)), centred(second.astype(np.float64))
+    squares = sums(a * a)
+    spread = np.sqrt(squares * sums(b * b))
+    fits = np.divide(sums(a * b), spread, out=np.zeros_like(spread), where=spread > 0)
+    return fits.ravel(), np.sqrt(squares / pixels).ravel()
+
+
+def _starts(side: int) -> NDArray[np.int64]:
+    """Where the blocks of a side begin that `np.array_split` gives, without empty ones."""
+    size, longer = divmod(side, _BLOCKS)
+    number = np.arange(_BLOCKS if size else longer)
+    return number * size + np.minimum(number, longer)

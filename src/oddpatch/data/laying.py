@@ -53,7 +53,7 @@ def _lay_straight(anomaly_map: Floats, place: Geometry, scale: list[float], laid
     """One axis after the other: along the columns there are only the rows of the map."""
     shown, axes = [], []
     for side in range(2):
-        position = (np.arange(laid.shape[side]) + 0.5) * scale[side] - place.offset[side]
+        position = (np.arange(laid.shape[side], dtype=np.float64) + 0.5) * scale[side] - place.offset[side]
         part = place.inside[side]
         (found,) = np.nonzero((position >= part.start) & (position <= part.stop))
         shown.append(found)
