@@ -264,6 +264,7 @@ def test_a_quality_that_no_image_can_have_is_refused():
         Alignment("", (SIZE, SIZE), min_quality=2)
 
 
+@pytest.mark.filterwarnings("ignore:Degrees of freedom")  # of a block of one pixel
 @pytest.mark.parametrize("size", [(64, 80), (45, 61), (5, 9)])
 def test_blocks_correlate_as_numpy_says(size):
     first, second = np.random.default_rng(0).random((2, *size), np.float32)

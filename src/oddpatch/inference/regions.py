@@ -43,38 +43,36 @@ def find_regions(
     mask = (anomaly_map > threshold).view(np.uint8)  # NaN compares as false
     if not mask.any():
         return [], mask
-    from scipy import ndimage  # not before something is found: most images are good
-
     left, top, width, height = cv2.boundingRect(mask)
     window = (slice(top, top + height), slice(left, left + width))  # the rest need not be looked at again
     values, anomalous = anomaly_map[window], mask[window]
-    groups: Any = anomalous
+    groups: NDArray[Any] = anomalous
     if merge_distance > 0:
         # A square of side d + 1 adds d pixels to each region, all told, along each axis: over d pixels they touch.
         groups = cv2.dilate(anomalous, np.ones((merge_distance + 1, merge_distance + 1), np.uint8))
-    count, labels = cv2.connectedComponents(groups, connectivity=8, ltype=cv2.CV_32S)
+    count, labels, boxes, _ = cv2.connectedComponentsWithStats(groups, connectivity=8, ltype=cv2.CV_32S)
     labels = np.where(anomalous > 0, labels, 0)  # (h, w), grown pixels given back
     large = np.bincount(labels.ravel(), minlength=count) >= min_area
     large[0] = False
-    regions = [
-        _describe(values[part], labels[part] == label, (left + part[1].start, top + part[0].start))
-        for label, part in enumerate(ndimage.find_objects(labels, count - 1), start=1)
-        if large[label]
-    ]
+    regions = []
+    for label in np.flatnonzero(large):
+        x, y, width, height = boxes[label, :4]  # of the grown pixels, too
+        part = (slice(y, y + height), slice(x, x + width))
+        regions.append(_describe(values[part], labels[part] == label, left + int(x), top + int(y)))
     mask[window] = np.uint8(255) * large[labels]
     return sorted(regions, key=lambda region: -region.peak), mask
 
 
-def _describe(values: NDArray[np.floating], inside: NDArray[np.bool_], corner: tuple[int, int]) -> Region:
-    """Of the pixels `inside` the bounding box whose upper left corner (x, y) is given."""
-    height, width = inside.shape
+def _describe(values: NDArray[np.floating], inside: NDArray[np.bool_], left: int, top: int) -> Region:
+    """Of the pixels `inside` a window whose upper left corner is given."""
+    pixels = inside.view(np.uint8)
+    x, y, width, height = cv2.boundingRect(pixels)
     anomalous = values[inside]
-    outlines, _ = cv2.findContours(inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=corner)
-    contours = [[(int(x), int(y)) for x, y in outline[:, 0]] for outline in outlines]
+    outlines, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
     return Region(
-        (*corner, width, height),
+        (left + x, top + y, width, height),
         len(anomalous),
         float(anomalous.max()),
         float(anomalous.mean(dtype=np.float64)),
-        contours,
+        [[(int(x), int(y)) for x, y in outline[:, 0]] for outline in outlines],
     )
