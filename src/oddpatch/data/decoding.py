@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from oddpatch.data.deep import Array, open_lazily, read_deep, read_with_opencv
+from oddpatch.data.png import read_plain_png
 from oddpatch.data.reading import FileContent, read_bytes, read_within
 from oddpatch.errors import DataError
 from oddpatch.limits import free_memory
@@ -319,6 +320,9 @@ def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Arra
     if not data:
         raise DataError("the file is empty (0 bytes): replace or remove it")
     limit = max_pixels or pixels_that_fit()
+    plain = read_plain_png(data, limit)
+    if plain is not None:
+        return plain
     deep = read_deep(data, limit)
     if deep is not None:
         return _checked(deep)

@@ -15,7 +15,7 @@ from oddpatch.errors import DataError
 Array = NDArray[Any]
 
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 274
 _pillow_lock = threading.RLock()
 
@@ -32,7 +32,7 @@ def read_deep(data: bytes, max_pixels: int) -> Array | None:
     """
     if data.startswith(_TIFF_MAGIC):
         return _deep_tiff(data, max_pixels)
-    if data.startswith(_PNG_MAGIC) and len(data) > 25 and data[24] == 16 and data[25] != 0:  # 16 bits, not grey
+    if data.startswith(PNG_MAGIC) and len(data) > 25 and data[24] == 16 and data[25] != 0:  # 16 bits, not grey
         return _deep_png(data, max_pixels)
     if data.startswith(b"P6"):
         return _deep_ppm(data, max_pixels)
