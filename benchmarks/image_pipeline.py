@@ -27,7 +27,7 @@ def usual(path: str) -> Tensor:
 
 
 def decoder(path: str) -> None:
-    """Pillow, which decodes here, and nothing else."""
+    """Pillow, and nothing else."""
     with Image.open(path) as image:
         image.load()
 
