@@ -260,7 +260,7 @@ FAULTS = [
     ),
     Fault(
         "min_area ignored by an update", "inference/update.py",
-        "numpy(), calibration.min_area)", "numpy(), 0)", "cli/test_explain_update.py -k held_out_images",
+        "numpy(), model.calibration.min_area)", "numpy(), 0)", "cli/test_explain_update.py -k held_out_images",
     ),
     # Reports
     Fault(

@@ -90,7 +90,7 @@ def test_an_unknown_part_is_named(checkout):
 
 def test_rows_measured_with_other_versions_are_left_out(checkout):
     bench(checkout, "--only", "metrics")
-    file = checkout / "build/bench/rows/metrics.json"
+    file = checkout / "benchmarks/rows/metrics.json"
     kept = json.loads(file.read_text())
     kept["about"]["versions"] = "torch 1.0"
     file.write_text(json.dumps(kept))
