@@ -36,7 +36,9 @@ def chunk(kind, data):
 
 @pytest.mark.parametrize("image", [PIXELS, PIXELS[..., 0]], ids=["colour", "grey"])
 @pytest.mark.parametrize(
-    "options", [{}, {"dpi": (72, 72)}, {"pnginfo": text(Comment=("bottle", False))}, {"compress_level": 0}], ids=str
+    "options",
+    [{}, {"dpi": (72, 72)}, {"pnginfo": text(Comment=("bottle", False))}, {"compress_level": 0}],
+    ids=["plain", "dpi", "comment", "stored"],
 )
 def test_plain_files_are_what_pillow_reads(image, options):
     found = read_plain_png(png(image, **options), 1000)
