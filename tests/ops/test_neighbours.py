@@ -14,7 +14,7 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops import neighbours
 from oddpatch.ops.neighbours import NearestIndex, nearest
-from oddpatch.ops.precision import full_precision
+from oddpatch.ops.precision import float32_products, full_precision
 
 
 def embedding_like(num_points: int, dim: int, seed: int = 0) -> Tensor:
@@ -166,6 +166,22 @@ def test_full_precision_is_set_and_put_back() -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     assert "ieee" not in before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9")
+def test_threads_that_ask_for_precision_leave_what_was_set() -> None:
+    conv: Any = torch.backends.cudnn
+    before = conv.conv.fp32_precision
+    assert before != "ieee"
+    first, second = float32_products("ieee"), float32_products("tf32")
+    first.__enter__()
+    second.__enter__()  # as of another thread, which ends later
+    assert conv.conv.fp32_precision == conv.rnn.fp32_precision == "ieee"
+    first.__exit__(None, None, None)
+    assert conv.conv.fp32_precision == "tf32"
+    assert conv.allow_tf32
+    second.__exit__(None, None, None)
+    assert conv.conv.fp32_precision == before
 
 
 def test_no_queries() -> None:
