@@ -286,6 +286,7 @@ def test_boards_are_rendered_fitted_and_inspected(page, monkeypatch):
         time.sleep(0.2)
     opened.run()
     assert fit.error is None
+    opened.run()  # the fit is taken over in one turn, and images are inspected in the next
     assert not opened.exception
     assert counts(opened)["Defects found"].endswith(" of 4")
 

@@ -80,5 +80,5 @@ def test_a_fit_gives_the_run_of_the_python_interface_and_tells_each_stage(tiles,
     kept = AnomalyDetector.fit(tiles / "tile/train/good", **settings)
     theirs = torch.load((kept.run or Path()) / "checkpoints/fitted.ckpt", weights_only=True)["state_dict"]
     assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert all(torch.equal(ours[name].nan_to_num(-1), theirs[name].nan_to_num(-1)) for name in ours)
     gc.collect()

@@ -109,7 +109,7 @@ def test_a_token_is_asked_for_and_leaves_the_address(browser, monkeypatch):
         running.server.put(make_event(1))
         browser.open(running.url)
         browser.wait("document.querySelector('input[name=token]') !== null")
-        assert browser.see("getComputedStyle(document.body).display") == "grid"  # the style sheet is there
+        browser.wait("getComputedStyle(document.body).display == 'grid'")  # the style sheet is there
         browser.see(f"document.querySelector('input').value = '{TOKEN}'; document.forms[0].submit()")
         browser.wait(f"document.images.length && {LOADED} == 2")
         assert browser.see("location.href") == running.url
