@@ -52,7 +52,10 @@ class Mqtt(Sender):
         self._why = "not connected yet"
         self._connected = threading.Event()
         self._reasons: dict[int, Any] = {}  # of acknowledgements, by message
-        self._published: tuple[Alarm, Any] | None = None  # what paho holds, and repeats by itself
+        self._acknowledged = threading.Event()
+        # What paho holds, and repeats by itself: the alarm and its message. paho's own `MQTTMessageInfo` is of no use:
+        # if the connection was broken at first, it says so for ever.
+        self._published: tuple[Alarm, int] | None = None
         client = self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
         if user is not None:
             client.username_pw_set(user, password)
@@ -74,18 +77,15 @@ class Mqtt(Sender):
             if not self._connected.wait(1.0):
                 raise Unanswered(self._why)
             self._reasons.clear()
-            self._published = alarm, self._client.publish(self._alarms, alarm.body, qos=1)
-        info, end = self._published[1], time.monotonic() + SILENCE
-        try:
-            while not info.is_published() and self._connected.is_set() and time.monotonic() < end:
-                info.wait_for_publish(0.5)
-        except (RuntimeError, ValueError) as error:  # it broke this moment; paho has the message, and repeats it
-            raise Unanswered(str(error)) from None
-        if not info.is_published():
-            raise Unanswered("does not acknowledge" if self._connected.is_set() else self._why)
+            self._published = alarm, self._client.publish(self._alarms, alarm.body, qos=1).mid
+        message, end = self._published[1], time.monotonic() + SILENCE
+        while message not in self._reasons:
+            if not self._connected.is_set() or time.monotonic() > end:
+                raise Unanswered("does not acknowledge" if self._connected.is_set() else self._why)
+            self._acknowledged.wait(0.5)
+            self._acknowledged.clear()
         self._published = None
-        reason = self._reasons.pop(info.mid, None)
-        if reason is not None and reason.is_failure:
+        if (reason := self._reasons.pop(message)).is_failure:
             raise Refused(f"refuses ({reason})")
 
     def close(self, timeout: float) -> None:
@@ -116,3 +116,4 @@ class Mqtt(Sender):
 
     def _on_publish(self, _: Any, __: Any, message: int, reason: Any, ___: Any) -> None:
         self._reasons[message] = reason
+        self._acknowledged.set()
