@@ -35,9 +35,15 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def page(tmp_path, monkeypatch):
-    """Opens the page: `page(run)`; `page.folder` is that of all sessions."""
+def page(real_page, monkeypatch):
+    """As `real_page`; every backbone of a run is the tiny one."""
     restore_tiny_backbone(monkeypatch)
+    return real_page
+
+
+@pytest.fixture
+def real_page(tmp_path, monkeypatch):
+    """Opens the page: `page(run)`; `page.folder` is that of all sessions."""
     monkeypatch.setattr(server, "sessions", sessions.Sessions())
 
     def open_page(run=None):
@@ -278,8 +284,8 @@ def test_a_fit_is_cancelled(page, tiles, monkeypatch):
 
 
 @pytest.mark.slow
-def test_boards_are_rendered_fitted_and_inspected(page, monkeypatch):
-    opened = page()
+def test_boards_are_rendered_fitted_and_inspected(real_page):
+    opened = real_page()
     opened.button(key="fit").click().run()
     fit = opened.session_state["session"].fit
     while fit.running:
