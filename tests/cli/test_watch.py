@@ -130,7 +130,9 @@ def test_drift_is_kept_from_one_watch_to_the_next(finished, watch, tmp_path):
     (tmp_path / "drift.json").write_text("{}")
     done = watch(*arguments)
     assert done.returncode == 2
-    assert re.search(r"drift\.json: the state .*: name another file, or remove it$", done.stderr.splitlines()[-1])
+    assert re.search(
+        r"drift\.json holds no such state \(.*\): name another file, or remove it$", done.stderr.splitlines()[-1]
+    )
 
 
 def test_pictures_are_kept(finished, watch, tmp_path):

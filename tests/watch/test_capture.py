@@ -315,7 +315,7 @@ def test_names_of_sources(tmp_path, monkeypatch):
     kinds = {"line.mp4": sources.Recording, "boards:": sources.Boards, "rtsp://192.0.2.7/a": sources.Stream}
     for name, kind in kinds.items():
         assert isinstance(make_source(name), kind)
-        assert make_source(name).name == name
+        assert make_source(name).name == name.removesuffix(":")
     assert type(make_source("fallen")).__name__ == "Folder"
     for name, told in {
         "part.png": "part.png is no video: `oddpatch predict` inspects images",

@@ -49,7 +49,7 @@ def test_warnings_begin_at_five_times_the_rate():
         ({"good": (), "threshold": 3.0}, {"warn": 0.1}, "warn=0.1 needs a threshold from good images"),
         ({}, {"warn": 0.1, "warn_score": 3.0}, "give one of them"),
         ({}, {"warn_score": 60.0}, "warnings from 60 on, but parts are rejected from 49.5 on: warn earlier"),
-        ({}, {"warn": 1.5}, "1.5"),
+        ({}, {"warn": 1.5}, "warn=1.5: the rate of good parts"),
     ],
 )
 def test_thresholds_that_cannot_work(detector, settings, told):

@@ -109,22 +109,23 @@ def watch(
 
     cut, trigger = _crop(crop), _trigger(every, when_still, stillness)
     watched = make_source(source, fast)
-    detector = AnomalyDetector.load(
-        run, device=device, engine=engine, threshold=_number(threshold), target_fpr=target_fpr,
-        pixel_threshold=pixel_threshold, min_area=min_area, merge_distance=merge_distance, trust=trust or (),
-    )  # fmt: skip
-    thresholds = find_thresholds(detector, warn, warn_score)
-    drawn = pictures is not None or serve is not None
-    monitor = None if drift is None else _monitor(detector, drift)
-    watching = Watch(detector, watched, thresholds, cut, trigger, give_up=give_up, maps=drawn, drift=monitor)
-    terminal = sys.stdout.isatty() and not json_lines
-    tell(
-        f"{watching.source}: rejected above {thresholds.reject:.4g}, "
-        + (f"warned of above {thresholds.warn:.4g}" if thresholds.warn < thresholds.reject else "no warnings"),
-        err=True,
-    )
-    sinks = make_sinks(webhook, mqtt, pictures, pictures_mb, queue)
+    sinks = make_sinks(webhook, mqtt, pictures, pictures_mb, queue)  # before the model is loaded: some cannot be used
+    watching, monitor = None, None
     try:
+        detector = AnomalyDetector.load(
+            run, device=device, engine=engine, threshold=_number(threshold), target_fpr=target_fpr,
+            pixel_threshold=pixel_threshold, min_area=min_area, merge_distance=merge_distance, trust=trust or (),
+        )  # fmt: skip
+        thresholds = find_thresholds(detector, warn, warn_score)
+        drawn = pictures is not None or serve is not None
+        monitor = None if drift is None else _monitor(detector, drift)
+        watching = Watch(detector, watched, thresholds, cut, trigger, give_up=give_up, maps=drawn, drift=monitor)
+        terminal = sys.stdout.isatty() and not json_lines
+        tell(
+            f"{watching.source}: rejected above {thresholds.reject:.4g}, "
+            + (f"warned of above {thresholds.warn:.4g}" if thresholds.warn < thresholds.reject else "no warnings"),
+            err=True,
+        )
         if serve is not None:
             levels = {Verdict.WARN: thresholds.warn, Verdict.REJECT: thresholds.reject}
             sinks.append(server := Server(serve, watching.status, list(sinks), levels))
@@ -137,13 +138,15 @@ def watch(
                 if monitor is not None and drift is not None and (event.drift or monitor.parts % KEPT_EVERY == 0):
                     _keep(monitor, drift)
     except KeyboardInterrupt:  # SIGTERM, too
+        if watching is None:  # it had not begun
+            raise
         end_as_meant()
     finally:
-        if monitor is not None and drift is not None:
-            _keep(monitor, drift)
         until = time.monotonic() + CLOSING
         for sink in sinks:
             sink.close(max(until - time.monotonic(), 0.0))
+        if monitor is not None and drift is not None:
+            _keep(monitor, drift)
     tell(summary(watching.status()), err=True)
     for sink in sinks:
         if counts := sink.counts():
@@ -173,7 +176,8 @@ def _monitor(detector: "AnomalyDetector", file: Path) -> "DriftMonitor":
         try:
             monitor.restore(parse_json(file.read_text(encoding="utf-8")))
         except (ConfigError, ValueError, OSError) as error:
-            raise ConfigError(f"--drift {file}: {error}: name another file, or remove it") from error
+            told = f"--drift {file} holds no such state ({error}): name another file, or remove it"
+            raise ConfigError(told) from error
     for before in monitor.drifted.values():
         tell(f"{before.change}, found before: to begin again, remove {file}", err=True)
     _keep(monitor, file)  # to see now whether it can be written

@@ -76,7 +76,7 @@ def make_source(source: str, fast: bool = False) -> Source:
     """
     if fast and not Path(source).is_file():
         raise ConfigError("only a video file can be read faster than it was taken: leave --fast out")
-    if source == Boards.name:
+    if source == "boards:":
         return Boards()
     if is_address(source):
         check_address(source)
@@ -160,7 +160,7 @@ class Boards:
     Each board comes in, stands still for a second and leaves, ten frames a second.
     """
 
-    name = "boards:"
+    name = "boards"
     keep_all, moving = False, True
     _PERIOD, _STANDING, _MOVING = 0.1, 10, 5
 

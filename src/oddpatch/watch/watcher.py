@@ -62,6 +62,10 @@ def find_thresholds(
         raise ConfigError(f"there is no threshold: {calibration.absent}, or give a score")
     if warn is not None and warn_score is not None:
         raise ConfigError(f"warn={warn:g} and warn_score={warn_score:g}: give one of them")
+    if warn is not None and not 0 < warn < 1:
+        raise ConfigError(
+            f"warn={warn:g}: the rate of good parts that are warned of lies between 0 and 1, such as 0.05"
+        )
     if warn is not None and not calibration.calibrated:
         raise ConfigError(f"warn={warn:g} needs a threshold from good images: {calibration.absent}, or give a score")
     if warn_score is None:
