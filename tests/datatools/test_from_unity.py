@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from oddpatch.data.layout import MASK_SUFFIX, pair_masks, scan
+from oddpatch.data.layout import scan
+from oddpatch.data.pairing import MASK_SUFFIX, pair_masks
 from oddpatch.datatools.converting import write_plan
 from oddpatch.datatools.from_unity import capture_names, plan_unity
 from oddpatch.datatools.unity import read_recording

@@ -14,19 +14,18 @@ import hashlib
 import os
 import shlex
 import unicodedata
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 from oddpatch.data.beside import iter_masks_beside
+from oddpatch.data.pairing import pair_masks
 from oddpatch.data.walk import BROKEN_LINK, HIDDEN, NO_SUFFIX, UNKNOWN_SUFFIX, LeftOut, Listing, listing, summary, walk
 from oddpatch.errors import DataError
 from oddpatch.files import shown
 from oddpatch.wording import counted, some
 
 GOOD = "good"
-MASK_SUFFIX = "_mask"
 #: Why an image is not used.
 NESTED = "in a sub-folder of a type, where no images are read"
 OUTSIDE = "outside a folder of its type"
@@ -273,55 +272,6 @@ def _sorting(base: Path) -> str:
     return f"sort images and masks by `oddpatch data convert beside {source} {target}` and set data.root={target}"
 
 
-def pair_masks(folder: Path, images: list[str], mask_folder: Path, masks: list[str]) -> dict[str, Path]:
-    """Pair masks with images by stem: image `STEM.*` with mask `STEM_mask.*` or `STEM.*`.
-
-    A mask `a_mask.png` where there are images `a.png` and `a_mask.png` could be either's. It is decided by the one
-    naming that explains every mask of the folder, if there is only one.
-
-    Returns:
-        Mask path by image name; images without a mask are left out.
-
-    Raises:
-        DataError: a mask has no image, or an image or a mask could be paired in two ways.
-    """
-    by_stem = defaultdict(list)
-    for image in images:
-        by_stem[_stem(image)].append(image)
-    pairs: dict[str, list[str]] = defaultdict(list)  # mask names by image stem
-    for mask, owners in _owners(by_stem.keys(), masks).items():
-        if len(owners) > 1:
-            raise DataError(
-                f"{mask_folder / mask} could be the mask of {by_stem[owners[0]][0]} or of {by_stem[owners[1]][0]} in "
-                f"{folder}: name every mask STEM{MASK_SUFFIX}, after its image"
-            )
-        if not owners:
-            raise DataError(
-                f"{mask_folder / mask}: there is no image {_stem(mask).removesuffix(MASK_SUFFIX)}.* for this mask in "
-                f"{folder}: name masks after their image, or remove it"
-            )
-        pairs[owners[0]].append(mask)
-    for stem, names in pairs.items():
-        if len(names) > 1:
-            raise DataError(f"{folder / by_stem[stem][0]} has two masks, {names[0]} and {names[1]}: remove one")
-        if len(by_stem[stem]) > 1:
-            first, second = by_stem[stem][:2]
-            raise DataError(f"{mask_folder / names[0]} could be the mask of {first} or of {second}: rename one")
-    return {by_stem[stem][0]: mask_folder / names[0] for stem, names in pairs.items()}
-
-
-def _owners(stems: Collection[str], masks: list[str]) -> dict[str, list[str]]:
-    """Image stems that each mask could belong to."""
-    named = {mask: [_stem(mask)] if _stem(mask) in stems else [] for mask in masks}
-    suffixed: dict[str, list[str]] = {}
-    for mask in masks:
-        base = _stem(mask).removesuffix(MASK_SUFFIX)
-        suffixed[mask] = [base] if base != _stem(mask) and base in stems else []
-    if all(suffixed.values()) != all(named.values()):
-        return suffixed if all(suffixed.values()) else named
-    return {mask: suffixed[mask] + named[mask] for mask in masks}
-
-
 def _type_folders(base: Path, warnings: list[str], left_out: list[LeftOut]) -> dict[str, tuple[Path, list[str]]]:
     """Folder and image names of each type below `base`, looking one deeper where a folder only wraps others."""
     found: dict[str, tuple[Path, list[str]]] = {}
@@ -389,8 +339,3 @@ def _instead(found: Listing) -> str:
 
 def _plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
-
-
-def _stem(name: str) -> str:
-    # The same letters may be stored composed or decomposed, depending on the system that wrote the file.
-    return unicodedata.normalize("NFC", PurePath(name).stem)

@@ -12,7 +12,8 @@ from torch import Tensor
 from oddpatch.data.alignment import Alignment, Registration
 from oddpatch.data.dataset import read_mask_of
 from oddpatch.data.decoding import read_image
-from oddpatch.data.layout import MASK_SUFFIX, Sample, scan
+from oddpatch.data.layout import Sample, scan
+from oddpatch.data.pairing import MASK_SUFFIX
 from oddpatch.datatools.writing import Output, Progress, check_targets, make_dataset, png
 from oddpatch.errors import DataError
 from oddpatch.pool import run_many

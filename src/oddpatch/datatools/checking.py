@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from oddpatch.data.decoding import find_full_scale, is_image_name, marks_background, read_mask
 from oddpatch.data.geometry import Size
 from oddpatch.data.inspected import inspected_share
-from oddpatch.data.layout import GOOD, MASK_SUFFIX, categories, describe_left_out, is_good, left_out_beside, scan
+from oddpatch.data.layout import GOOD, categories, describe_left_out, is_good, left_out_beside, scan
+from oddpatch.data.pairing import MASK_SUFFIX
 from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, summary, walk
 from oddpatch.datatools.fingerprints import Fingerprint, fingerprint, near_pairs, oddness, robust_z, spacing

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from oddpatch.data.layout import GOOD, MASK_SUFFIX, good_folder
+from oddpatch.data.layout import GOOD, good_folder
+from oddpatch.data.pairing import MASK_SUFFIX
 from oddpatch.data.walk import LeftOut, listing, walk
 from oddpatch.datatools import converters
 from oddpatch.datatools.writing import Output, check_targets, make_dataset

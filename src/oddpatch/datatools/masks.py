@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.layout import MASK_SUFFIX
+from oddpatch.data.pairing import MASK_SUFFIX
 from oddpatch.data.walk import Walk, summary, walk
 from oddpatch.datatools.unity import Capture, Instance, Recording, Value, read_recording, read_segmentation, select
 from oddpatch.datatools.writing import Output, check_targets, png, write_all

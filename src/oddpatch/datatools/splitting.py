@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from oddpatch.data.layout import GOOD, MASK_SUFFIX, Sample, scan
+from oddpatch.data.layout import GOOD, Sample, scan
+from oddpatch.data.pairing import MASK_SUFFIX
 from oddpatch.datatools.writing import Output, check_targets, make_dataset, write_manifest
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.wording import counted

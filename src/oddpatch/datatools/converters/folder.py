@@ -6,7 +6,7 @@ SOURCE/good/*, SOURCE/DEFECT_TYPE/*, SOURCE/ground_truth/DEFECT_TYPE/STEM_mask.*
 from pathlib import Path
 
 from oddpatch.data.beside import iter_masks_beside
-from oddpatch.data.layout import pair_masks
+from oddpatch.data.pairing import pair_masks
 from oddpatch.data.walk import listing
 from oddpatch.datatools.converting import Item, Options, Plan, find_good, good_items, images, unused
 from oddpatch.errors import DataError

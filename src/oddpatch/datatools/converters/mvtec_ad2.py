@@ -6,7 +6,8 @@ https://www.mvtec.com/company/research/datasets/mvtec-ad-2
 
 from pathlib import Path
 
-from oddpatch.data.layout import GOOD, MASK_SUFFIX
+from oddpatch.data.layout import GOOD
+from oddpatch.data.pairing import MASK_SUFFIX
 from oddpatch.datatools.converting import Item, Options, Plan, category_folders, folder_items, images, with_masks
 
 DEFECT_TYPE = "bad"  # the owner gives no defect types
