@@ -445,7 +445,7 @@ def checkpoints() -> list[Any]:
     """Contents of checkpoints of each method."""
     from oddpatch.backbones.timm import TimmBackbone
     from oddpatch.data.transforms import Preprocess
-    from oddpatch.models.base import AnomalyModel
+    from oddpatch.models.anomaly_model import AnomalyModel
     from oddpatch.models.calibration import Calibration
     from oddpatch.models.gaussian import GaussianAD
     from oddpatch.models.padim import PaDiM

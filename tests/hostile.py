@@ -20,7 +20,7 @@ from torch import nn
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.checkpoint import FORMAT
 from oddpatch.data.transforms import Preprocess
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.calibration import Calibration
 from oddpatch.models.patchcore import PatchCore
 

@@ -62,7 +62,8 @@ def test_every_class_that_a_checkpoint_can_hold_is_known_without_being_listed():
 @pytest.mark.parametrize(
     "name",
     [
-        "oddpatch.models.base.Detector", "oddpatch.models.base.PatchDetector", "oddpatch.models.base.AnomalyModel",
+        "oddpatch.models.base.Detector", "oddpatch.models.base.PatchDetector",
+        "oddpatch.models.anomaly_model.AnomalyModel",
         "oddpatch.models.region.Region", "oddpatch.models.patchcore.Greedy", "oddpatch.models.spade.PaDiM",
         "oddpatch.models.patchcore.torch", "oddpatch.models.patchcore.PatchCore.fit", "oddpatch.models.patchcore",
         "oddpatch.models.PATCHCORE.PatchCore", "oddpatch.models.__init__.PatchCore", "oddpatch.models..PatchCore",

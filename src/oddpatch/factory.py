@@ -13,7 +13,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import CheckpointError, OddpatchError, ResourceError
 from oddpatch.known import Kind, Spec, read_spec
 from oddpatch.limits import free_memory
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.calibration import Calibration
 from oddpatch.resources import format_bytes
 

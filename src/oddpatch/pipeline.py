@@ -29,7 +29,7 @@ from oddpatch.learning import distributed
 from oddpatch.learning.outcome import MODEL_KEYS
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.locking import hold
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.quiet import hush_lightning
 from oddpatch.results.summary import print_summary
 from oddpatch.settings import check_area, check_seed

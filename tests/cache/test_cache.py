@@ -27,7 +27,7 @@ from oddpatch.data.dataset import MVTecDataset
 from oddpatch.data.layout import scan
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.padim import PaDiM
 from oddpatch.types import Batch
 

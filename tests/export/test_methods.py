@@ -11,7 +11,7 @@ from oddpatch.errors import ConfigError
 from oddpatch.export.exporting import describe
 from oddpatch.export.graph import Inspection, to_onnx, to_openvino, to_program
 from oddpatch.inference.artifact import _onnxruntime, _openvino
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.trainable import TrainableDetector
 
 SIZE = (64, 64)

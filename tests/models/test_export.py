@@ -8,7 +8,7 @@ from test_region import LEFT
 
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.spade import SPADE
 
 SETTINGS = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from oddpatch.environment import library_versions
 
 if TYPE_CHECKING:
-    from oddpatch.models.base import AnomalyModel
+    from oddpatch.models.anomaly_model import AnomalyModel
 
 #: Libraries that decode, resize and compute.
 LIBRARIES = (

@@ -19,7 +19,7 @@ from oddpatch.factory import restore
 from oddpatch.inference.artifact import Artifact, ArtifactScorer, load_artifact
 from oddpatch.inference.container import FORMAT, KEY, metadata_text, seal_onnx, seal_openvino
 from oddpatch.inference.torch_scorer import TorchScorer
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.temporary import drafting
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}

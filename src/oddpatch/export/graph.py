@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError
 from oddpatch.inference.artifact import DECISION, INPUT, MAP, SCORE
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 
 #: Bytes from which on protocol buffers hold no message, and so no ONNX file that is complete in itself.
 MOST_BYTES = 2**31 - 2**20

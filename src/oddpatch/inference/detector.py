@@ -26,7 +26,7 @@ from oddpatch.metrics.thresholds import anomaly_score
 if TYPE_CHECKING:
     from torch import device
 
-    from oddpatch.models.base import AnomalyModel
+    from oddpatch.models.anomaly_model import AnomalyModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from oddpatch.data.transforms import Placement, Preprocess
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.factory import restore
 from oddpatch.figures.explanation import draw_explanation, write_animation
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.patchcore import PatchCore
 from oddpatch.results.examples import Box, Match
 

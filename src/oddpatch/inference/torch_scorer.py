@@ -14,7 +14,7 @@ from torch import Tensor
 from oddpatch.data.decoding import to_array, to_rgb_float
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.scorer import Prepared, Preparing, Scored
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 
 
 class TorchScorer(Preparing):

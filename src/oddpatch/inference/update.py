@@ -17,7 +17,7 @@ from oddpatch.factory import CHECKPOINT, checkpoint_of
 from oddpatch.inference.explain import restore_memory_bank
 from oddpatch.inference.throughput import in_order
 from oddpatch.metrics.thresholds import max_excluding
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.calibration import Calibration
 from oddpatch.temporary import drafting
 

@@ -15,7 +15,8 @@ from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.learning.kept import KeptFeatures, KeptImages
 from oddpatch.learning.scoring import AnomalyModule
-from oddpatch.models.base import AnomalyModel, FeatureShape
+from oddpatch.models.anomaly_model import AnomalyModel
+from oddpatch.models.base import FeatureShape
 from oddpatch.models.calibration import FEWEST
 from oddpatch.models.trainable import TrainableDetector
 from oddpatch.ops.gallery import Spool
@@ -35,7 +36,7 @@ class OneEpoch(AnomalyModule):
         >>> from oddpatch.data.datamodule import MVTecDataModule
         >>> from oddpatch.learning.one_epoch import OneEpoch
         >>> from oddpatch.metrics import ImageMetrics
-        >>> from oddpatch.models.base import AnomalyModel
+        >>> from oddpatch.models.anomaly_model import AnomalyModel
         >>> from oddpatch.models.padim import PaDiM
         >>> data = MVTecDataModule("data", "tile", mean=[0.5] * 3, std=[0.2] * 3, resize=48, num_workers=0)
         >>> backbone = TimmBackbone("resnet18", layers=[1], weights="random")

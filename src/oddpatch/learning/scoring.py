@@ -21,7 +21,8 @@ from oddpatch.learning.outcome import make_result, of_category, rates
 from oddpatch.metrics import ImageMetrics, PixelMetrics
 from oddpatch.metrics.configured import AtTest, Metrics
 from oddpatch.metrics.thresholds import max_excluding
-from oddpatch.models.base import AnomalyModel, ProgressFn, no_progress
+from oddpatch.models.anomaly_model import AnomalyModel
+from oddpatch.models.base import ProgressFn, no_progress
 from oddpatch.models.calibration import FEWEST
 from oddpatch.results.test_result import ScoredImage, TestResult, Wanted
 from oddpatch.types import Batch, Prediction

@@ -20,7 +20,7 @@ from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.learning.augmenting import AugmentedImages, Shuffle, ShuffledBatches, derive
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.metrics import ImageMetrics
-from oddpatch.models.base import AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.trainable import Criterion, TrainableDetector
 from oddpatch.ops.ranks import Ranks
 from oddpatch.types import Batch, Prediction

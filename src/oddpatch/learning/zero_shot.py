@@ -21,7 +21,7 @@ class ZeroShot(OneEpoch):
         >>> from oddpatch.data.datamodule import MVTecDataModule
         >>> from oddpatch.learning.zero_shot import ZeroShot
         >>> from oddpatch.metrics import ImageMetrics
-        >>> from oddpatch.models.base import AnomalyModel
+        >>> from oddpatch.models.anomaly_model import AnomalyModel
         >>> from oddpatch.models.musc import MuSc
         >>> data = MVTecDataModule("data", "tile", mean=[0.5] * 3, std=[0.2] * 3, resize=48, num_workers=0)
         >>> backbone = TimmBackbone("resnet18", layers=[1], weights="random")

@@ -1,4 +1,4 @@
-"""What every method shares: `Detector` and `PatchDetector`, which know feature maps only, and `AnomalyModel`."""
+"""What every method shares: `Detector` and `PatchDetector`, which know feature maps only."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,16 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError, NotFittedError
-from oddpatch.models.calibration import Calibration
 from oddpatch.models.region import RegionOfInterest
 from oddpatch.models.state import Accumulator
 from oddpatch.ops.maps import anomaly_map, mean_of_highest
-from oddpatch.ops.tiles import Tiling
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
-    from oddpatch.backbones.base import Backbone
-    from oddpatch.data.transforms import Preprocess
     from oddpatch.ops.ranks import Ranks
 
 #: Told how far a long `fit` has come: (steps done, steps in all, what is being done).
@@ -383,57 +379,3 @@ class PatchDetector(Detector):
         """The anomaly map (B, 1, H, W) of the scores (B, P) of the patches that are inspected."""
         scores = self.region.spread(scores, grid)  # (B, h, w)
         return self.region.cut(anomaly_map(scores, image_size, self.smoothing, radius=self.smoothing_radius))
-
-
-class AnomalyModel(nn.Module):
-    """Preprocessing, backbone, detector and its calibration: what is saved, predicted with and exported."""
-
-    preprocess: "Preprocess"
-    backbone: "Backbone"
-    detector: Detector
-    calibration: Calibration
-
-    def __init__(
-        self,
-        preprocess: "Preprocess",
-        backbone: "Backbone",
-        detector: Detector,
-        calibration: Calibration | None = None,
-    ) -> None:
-        super().__init__()
-        self.preprocess = preprocess
-        self.backbone = backbone
-        self.detector = detector
-        self.calibration = calibration or Calibration()
-        #: How images that are too large for the backbone are cut; None for those it sees whole.
-        self.tiling = Tiling(*preprocess.tiles, backbone.info.strides) if preprocess.tiles else None
-        if preprocess.roi_mask is not None:
-            detector.restrict(preprocess.roi_mask[0])
-
-    def features(self, images: Tensor, network: Callable[[Tensor], list[Tensor]] | None = None) -> list[Tensor]:
-        """Feature maps [(B, C_l, h_l, w_l)] of preprocessed images (B, 3, H, W), in tiles if the preprocessing says so.
-
-        Args:
-            images: (B, 3, H, W).
-            network: in place of the backbone with its engine.
-        """
-        network = network or self.backbone
-        return self.tiling.run(network, images) if self.tiling else network(images)
-
-    def feature_shapes(self) -> list[FeatureShape]:
-        """(C_l, h_l, w_l) of every map of an image, by running the backbone on one, or on one tile."""
-        size = self.preprocess.image_size
-        if self.tiling is None:
-            return self.backbone.feature_shapes(size)
-        tile = (min(size[0], self.tiling.side), min(size[1], self.tiling.side))
-        shapes = zip(self.backbone.feature_shapes(tile), self.tiling.strides, strict=True)
-        return [(c, h * size[0] // tile[0], w * size[1] // tile[1]) if s else (c, h, w) for (c, h, w), s in shapes]
-
-    def forward(self, images: Tensor) -> Prediction:
-        """Score preprocessed images (B, 3, H, W)."""
-        return self.detector(self.features(images), tuple(images.shape[-2:]))
-
-    @torch.no_grad()
-    def update(self, images: Tensor, index: Tensor) -> None:
-        """Show preprocessed good images (B, 3, H, W) to the detector."""
-        self.detector.update(self.features(images), index)
