@@ -1,6 +1,6 @@
 """Every backbone of configs/backbone: its maps are what it says, and every method works on them."""
 
-from typing import Any
+import functools
 
 import pytest
 import torch
@@ -31,8 +31,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def metas():
     """Each backbone without numbers in it, made when first asked for."""
-    made: dict[Any, Any] = {}
-    return lambda name: made.setdefault(name, on_meta(settings_of(name)))
+    return functools.cache(lambda name: on_meta(settings_of(name)))
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -52,8 +51,7 @@ def test_maps_are_as_told_and_nothing_learns(name, metas):
 
 @pytest.mark.parametrize(("name", "stride"), TRANSFORMERS.items())
 def test_transformers_give_their_patches_alone_at_other_sizes_too(name, stride, metas):
-    for size in (224, 4 * stride * 2):
-        assert {s[1:] for s in metas(name).feature_shapes((size, size))} == {(size // stride, size // stride)}
+    assert {s[1:] for s in metas(name).feature_shapes((8 * stride, 8 * stride))} == {(8, 8)}
 
 
 @pytest.mark.parametrize(("name", "stride"), DINO.items())
