@@ -5,7 +5,7 @@ A new one is found by its YAML; where that chooses `learning=supervised`, it is 
 
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -43,16 +43,19 @@ def config(name: str) -> Any:
         return compose("train", overrides=[f"model={name}"])
 
 
+def detector_class(name: str) -> Any:
+    """The class of a method, of an ensemble that of its members."""
+    written: Any = OmegaConf.load(CONFIGS / f"model/{name}.yaml")  # composing them all takes each process two seconds
+    written = written.get("model", written)
+    return get_class((config(name).model.member if "member" in written else written)._target_)
+
+
 #: Those that are fitted to good images in one epoch: what is promised of `update` and `fit` is promised by them.
-FITTED = [name for name in METHODS if not config(name).learning._target_.endswith(".Supervised")]
+FITTED = [name for name in METHODS if not issubclass(detector_class(name), TrainableDetector)]
 
 
 #: Those that inspect a region of interest alone, ensembles where their members do; the others refuse one.
-INSPECTING_REGIONS = [
-    name
-    for name in FITTED
-    if cast(Any, get_class(config(name).model.get("member", config(name).model)._target_)).inspects_regions
-]
+INSPECTING_REGIONS = [name for name in FITTED if detector_class(name).inspects_regions]
 
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:

@@ -214,7 +214,11 @@ def test_a_recipe_on_a_held_out_fifth_is_set_as_it_was_published(choice, categor
     assert building.make(cfg.learning.loss).weight.tolist() == [1, 3]
 
 
-@pytest.mark.parametrize("choice", [c for c in GROUPS["logger"] if c != "wandb"])
+#: MLflow takes seconds to be imported; wandb would start its service.
+LOGGERS = [pytest.param(c, marks=pytest.mark.slow if c == "mlflow" else ()) for c in GROUPS["logger"] if c != "wandb"]
+
+
+@pytest.mark.parametrize("choice", LOGGERS)
 def test_every_logger_and_the_trainer_can_be_built(choice, tmp_path):
     named = ["logger.mlflow.run_name=first"] if choice == "mlflow" else []  # by default after Hydra's choices
     cfg = composed(f"logger={choice}", "trainer.accelerator=cpu", *named)

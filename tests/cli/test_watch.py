@@ -144,7 +144,8 @@ def test_pictures_are_kept(finished, watch, tmp_path):
     assert "pictures: " in done.stderr
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_ends_in_order(finished, tmp_path, which):
     with motion_jpeg() as camera:
         # The size of the pictures of the run's set is no matter to its preprocessing.

@@ -246,6 +246,7 @@ def test_the_first_of_two_jobs_wins(tmp_path, monkeypatch):
     assert len(data.train_samples) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_bottle_with_workers():
     if not BOTTLE_ROOT.is_dir():

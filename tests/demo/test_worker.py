@@ -19,6 +19,7 @@ def wait(condition, seconds=60):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_an_error_that_the_user_can_correct_is_one_line(tiles, tmp_path):
     fit = Fit(tiles / "tile/train/good", {"model": "padym"}, tmp_path / "run")
     wait(lambda: not fit.running)

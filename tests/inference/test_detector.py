@@ -310,6 +310,7 @@ def test_any_scorer_will_do():
     assert odd < 1 / 8 < good
 
 
+@pytest.mark.slow
 def test_loading_a_detector_loads_what_it_needs_and_no_more(finished):
     script = """
 import sys

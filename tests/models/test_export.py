@@ -38,7 +38,13 @@ def require_equal(exported, model, given):
 
 @pytest.mark.parametrize(
     ("name", "region"),
-    [*((n, False) for n in (*METHODS, *SETTINGS)), *((n, True) for n in (*INSPECTING_REGIONS, "spade_join"))],
+    [
+        *((n, False) for n in (*METHODS, *SETTINGS)),
+        *(
+            pytest.param(n, True, marks=() if n in ("patchcore", "subspacead") else pytest.mark.slow)
+            for n in (*INSPECTING_REGIONS, "spade_join")
+        ),
+    ],
 )
 def test_an_exported_detector_gives_the_same_numbers_for_any_batch(name, region):
     method, settings = SETTINGS.get(name, (name, {}))
