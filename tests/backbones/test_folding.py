@@ -1,0 +1,167 @@
+"""Folding BatchNorm into convolutions changes the speed of a backbone, not its features, and nothing that is saved."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from oddpatch.backbones.base import Backbone
+from oddpatch.backbones.efficientnet import EfficientNetBackbone
+from oddpatch.backbones.timm import TimmBackbone
+from oddpatch.backbones.torchvision import TorchvisionBackbone
+from oddpatch.types import FeatureInfo
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def trained(backbone):
+    """As if it had been trained: its BatchNorms do something."""
+    drawn = torch.Generator().manual_seed(0)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=drawn)
+            module.running_var.uniform_(0.5, 2, generator=drawn)
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=drawn)
+            nn.init.normal_(module.bias, 0, 0.1, generator=drawn)
+    return backbone
+
+
+def same(ours, theirs, relative=1e-5):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).abs().max() <= relative * b.abs().max()
+        assert (a.stride(), a.dtype) == (b.stride(), b.dtype)
+
+
+def norms(backbone):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+
+
+@torch.no_grad()
+def run(backbone):
+    """Its features, those of the network itself, and the network that was run."""
+    found, expected = backbone(IMAGES), backbone.forward(IMAGES)
+    folded = backbone._engine._folded[2]
+    return found, expected, folded
+
+
+class TwoUses(Backbone):
+    """A convolution that a BatchNorm follows, and whose output is added as it was."""
+
+    def __init__(self, feature=False):
+        super().__init__()
+        self.info, self.feature = FeatureInfo([4], [1], layers=[0]), feature
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.freeze(channels_last=False)
+
+    def forward(self, images):
+        x = self.conv(images)
+        return [x, self.norm(x)] if self.feature else [self.norm(x) + x]
+
+
+@pytest.mark.parametrize(
+    ("make", "left"),
+    [
+        (lambda: TimmBackbone("tf_efficientnet_lite0", [1, 2, 3], "random"), 0),
+        (lambda: TimmBackbone("tf_efficientnet_lite0", ["blocks.1", "blocks.2"], "random"), 0),
+        (lambda: TimmBackbone("resnet18", [1, 2, 3], "random"), 0),
+        (lambda: TimmBackbone("resnet34", ["layer3.5.bn2", "layer2"], "random"), 0),
+        (lambda: TimmBackbone("mobilenetv3_large_100", [1, 2, 3], "random", channels_last=False), 0),
+        (lambda: EfficientNetBackbone("efficientnet-b0", [3, 5, 11], "random"), 0),
+        (lambda: TorchvisionBackbone("resnet18", ["layer1", "layer2"], "random"), 0),
+        (lambda: TorchvisionBackbone("resnet18", ["layer1.0.bn1", "layer2"], "random"), 0),
+        # A node within a pair is a feature: this one pair is left as it is.
+        (lambda: TorchvisionBackbone("resnet18", ["layer1.0.conv1", "layer2"], "random"), 1),
+        # A dense layer has a BatchNorm before its convolutions and one between them; a transition has one before.
+        (lambda: TimmBackbone("densenet121", [1, 2], "random"), 19),
+    ],
+    ids=[
+        "lite",
+        "lite nodes",
+        "timm",
+        "timm nodes",
+        "act",
+        "effnet",
+        "torchvision",
+        "a norm",
+        "a convolution",
+        "dense",
+    ],
+)
+def test_features_are_equal_without_batch_norm(make, left):
+    torch.manual_seed(0)
+    backbone = trained(make())
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    found, expected, folded = run(backbone)
+    same(found, expected)
+    assert not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))  # it was run
+    assert norms(folded) == left < norms(backbone)
+    after = backbone.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+
+
+def test_networks_without_batch_norm_are_run_as_they_are():
+    found, expected, folded = run(TimmBackbone("vgg11", [1, 2], "random"))
+    same(found, expected, 0)
+    assert folded is None
+
+
+def test_what_folding_would_change_is_not_folded_and_a_line_says_so(caplog):
+    with caplog.at_level(logging.INFO):
+        found, expected, folded = run(trained(TwoUses()))
+    same(found, expected, 0)
+    assert folded is None
+    assert "BatchNorm is not folded into convolutions: that would change features by" in caplog.text
+    same(*run(trained(TwoUses(feature=True)))[:2], 0)
+
+
+def test_changed_weights_are_folded_again():
+    backbone = trained(TimmBackbone("resnet18", [1], "random"))
+    before = run(backbone)[0]
+    backbone.load_state_dict({key: value * 2 for key, value in backbone.state_dict().items()})
+    same(*run(backbone)[:2])
+    assert not torch.allclose(backbone.forward(IMAGES)[0], before[0])
+    with torch.no_grad():
+        backbone.network.layer1[0].conv1.weight.mul_(3)
+        backbone.network.layer1[1].bn2.running_mean.add_(1)
+    same(*run(backbone)[:2])
+    backbone.double()
+    with torch.no_grad():
+        same(backbone(IMAGES.double()), backbone.forward(IMAGES.double()))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda backbone: pickle.loads(pickle.dumps(backbone))])
+def test_a_copy_runs_its_own_weights(copied):
+    backbone = trained(TimmBackbone("resnet18", [1], "random"))
+    run(backbone)
+    other = copied(backbone)
+    with torch.no_grad():
+        other.network.conv1.weight.mul_(3)
+    same(*run(other)[:2])
+    same(*run(backbone)[:2])
+
+
+def test_gradients_hooks_and_other_precisions_get_the_network_itself():
+    backbone = trained(TimmBackbone("resnet18", [1], "random"))
+    same(backbone(IMAGES), backbone.forward(IMAGES), 0)
+    images = IMAGES.clone().requires_grad_()
+    backbone(images)[0].sum().backward()
+    assert images.grad is not None
+    seen = []
+    handle = backbone.network.bn1.register_forward_hook(lambda module, given, output: seen.append(output))
+    with torch.no_grad():
+        same(backbone(IMAGES), backbone.forward(IMAGES), 0)
+    assert len(seen) == 2
+    handle.remove()
+    assert backbone._engine._folded is None
+
+
+def test_inference_mode_is_no_obstacle():
+    with torch.inference_mode():
+        backbone = trained(TimmBackbone("resnet18", [1], "random"))
+        same(*run(backbone)[:2])
+        assert backbone._engine._folded[2] is not None
