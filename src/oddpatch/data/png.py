@@ -38,10 +38,8 @@ def read_plain_png(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     check_pixels(height, width, max_pixels)
     import cv2  # slow to import
 
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        return None
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if colour == 2 else image, np.uint8)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_GRAYSCALE)
+    return None if image is None else np.asarray(image, np.uint8)
 
 
 def _is_plain(data: bytes) -> bool:
