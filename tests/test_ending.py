@@ -26,6 +26,11 @@ with ending.ending_when_told(lambda word: print(word, file=sys.stderr)), tempfil
                 time.sleep(600)
         Swallow()
         time.sleep(600)
+    if sys.argv[2] == "complain":
+        class Complain:
+            def __del__(self):
+                raise RuntimeError("a worker was killed")  # as torch's loaders, whose workers were told to end, too
+        kept = Complain()
     if sys.argv[2] == "ignore":
         while True:
             try:
@@ -118,6 +123,12 @@ def test_a_signal_in_a_destructor_is_raised_again_after_it(tmp_path, how, code, 
     until(process, "ready")
     assert end(process, how) == (code, f"{word}\n")
     assert not list(tmp_path.iterdir())  # put away, not just left
+
+
+def test_what_destructors_complain_of_is_no_news_once_a_program_was_told_to_end(tmp_path):
+    process = start([sys.executable, "-c", SCRIPT, tmp_path, "complain"])
+    until(process, "ready")
+    assert end(process, signal.SIGTERM) == (143, "terminated\n")
 
 
 def test_native_code_is_loaded_to_the_end_before_a_signal_is_raised(tmp_path):

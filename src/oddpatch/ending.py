@@ -65,7 +65,7 @@ def ending_when_told(tell: Callable[[str], None]) -> Iterator[None]:
         raise
     finally:
         signal.set_wakeup_fd(wakeup)
-        sys.unraisablehook = hook
+        sys.unraisablehook = _no_news if _asked else hook
         for which, handler in before.items():
             signal.signal(which, handler)
         if not _asked:  # else the watch goes on until the interpreter has ended
@@ -195,11 +195,15 @@ def _raise_later(number: int) -> None:
 
 def _swallowed(unraisable: Any) -> None:
     """Called where an exception cannot be raised, such as in a destructor."""
-    if _asked and isinstance(unraisable.exc_value, KeyboardInterrupt):
+    if not _asked:
+        sys.__unraisablehook__(unraisable)
+    elif isinstance(unraisable.exc_value, KeyboardInterrupt):
         signal.signal(_asked[0], _raise)
         _raise_later(_asked[0])
-    else:
-        sys.__unraisablehook__(unraisable)
+
+
+def _no_news(unraisable: Any) -> None:
+    """While the interpreter ends as it was asked to: a signal to a whole process group has ended workers, too."""
 
 
 def _watch(pipe: int) -> None:
