@@ -433,6 +433,20 @@ def test_depth_of_the_sensor_is_found_in_the_training_images_and_kept(root, capl
     assert fixed.preprocess.full_scale == 4095
 
 
+def test_an_image_deeper_than_all_of_the_training_images_is_refused(root):
+    data = make(root)
+    data.setup()  # 8-bit images
+    assert data.preprocess.full_scale == 255
+    path = root / "part/test/good/0.png"
+    Image.fromarray(np.full((30, 30), 1000, np.uint16)).save(path)
+    with pytest.raises(DataError, match=r"0\.png: values up to 1000 are beyond the full scale of 255: set data\."):
+        data.preprocess.load(path)
+    Image.fromarray(np.full((30, 30), 200, np.uint16)).save(path)  # 8 bits in a file of 16
+    deep = data.preprocess.load(path)
+    Image.fromarray(np.full((30, 30), 200, np.uint8)).save(path)
+    torch.testing.assert_close(deep, data.preprocess.load(path))
+
+
 def test_many_lost_defects_are_one_line(root, caplog):
     for number in range(3):
         mask = np.zeros((30, 30), np.uint8)

@@ -71,7 +71,7 @@ class MVTecDataModule(LightningDataModule):
         adapted: see `Preprocess`; None finds it for the training images.
         multiple: both sides of the images become multiples of it, where they are found for the training images.
         full_scale: highest value of the sensor, of files of more than 8 bits; "auto" finds it in the training images:
-            their highest value, up to 255, 1023, 4095 and so on.
+            their highest value, up to 255, 1023, 4095 and so on; 255 where all are of 8 bits.
         max_pixels: see `Preprocess`.
         tiles: see `Preprocess`.
         interpolation: see `Preprocess`.
@@ -328,9 +328,10 @@ class MVTecDataModule(LightningDataModule):
         """Settle what the settings leave to the training images, and say how much of the images is inspected."""
         preprocess, paths = self.preprocess, [sample.path for sample in self.train_samples]
         if self.finds_full_scale:
-            preprocess.full_scale = find_full_scale(paths, preprocess.max_pixels)
-            if preprocess.full_scale:
-                self._say(logging.INFO, "full scale of the sensor: %d, from the training images", preprocess.full_scale)
+            found = find_full_scale(paths, preprocess.max_pixels)
+            if found:
+                self._say(logging.INFO, "full scale of the sensor: %d, from the training images", found)
+            preprocess.full_scale = found or 255  # that of a deeper image is not known: one beyond is refused, not dark
         if self.finds_reference:
             self._find_reference()
         sizes = read_sizes(paths)
