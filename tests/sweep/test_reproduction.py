@@ -8,11 +8,13 @@ import sys
 import numpy as np
 import pytest
 from finished_runs import MVTEC, write_run
+from omegaconf import OmegaConf
 from PIL import Image
 from typer.testing import CliRunner
 
 from oddpatch.cli.main import app
 from oddpatch.errors import ConfigError
+from oddpatch.hydra_entry.calling import composed
 from oddpatch.report.published import published
 from oddpatch.report.runs import read_run
 from oddpatch.sweep import reproduction
@@ -68,6 +70,27 @@ def test_few_shot_recipes_run_with_other_images(bottle):
     recipe = prepare("anomalydino_s14_672_shots", bottle)
     assert (recipe.seeds, recipe.seeded_by) == ((0, 1, 2), "data.shots_seed")
     assert "data.shots_seed=0,1,2" in recipe.command(bottle / "out", bottle)
+    assert prepare("subspacead_g14_shots", bottle).seeds == (42, 43, 44)  # from the paper's on
+
+
+def test_runs_with_other_images_are_one_number(tmp_path):
+    name, rows = "anomalydino_s14_672_shots", []
+    with composed("train", {"experiment": name, "paths.data_dir": "/data"}, tmp_path) as cfg:
+        settings = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("model", "backbone", "data")}
+    for category in MVTEC:
+        for seed, value in enumerate((0.95, 0.96, 0.98)):
+            job = f"{category}-{seed}"
+            data = {**settings["data"], "category": category, "shots_seed": seed}
+            run = {"model": "anomalydino", "backbone": "dinov2_s", "data": "mvtec", "category": category}
+            changed = {"data": data, "run": {**run, "image_size": [672, 672]}, "num_train_images": 1}
+            write_run(tmp_path / job, category, **{**settings, **changed}, image_auroc=value)
+            rows.append({"job": job, "status": "done", "reason": "", "category": category, "varies": job})
+    write_table(tmp_path, rows)
+    findings = judge(Recipe(name, tuple(MVTEC), (0, 1, 2), "data.shots_seed"), tmp_path, 0.01)
+    (mean,) = (f for f in findings if f.difference is not None)  # the paper's row of all images is another matter
+    assert (mean.category, mean.published) == ("average", 0.966)
+    assert mean.ours == pytest.approx(np.mean((0.95, 0.96, 0.98)))
+    assert mean.verdict == "reproduced"
 
 
 @pytest.mark.usefixtures("weights")
@@ -102,6 +125,10 @@ def finished(folder, categories=tuple(MVTEC), off=None, lost=()):
                 write_run(folder / job, category, **metrics)
             status, reason = ("failed", "out of memory") if category in lost else ("done", "")
             rows.append({"job": job, "status": status, "reason": reason, "category": category, "varies": job})
+    write_table(folder, rows)
+
+
+def write_table(folder, rows):
     with (folder / "sweep.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

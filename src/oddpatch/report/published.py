@@ -164,12 +164,18 @@ def _backbone_name(config: Mapping[str, Any]) -> tuple[str, str]:
     return name + _WEIGHTS.get(tag, ""), "" if tag in _WEIGHTS else f"{name}.{tag}"
 
 
+def _required(entry: Published) -> Mapping[str, Sequence[Any]]:
+    """Settings without which a run is not put beside it. What was fitted to all images is beside no run of a few."""
+    return {"data.shots": (None,), **entry.same}
+
+
 def _disagreements(entry: Published, ours: Protocol) -> list[str]:
-    return [name for name, values in entry.same.items() if not any(_equal(ours.settings.get(name), v) for v in values)]
+    required = _required(entry).items()
+    return [name for name, values in required if not any(_equal(ours.settings.get(name), v) for v in values)]
 
 
 def _needs(entry: Published, ours: Protocol) -> list[str]:
-    wrong = [f"{name}={entry.same[name][0]}" for name in _disagreements(entry, ours)]
+    wrong = [f"{name}={_required(entry)[name][0]}" for name in _disagreements(entry, ours)]
     size = [] if entry.image_size in ("", ours.image_size) else [f"image size {entry.image_size}"]
     return [*size, *wrong]
 
