@@ -303,6 +303,7 @@ def test_any_scorer_will_do():
     spot[2:4, 5:7] = 255
     results = detector([dark, spot])
     assert [result.is_anomalous for result in results] == [False, True]
+    assert all(0 < result.seconds < 60 for result in results)
     assert [region.box for region in results[1].regions] == [(5, 2, 2, 2)]
     good, odd = (result.p_value for result in results)
     assert good is not None

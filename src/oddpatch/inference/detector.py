@@ -292,8 +292,8 @@ class AnomalyDetector:
             if maps and len(calibration.pixel_scores):
                 typical = float(np.median(calibration.pixel_scores))
                 normalized = np.empty_like(anomaly_map)
-                for start in range(0, len(anomaly_map), _ROWS):
-                    rows = slice(start, start + _ROWS)
+                for top in range(0, len(anomaly_map), _ROWS):
+                    rows = slice(top, top + _ROWS)
                     normalized[rows] = anomaly_score(anomaly_map[rows], typical, self.pixel_threshold)
         if not maps:
             anomaly_map = mask = None
