@@ -4,6 +4,7 @@ import csv
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,9 @@ def test_few_shot_recipes_run_with_other_images(bottle):
 def test_runs_with_other_images_are_one_number(tmp_path):
     name, rows = "anomalydino_s14_672_shots", []
     with composed("train", {"experiment": name, "paths.data_dir": "/data"}, tmp_path) as cfg:
-        settings = {part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("model", "backbone", "data")}
+        settings: dict[str, Any] = {
+            part: OmegaConf.to_container(cfg[part], resolve=True) for part in ("model", "backbone", "data")
+        }
     for category in MVTEC:
         for seed, value in enumerate((0.95, 0.96, 0.98)):
             job = f"{category}-{seed}"
