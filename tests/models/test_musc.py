@@ -30,8 +30,7 @@ def musc(maps, batch=5, **settings):
 def test_patches_are_scored_as_by_the_released_code(windows, name):
     maps, expected = twelve(), vector("musc")
     detector = musc(maps, windows=windows)
-    scores = torch.cat([detector._patch_scores(part) for part in detector.embed(maps).split(5)])
-    np.testing.assert_allclose(scores, expected[name], 1e-5, 1e-5)
+    np.testing.assert_allclose(detector.patch_scores, expected[name], 1e-5, 1e-5)
 
 
 @pytest.mark.vector
@@ -49,10 +48,8 @@ def test_maps_and_image_scores_equal_the_released_code():
 def test_an_image_does_not_judge_itself():
     maps = twelve()
     of_all, of_others = musc(maps), musc([m[1:] for m in maps])
-    torch.testing.assert_close(
-        of_all._patch_scores(of_all.embed([m[:1] for m in maps])),
-        of_others._patch_scores(of_others.embed([m[:1] for m in maps])),
-    )
+    found, expected = (detector([m[:1] for m in maps], (40, 40)).anomaly_map for detector in (of_all, of_others))
+    torch.testing.assert_close(found, expected)
 
 
 def test_too_few_images_are_refused():
@@ -64,6 +61,6 @@ def test_images_fitted_to_keep_their_scores_in_any_batch():
     maps = twelve()
     detector = musc(maps)
     new = [torch.cat([m[3:5], m[:1] + 1]) for m in maps]
-    found = detector._scores_of(detector.embed(new))
-    assert torch.equal(found[:2], detector.patch_scores[3:5])
-    torch.testing.assert_close(found, detector._patch_scores(detector.embed(new)))
+    found, fitted, alone = (detector(m, (40, 40)).anomaly_map for m in (new, maps, [m[2:] for m in new]))
+    assert torch.equal(found[:2], fitted[3:5])
+    torch.testing.assert_close(found[2:], alone)
