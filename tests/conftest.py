@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from oddpatch import environment, factory
 from oddpatch.backbones.base import Backbone
+from oddpatch.limits import cores
 from oddpatch.types import FeatureInfo
 
 ROOT = Path(__file__).parent.parent
@@ -117,6 +118,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("system"):
                 item.add_marker(pytest.mark.skip(reason="needs packages of the system: run by make test-system"))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: it has work while tests of others wait for a camera or a broker."""
+    return cores() + 1
 
 
 def program(name: str, package: str) -> str:

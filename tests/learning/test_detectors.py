@@ -1,5 +1,6 @@
 """Detectors fitted by several processes equal those fitted by one, whoever holds which images: real ranks over gloo."""
 
+import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,9 @@ def said(detector, rank):
 
 
 def gather(folder: Path, world):
-    mp.spawn(work, args=(world, folder), nprocs=world)
+    # What ranks have in common takes each of them seconds to be imported: a server does it once, and is forked.
+    multiprocessing.set_forkserver_preload(["hydra.utils", "oddpatch.learning.distributed", "pyod.models.ecod"])
+    mp.start_processes(work, args=(world, folder), nprocs=world, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
