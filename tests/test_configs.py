@@ -1,5 +1,6 @@
 """Every YAML under configs/ composes, and what it describes can be built."""
 
+import copy
 import functools
 import inspect
 from typing import Any
@@ -34,6 +35,11 @@ CHOICES = [(group, choice) for group, choices in GROUPS.items() if group not in 
 
 def composed(*overrides, name="train"):
     """The config, of which every reference can be resolved."""
+    return copy.deepcopy(composed_once(overrides, name))
+
+
+@functools.cache
+def composed_once(overrides, name):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose(name, [*overrides, "paths.output_dir=/tmp/out"])
@@ -48,10 +54,20 @@ def test_every_choice_composes(group, choice):
     assert {"model", "backbone", "data", "trainer"} <= composed(f"{group}={choice}").keys()
 
 
+def on_meta(settings):
+    """The backbone of a config without numbers in it, of which the large ones would take gigabytes."""
+    return made_on_meta(OmegaConf.to_yaml(settings, resolve=True))
+
+
+@functools.cache
+def made_on_meta(settings):
+    with torch.device("meta"):
+        return building.make(OmegaConf.create(settings), weights="random")
+
+
 @pytest.mark.parametrize("choice", GROUPS["backbone"])
 def test_every_backbone_can_be_built(choice):
-    with torch.device("meta"):  # no numbers: the large ones would take gigabytes
-        backbone = building.make(composed(f"backbone={choice}").backbone, weights="random")
+    backbone = on_meta(composed(f"backbone={choice}").backbone)
     assert len(backbone.info.channels) == len(backbone.info.strides) >= 1
 
 
@@ -113,8 +129,7 @@ def recipe():
 @pytest.mark.parametrize("choice", GROUPS["experiment"])
 def test_every_recipe_can_be_built(choice, recipe):
     cfg = recipe(choice)
-    with torch.device("meta"):  # as wide as published, without the gigabytes
-        backbone = building.make(cfg.backbone, weights="random")
+    backbone = on_meta(cfg.backbone)  # as wide as published
     detector = building.make(cfg.model, channels=backbone.info.channels, strides=backbone.info.strides)
     data = building.make(cfg.data, mean=backbone.info.mean, std=backbone.info.std)
     height, width = data.preprocess.image_size

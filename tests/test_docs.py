@@ -196,6 +196,7 @@ def test_every_page_is_in_the_menu():
     assert menu == {path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")}
 
 
+@pytest.mark.slow
 def test_the_site_is_built_and_no_link_in_it_leads_nowhere(tmp_path):
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)

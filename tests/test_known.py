@@ -84,6 +84,7 @@ def test_parts_are_arguments_of_their_class():
     assert sum(bool(getattr(one, "parts", {})) for one in found) == 6
 
 
+@pytest.mark.slow
 def test_no_public_attribute_of_the_package_can_be_reached():
     """Every path of names, through what the modules have imported: `oddpatch.checkpoint.torch.load` and the like."""
     allowed = {name for names in concrete().values() for name in names}

@@ -63,6 +63,7 @@ def test_what_is_missing_is_told_with_its_extra():
     assert in_one_line(ModuleNotFoundError("No module named 'mine'", name="mine")) is None
 
 
+@pytest.mark.slow
 def test_a_run_is_used_without_extras_and_training(tmp_path):
     make_dataset(tmp_path)
     run(tiny(tmp_path, tmp_path / "run", "backbone=resnet18", "model=patchcore"))
