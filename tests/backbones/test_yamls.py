@@ -15,7 +15,7 @@ from oddpatch.models.spade import SPADE
 
 SINGLE = sorted(p.stem for p in (CONFIGS / "backbone").glob("*.yaml") if "EnsembleBackbone" not in p.read_text())
 SIZE = 224  # a multiple of every stride
-SMALL = ["effnet_lite0", "mobilenetv3", "resnet18", "tv_resnet34"]
+SMALL = ["effnet_lite0", "mobilenetv3", "resnet18"]
 TRANSFORMERS = {"vit_b16": 16, "vit_b32": 32, "deit_b": 16}
 DINO = {f"dinov2{kind}": 14 for kind in ("_s", "_b", "_l", "reg_s", "reg_b", "reg_l")}
 DINO |= {f"dinov3_{size}": 16 for size in "sbl"}

@@ -191,6 +191,7 @@ def fill(folder, number):
     return cache.kept
 
 
+@pytest.mark.slow
 def test_jobs_fill_it_together_within_its_size(tmp_path):
     with multiprocessing.get_context("fork").Pool(3) as pool:
         assert min(pool.starmap(fill, [(tmp_path, number) for number in range(3)])) > 0

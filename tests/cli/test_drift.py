@@ -107,6 +107,7 @@ def test_results_of_predict_are_taken_as_they_are(finished, tmp_path, monkeypatc
     assert oddpatch(monkeypatch, capsys, "drift", finished / "run" / CHECKPOINT, path)[1] == told
 
 
+@pytest.mark.slow
 def test_results_are_taken_to_an_artifact(finished, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     path, artifact = tmp_path / "parts.jsonl", tmp_path / "model.onnx"

@@ -17,8 +17,6 @@ from oddpatch.cli.main import app
 from oddpatch.demo import server, sessions, uploads
 from oddpatch.demo.boards import Boards
 
-testing = pytest.importorskip("streamlit.testing.v1")
-
 APP = Path(oddpatch.__file__).parent / "demo/app.py"
 
 
@@ -44,6 +42,7 @@ def page(real_page, monkeypatch):
 @pytest.fixture
 def real_page(tmp_path, monkeypatch):
     """Opens the page: `page(run)`; `page.folder` is that of all sessions."""
+    testing = pytest.importorskip("streamlit.testing.v1")
     monkeypatch.setattr(server, "sessions", sessions.Sessions())
 
     def open_page(run=None):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 
 import pytest
 from finished_runs import write_run
@@ -15,7 +16,7 @@ from finished_runs import write_run
 from oddpatch.demo import server, sessions
 from oddpatch.errors import CheckpointError, ConfigError, installing
 
-pytest.importorskip("streamlit")
+pytestmark = pytest.mark.skipif(not find_spec("streamlit"), reason="needs Streamlit")
 
 
 def free_port():

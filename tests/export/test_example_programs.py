@@ -32,6 +32,7 @@ def place(tmp_path_factory):
         yield root
 
 
+@pytest.mark.slow
 def test_the_python_example_prints_the_score(place):
     path = str(place / "tile/test/spot/000.png")
     program = ROOT / "examples/python/inspect_parts.py"

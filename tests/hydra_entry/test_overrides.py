@@ -129,6 +129,7 @@ def stand(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_sweeps_over_odd_names(monkeypatch, tmp_path, stand):
     names = ["true", "7", "${y}", "it's b"]
     for name in names:

@@ -39,7 +39,8 @@ def require_equal(exported, model, given):
 @pytest.mark.parametrize(
     ("name", "region"),
     [
-        *((n, False) for n in (*METHODS, *SETTINGS)),
+        *((n, False) for n in METHODS),
+        *(pytest.param(n, False, marks=pytest.mark.slow) for n in SETTINGS),
         *(
             pytest.param(n, True, marks=() if n in ("patchcore", "subspacead") else pytest.mark.slow)
             for n in (*INSPECTING_REGIONS, "spade_join")

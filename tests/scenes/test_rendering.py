@@ -44,6 +44,7 @@ def read(path: Path) -> np.ndarray:
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else 4)
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_workers(board, tmp_path):
     again = render_dataset(tmp_path / "again", "pcb", **COUNTS, workers=2)
     assert digests(again) == digests(board)

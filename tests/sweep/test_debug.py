@@ -24,6 +24,7 @@ def test_a_few_of_each_type_are_spread_and_in_order():
     assert few(samples, 50) == samples
 
 
+@pytest.mark.slow
 def test_smoke_goes_through_everything_with_a_few_tiny_images(tiles, tmp_path, tiny_backbone):
     run(tiny(tiles, tmp_path, "debug=smoke", "data.train_images=10", "data.test_images=4", pictures=True))
     metrics = json.loads((tmp_path / "metrics.json").read_text())

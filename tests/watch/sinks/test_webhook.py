@@ -189,6 +189,7 @@ def test_closing_takes_no_longer_than_it_may(webhook, caplog):
     assert "1 alarm waits in" in caplog.text
 
 
+@pytest.mark.slow
 def test_no_alarm_is_lost_while_receiver_and_sender_die_by_turns(tmp_path):
     """The receiver hangs, answers 500, is gone; the sender is killed in between. Each alarm arrives, in order."""
     rng = random.Random(3)
