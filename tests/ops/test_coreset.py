@@ -100,6 +100,15 @@ def test_other_float_types(dtype: torch.dtype) -> None:
     assert k_center_greedy(points, 300, start=0).tolist() == k_center_greedy_plain(points, 300, 0)
 
 
+@pytest.mark.parametrize("shift", [0, 5])
+def test_a_sketch_of_other_points_changes_no_pick(shift: float) -> None:
+    sketch = fit_sketch(clustered(2000, 40, seed=9) + shift, 10**9)
+    assert sketch.basis is not None
+    for points in (clustered(1500, 40), torch.randn(800, 40, generator=torch.Generator().manual_seed(0))):
+        picks = k_center_greedy(points, 400, start=7, sketch=sketch)
+        assert picks.tolist() == k_center_greedy_plain(points, 400, 7)
+
+
 def test_low_matrix_precision_and_autocast_change_nothing() -> None:
     points = clustered(2000, 256)
     expected = k_center_greedy(points, 300, start=0)

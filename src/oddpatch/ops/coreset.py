@@ -20,7 +20,7 @@ from oddpatch.ops.neighbours import (
     squared_distances,
 )
 from oddpatch.ops.precision import full_precision
-from oddpatch.ops.projection import fit_sketch
+from oddpatch.ops.projection import DistanceSketch, fit_sketch
 
 #: Told how far a selection has come: (points picked, points to pick, what is being done).
 ProgressFn = Callable[[int, int, str], None]
@@ -59,6 +59,7 @@ def k_center_greedy(
     block: int = 1024,
     progress: ProgressFn | None = None,
     others: OtherGroups | None = None,
+    sketch: DistanceSketch | None = None,
 ) -> Tensor:
     """Pick `count` points, each the farthest from those picked before it (Gonzalez, 1985).
 
@@ -76,6 +77,7 @@ def k_center_greedy(
         block: most points that are picked from between two looks at all points.
         progress: told after each block.
         others: kept up to date with the picks; it changes none of them.
+        sketch: fitted to points like these; None fits one. It changes none of the picks.
 
     Returns:
         (count,) int64 indices in the order of picking, no two the same, on the device of the points.
@@ -95,7 +97,7 @@ def k_center_greedy(
     if others is not None:
         others.add_first(start, distances)
     distances[start] = PICKED
-    return _Selection(points, distances, [start], count, block, others).run(progress)
+    return _Selection(points, distances, [start], count, block, others, sketch).run(progress)
 
 
 @torch.no_grad()
@@ -213,6 +215,7 @@ class StreamingCoreset:
         self.generator = generator
         self.num_seen = 0
         self.num_held = 0
+        self._sketch: DistanceSketch | None = None
         self._points: Tensor | None = None
         self._labels: Tensor | None = None
 
@@ -247,7 +250,9 @@ class StreamingCoreset:
 
     def _reduce(self) -> None:
         points, labels = self.held()
-        kept = k_center_greedy(points, self.max_rows // 2, generator=self.generator)
+        count = self.max_rows // 2
+        self._sketch = self._sketch or fit_sketch(points, count)
+        kept = k_center_greedy(points, count, generator=self.generator, sketch=self._sketch)
         points[: len(kept)], labels[: len(kept)] = points[kept], labels[kept]
         self.num_held = len(kept)
 
@@ -269,6 +274,7 @@ class _Selection:
         count: int,
         block: int,
         others: OtherGroups | None = None,
+        sketch: DistanceSketch | None = None,
     ) -> None:
         if block < 1:
             raise ConfigError(f"block={block}: choose at least 1")
@@ -277,7 +283,7 @@ class _Selection:
         self.largest_block = block
         self.block = min(block, SMALLEST_BLOCK)  # early picks change most distances: few are made per block
         with full_precision():
-            self.sketch = fit_sketch(points, count)
+            self.sketch = sketch or fit_sketch(points, count)
             self.sketched = Columns(self.sketch, points) if self.sketch.basis is not None else None
 
     def run(self, progress: ProgressFn | None) -> Tensor:
@@ -295,7 +301,7 @@ class _Selection:
         """Indices of the next picks: those the farthest points give before one outside of them might be farther."""
         members, reach, reach_index = _farthest(self.distances, self.block)
         distances = self.distances[members]
-        columns = Columns(self.sketch, self.points[members])
+        columns = self._columns(members)
         bounds, slack = columns.bounds(columns.points[: len(members)], columns.norms[: len(members)])
         row, column = pairs_below(bounds, _limit(distances, slack))
         between = torch.full((len(members), len(members)), math.inf, dtype=torch.float64, device=members.device)
@@ -313,6 +319,11 @@ class _Selection:
         self._adapt(len(chosen))
         return members[chosen]
 
+    def _columns(self, rows: Tensor) -> Columns:
+        if self.sketched is None:
+            return Columns(self.sketch, self.points[rows])
+        return Columns(self.sketch, self.sketched.points[rows], sketched=True)
+
     def _sketch(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Sketches and their lengths of some of the points; a sketch that is no smaller than they is not kept."""
         if self.sketched is None:
@@ -329,7 +340,7 @@ class _Selection:
     def _lower_distances(self, picked: Tensor) -> None:
         """Bring the distance of every point up to date with new picks (M,)."""
         new = self.points[picked]  # (M, D)
-        columns = Columns(self.sketch, new)
+        columns = self._columns(picked)
         for rows in chunks(len(self.points), 4 * len(columns.bias), self.points.device):
             bounds, slack = columns.bounds(*self._sketch(rows))
             limit = _limit(self.distances[rows], slack)

@@ -141,14 +141,20 @@ class NearestIndex:
 
 
 class Columns:
-    """Points (M, D) as the columns of matrices of lower bounds; filled up to a multiple of `GROUP` with far ones."""
+    """Points (M, D) as the columns of matrices of lower bounds; filled up to a multiple of `GROUP` with far ones.
 
-    def __init__(self, sketch: DistanceSketch, points: Tensor) -> None:
+    Args:
+        sketch: of the points.
+        points: (M, D), or their sketches (M, dim).
+        sketched: whether they are sketches.
+    """
+
+    def __init__(self, sketch: DistanceSketch, points: Tensor, sketched: bool = False) -> None:
         self.sketch = sketch
         padded = math.ceil(len(points) / GROUP) * GROUP
         self.points = torch.zeros(padded, sketch.dim, device=points.device)
         for rows in chunks(len(points), 8 * points.shape[1], points.device):
-            self.points[rows] = sketch(points[rows])
+            self.points[rows] = points[rows] if sketched else sketch(points[rows])
         self.norms = lengths(self.points)  # (M,)
         self.largest = self.norms.amax()
         self.bias = self.norms.square().float()
