@@ -139,3 +139,17 @@ def test_latency_is_that_of_the_test(finished):
     metrics = metrics_of(folder)
     assert metrics["operating"]["average_latency_ms"] == pytest.approx(1000 * TEST * -(-count // 5) / count)
     assert (metrics["timing"]["embed"], metrics["timing"]["test"]) == (TRAIN * 3, TEST * -(-count // 5))
+
+
+def test_neither_fit_nor_test_computes_features_with_gradients(tmp_path, monkeypatch):
+    """A backbone runs another network with them than without, equal up to rounding only."""
+    use_tiny_backbone(monkeypatch)
+    make_dataset(tmp_path / "data")
+    job = pipeline.build(tiny(tmp_path / "data", tmp_path / "run", "calibration=none"))
+    compute, modes = job.module.compute_features, []
+    job.module.compute_features = lambda batch: modes.append(torch.is_grad_enabled()) or compute(batch)
+    job.fit()
+    fitted = len(modes)
+    job.test()
+    assert 0 < fitted < len(modes)
+    assert not any(modes)

@@ -112,6 +112,7 @@ class OneEpoch(AnomalyModule):
         Spool.require_disk(size, "set calibration=holdout", f"calibration={self.model.calibration.method}")
         return KeptFeatures()
 
+    @torch.no_grad()  # which Lightning does for tests only; a backbone is faster so
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """Take one batch of good images into the detector."""
         if len(batch.image):
