@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import make_dataset, use_tiny_backbone
+from conftest import make_dataset, restore_tiny_backbone, use_tiny_backbone
 from omegaconf import OmegaConf
 from sklearn.metrics import roc_auc_score
 from test_pipeline import config, run, tiny
@@ -151,3 +151,13 @@ def test_a_table_of_runs_takes_each_category_as_a_run(finished):
     assert [run.category for run in runs] == ["tile", "dark"]
     assert [len(read_predictions(run)) for run in runs] == [13, 8]
     assert runs[0].metrics["image_auroc"] == read_run(finished).metrics["categories"]["tile"]["image_auroc"]
+
+
+def test_the_demo_shows_the_test_images_of_all(finished, monkeypatch):
+    pytest.importorskip("streamlit")
+    from oddpatch.demo.server import images_of
+
+    restore_tiny_backbone(monkeypatch)
+    shown = images_of(str(finished))
+    assert [str(sample.path) for sample in shown] == [row["path"] for row in rows_of(finished)]
+    assert Counter(sample.kind for sample in shown)["dark good"] == 4

@@ -205,10 +205,14 @@ def test_own_images_need_five_good_ones_before_anything_is_fitted(page, tiles):
     next(button for button in opened.button if button.label == "Add").click().run()
     assert opened.button(key="fit").disabled
     assert "Add 1 more image" in texts(opened)
-    opened.file_uploader(key="good").set_value(as_files(tiles / "tile/train/good")[4:6])
+    masks = as_files(tiles / "tile/ground_truth/spot")[:1]
+    assert masks[0][0] == "000_mask.png"
+    opened.file_uploader(key="good").set_value([*as_files(tiles / "tile/train/good")[4:6], *masks])
     next(button for button in opened.button if button.label == "Add").click().run()
     assert not opened.exception
     assert not opened.button(key="fit").disabled
+    assert "mask of 000" in opened.warning[0].value.replace("\\", "")
+    assert len(list(page.folder.glob("*/good/*"))) == 6  # which is what is fitted to
     assert "6 good images" in opened.success[0].value
 
 

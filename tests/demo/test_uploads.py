@@ -55,6 +55,27 @@ def test_images_are_kept_as_they_were_sent_under_numbers(tmp_path):
     assert stat.S_IMODE((tmp_path / "good").stat().st_mode) == 0o700
 
 
+def mask(side=16):
+    file = io.BytesIO()
+    Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), (side - 4) // 2)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_masks_are_no_good_parts_whenever_they_come(tmp_path):
+    long = "part " * 20
+    first, _ = uploads.take([Sent("a_mask.png", mask()), Sent("plain.png", mask())], tmp_path)
+    left, refused = uploads.leave_out_masks(first)
+    assert (left, refused) == (first, [])  # beside no image it may be a part
+    files = [Sent("a.jpg", png()), Sent(f"{long}.png", png()), Sent(f"folder/{long}-mask.png", mask())]
+    second, _ = uploads.take(files, tmp_path, count=2)
+    left, refused = uploads.leave_out_masks([*first, *second])
+    assert left == [first[1], *second[:2]]
+    assert [line.split(" looks like the mask of ")[1] for line in refused] == [
+        f"{name}: it is not taken for a good part" for name in ("a.jpg", second[1].name)
+    ]
+    assert sorted(tmp_path.iterdir()) == sorted(one.path for one in left)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -12,7 +12,7 @@ Names come first: where none calls for it, no file is opened.
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,14 @@ def masks_beside(files: Iterable[Path]) -> dict[Path, Path]:
     return dict(iter_masks_beside(files))
 
 
-def iter_masks_beside(files: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
-    """(mask, image) as they are found, for callers to whom the first will do."""
+def iter_masks_beside(files: Iterable[Path], kept: Mapping[Path, Path] | None = None) -> Iterator[tuple[Path, Path]]:
+    """(mask, image) as they are found, for callers to whom the first will do.
+
+    Args:
+        files: by the names that their owners gave them.
+        kept: the file to read in place of each, where they are kept under other names.
+    """
+    kept = kept or {}
     folders: dict[Path, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for path in files:
         folders[path.parent][unicodedata.normalize("NFC", path.stem)].append(path)
@@ -41,9 +47,9 @@ def iter_masks_beside(files: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
             named = _NAMED.fullmatch(stem)
             images = stems.get(named[1], []) if named else []
             if images:
-                yield from ((path, images[0]) for path in paths if _shows_a_mask(path, nearly=True))
+                yield from ((path, images[0]) for path in paths if _shows_a_mask(kept.get(path, path), nearly=True))
             elif len(paths) > 1:
-                yield from _of_one_stem(paths)
+                yield from _of_one_stem(paths, kept)
 
 
 def masks_named(files: Iterable[Path], suffix: str, extension: str) -> dict[Path, Path]:
@@ -75,8 +81,8 @@ def masks_named(files: Iterable[Path], suffix: str, extension: str) -> dict[Path
     return masks
 
 
-def _of_one_stem(paths: list[Path]) -> Iterator[tuple[Path, Path]]:
-    masks = [path for path in paths if _shows_a_mask(path)]
+def _of_one_stem(paths: list[Path], kept: Mapping[Path, Path]) -> Iterator[tuple[Path, Path]]:
+    masks = [path for path in paths if _shows_a_mask(kept.get(path, path))]
     images = [path for path in paths if path not in masks]
     if len(images) == 1:
         yield from ((path, images[0]) for path in masks)

@@ -65,7 +65,10 @@ def _open_run(session: Session, run: str) -> None:
     """Begin with a finished run, and the test images of its data set where they are on this machine."""
     if session.detector is None:
         session.detector = server.load(run)
-        session.items = [_item(sample) for sample in server.images_of(run)]
+        try:
+            session.items = [_item(sample) for sample in server.images_of(run)]
+        except OddpatchError as error:
+            session.refused = [str(error)]
     st.caption(plain(f"Run {run}"))
 
 
@@ -108,7 +111,8 @@ def _upload_good(session: Session, fitting: bool) -> None:
             "Good parts, to learn from", accept_multiple_files=True, disabled=fitting, key="good", help=_limits()
         )
         if st.form_submit_button("Add", icon=":material/add:", disabled=fitting):
-            session.good += _take(session, files, "good")
+            session.good, masks = uploads.leave_out_masks([*session.good, *_take(session, files, "good")])
+            session.refused += masks
             st.rerun()
     if session.good:
         st.success(f"{counted(len(session.good), 'good image')} to learn from", icon=":material/check:")
@@ -189,7 +193,7 @@ def _finish(session: Session, fit: Fit) -> None:
 
 
 def _item(sample: Any) -> Item:
-    kind = sample.defect_type.replace("_", " ")
+    kind = sample.kind.replace("_", " ")
     return Item(f"{kind} / {sample.path.name}", sample.path, sample.label, kind)
 
 

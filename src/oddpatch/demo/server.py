@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from oddpatch.api import HUB, AnomalyDetector
-from oddpatch.data.layout import Sample, is_category, scan
+from oddpatch.data.layout import Sample, is_category, scan, scan_together
+from oddpatch.data.splits import follow
 from oddpatch.demo import uploads
 from oddpatch.demo.boards import STANDARD, Boards
 from oddpatch.demo.sessions import Sessions, Setting
@@ -64,14 +65,24 @@ def load(run: str) -> AnomalyDetector:
 
 
 def images_of(run: str) -> list[Sample]:
-    """The test images of a run's category, where they are on this machine."""
+    """The images that a run was tested on, where they are on this machine.
+
+    Raises:
+        DataError: they are there, but not as they were.
+    """
     from oddpatch.factory import restore  # which loads torch
 
     if is_artifact(Path(run)) or run.startswith(HUB):
         return []
     data = restore(Path(run))[1]["config"]["data"]
-    category = Path(data["root"]) / data["category"]
-    return scan(category.parent, category.name).test if is_category(category) else []
+    root, category = Path(data["root"]), data["category"]
+    if not isinstance(category, str):
+        return scan_together(root, [name for name in category if is_category(root / name)]).test
+    if not is_category(root / category):
+        return []
+    found = scan(root, category)
+    split = data.get("split")
+    return follow(found, root / category, Path(split), data.get("fold")).test if split else found.test
 
 
 def check_port(port: int) -> None:

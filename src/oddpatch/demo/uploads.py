@@ -1,9 +1,10 @@
 """Images that visitors upload: what is taken, and what is refused and why. Nobody's file name becomes a path."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple, Protocol
 
+from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.decoding import image_suffixes, missing_plugin, read_planes
 from oddpatch.data.reading import FileContent
 from oddpatch.errors import DataError, ResourceError
@@ -21,6 +22,7 @@ class Upload(NamedTuple):
 
     name: str  # to be shown
     path: Path
+    own_name: str  # of the file, whole, without folders
 
 
 class Sent(Protocol):
@@ -67,17 +69,40 @@ def take(files: Iterable[Sent], folder: Path, count: int = 0, size: int = 0) -> 
         except (DataError, ResourceError) as error:
             refused.append(str(error).replace(str(path), name))
             continue
-        kept.append(Upload(name, path))
+        kept.append(Upload(name, path, _last(file.name)))
         size += len(content)
     if beyond:
         refused.append(f"{counted(beyond, 'file')} not taken: a session holds {FILES} images, fit to fewer")
     return kept, refused
 
 
+def leave_out_masks(good: Sequence[Upload]) -> tuple[list[Upload], list[str]]:
+    """Remove masks from among good parts: an image is known by the names of all and by what it shows.
+
+    Returns:
+        What is left, and a line for each mask. Its file is removed.
+    """
+    named = {Path(one.own_name): one for one in good}
+    kept = {path: one.path for path, one in named.items()}
+    masks = dict(iter_masks_beside(named, kept))
+    left, refused = [], []
+    for one in good:
+        if (image := masks.get(Path(one.own_name))) is None:
+            left.append(one)
+        else:
+            one.path.unlink()
+            refused.append(f"{one.name} looks like the mask of {named[image].name}: it is not taken for a good part")
+    return left, refused
+
+
 def shorten(name: str) -> str:
     """A file's name in one line, without folders, as it can be shown."""
-    name = shown(name.replace("\\", "/").rpartition("/")[2]) or "unnamed"
+    name = shown(_last(name)) or "unnamed"
     return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH // 2]}...{name[-NAME_LENGTH // 2 :]}"
+
+
+def _last(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
 
 
 def _check(file: Sent, name: str, size: int) -> bytes:
