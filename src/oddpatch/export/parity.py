@@ -16,6 +16,8 @@ from oddpatch.wording import counted
 
 #: Relative difference that float32 may make.
 TOLERANCE = 1e-4
+#: Differences are relative to the image's own score or map, but at least to this share of the highest of all images.
+LEAST = 1e-3
 #: Images that are compared at most, evenly spread over all there are, and how many the artifact is given at once.
 MOST, BATCH = 256, 3
 
@@ -102,28 +104,29 @@ def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Pa
         paths: of images.
         threshold: that the artifact decides by; None if it does not.
     """
-    score = difference = worst = 0.0
-    where, told, on_threshold, changed = paths[0], "", 0, []
+    on_threshold, changed, told = 0, [], []
+    off, scale = np.zeros((2, len(paths), 2))  # of score and map of each image
     for place, path in enumerate(paths):
         if place % BATCH == 0:
             batch = artifact.run([artifact.prepare(one) for one in paths[place : place + BATCH]])
         found = {name: values[place % BATCH] for name, values in batch.items()}
         ((expected, expected_map),) = reference.score([reference.prepare(path)])
         value = float(found[SCORE])
-        off = abs(value - expected) / max(abs(expected), 1e-30)
-        off_map = 0.0
+        told.append(f"score {value:.6g} instead of {expected:.6g}")
+        off[place, 0], scale[place, 0] = abs(value - expected), abs(expected)
         if expected_map is not None:
-            highest = max(float(np.abs(expected_map).max()), 1e-30)
-            off_map = float(np.abs(found[MAP][0] - expected_map).max()) / highest
-        score, difference = max(score, off), max(difference, off_map)
-        if max(off, off_map) >= worst:
-            worst, where, told = max(off, off_map), path, f"score {value:.6g} instead of {expected:.6g}"
+            off[place, 1] = np.abs(found[MAP][0] - expected_map).max()
+            scale[place, 1] = np.abs(expected_map).max()
         if threshold is not None:
             if abs(expected - threshold) <= TOLERANCE * abs(threshold):
                 on_threshold += 1
             elif bool(found[DECISION]) != (expected > threshold):
                 changed.append(path)
-    return Parity(len(paths), score, difference, changed, where, told, on_threshold)
+    # An image that was fitted to may be at a distance of 0, of which any rounding is many times as much.
+    relative = off / np.maximum(scale, np.maximum(LEAST * scale.max(axis=0), 1e-30))
+    worst = int(relative.max(axis=1).argmax())
+    score, difference = relative.max(axis=0).tolist()
+    return Parity(len(paths), score, difference, changed, paths[worst], told[worst], on_threshold)
 
 
 def spread(paths: Sequence[Path], most: int) -> list[Path]:

@@ -40,11 +40,16 @@ def nearest(
 def plain_nearest(queries: Tensor, bank: Tensor, k: int = 1, *, metric: Metric = "euclidean") -> tuple[Tensor, Tensor]:
     """The same by one matrix product in float64, without a look at any value: what can be exported.
 
-    It takes 8 bytes for each pair, and of equally near points any.
+    It takes 8 bytes for each pair, and of equally near points any. An engine may compute in float32 all the same, as
+    OpenVINO does on a CPU, and a difference of large squares is then far from a distance of nearly 0: the product, of
+    centred points, nominates, and what is returned is measured on their differences.
     """
     if metric == "cosine":
         queries, bank = unit_vectors(queries), unit_vectors(bank)
-    squared, indices = squared_distance_matrix(queries, bank).topk(k, dim=1, largest=False)  # (Q, k) both
+    centre = bank.mean(dim=0)
+    queries, bank = queries - centre, bank - centre
+    indices = squared_distance_matrix(queries, bank).topk(k, dim=1, largest=False).indices  # (Q, k)
+    squared = (queries[:, None] - bank[indices]).double().square().sum(dim=2)  # (Q, k)
     return (squared / 2 if metric == "cosine" else squared.sqrt()).float(), indices
 
 
