@@ -35,6 +35,7 @@ PARTS = {
     "others": "fit_and_test:others",
     "predict": "predict:rows",
     "archive": "archive:rows",
+    "export": "exports:rows",
     "coreset": "coreset:rows",
     "metrics": "metrics:rows",
     "pipeline": "image_pipeline:rows",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset, use_tiny_backbone
+from conftest import make_dataset, use_tiny_backbone, write_image
 from PIL import Image
 from test_pipeline import run, tiny
 
@@ -18,6 +18,8 @@ from oddpatch.export import exporting
 from oddpatch.export.exporting import export
 from oddpatch.export.graph import Inspection, least_above
 from oddpatch.inference.artifact import read_artifact
+from oddpatch.inference.recalibration import calibrate
+from oddpatch.inference.update import good_images
 
 FORMATS = ["onnx", "openvino", "torch"]
 
@@ -205,6 +207,35 @@ def test_images_that_were_moved_are_found_below_another_root(finished, tmp_path)
 def test_settings_that_cannot_work_are_refused(finished, given, told):
     with pytest.raises(ConfigError, match=told):
         export(finished / "run", **{name: Path(v) if name == "out" else v for name, v in given.items()})
+
+
+def test_a_version_with_new_thresholds_is_exported_with_these(finished, artifacts, tmp_path):
+    rng = np.random.default_rng(9)
+    for number in range(30):
+        write_image(tmp_path / f"good/{number:03}.png", rng)
+    done = calibrate(finished / "run", good_images(tmp_path / "good"), tmp_path / "good", tmp_path / "newer")
+    version, artifact = AnomalyDetector.load(done.folder), AnomalyDetector.load(export(done.folder).path)
+    assert artifact.image_threshold == version.image_threshold
+    assert artifact.image_threshold != AnomalyDetector.load(artifacts["onnx"].path).image_threshold
+    np.testing.assert_array_equal(
+        artifact.scorer.calibration.image_scores, version.scorer.calibration.image_scores.astype(np.float64)
+    )
+    assert artifact.scorer.metadata["calibrations"] == done.history
+    (decided,) = artifact.scorer.run([artifact.scorer.prepare(images(finished)[0])])["is_anomalous"]
+    assert decided == version(images(finished)[0]).is_anomalous
+
+
+def test_images_in_tiles_are_refused(finished, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_backbone(patch)
+        run(
+            tiny(finished, tmp_path / "tiled", "data.crop=null", "data.fit=tiles", "data.tiles={side: 32, overlap: 16}")
+        )
+    with pytest.raises(
+        ConfigError, match=r"tiled looks at images in tiles \(data.fit=tiles\), which cannot be exported"
+    ):
+        export(tmp_path / "tiled")
+    assert not list(tmp_path.rglob("model.*"))
 
 
 def test_a_missing_package_is_named_with_its_extra(finished, artifacts, monkeypatch):

@@ -35,8 +35,12 @@ METHODS = {
         "calibration=leave_one_out",
         "data.on_error=skip",
     ],  # one file to fit and one to test broken
+    "views": ["model=padim", "model.num_features=10", "data.views={rotations:[90,180],flips:[horizontal]}",
+              "calibration=cross", "calibration.folds=3"],
+    "views_left_out": ["model=anomalydino", "model.finest_stride=1", "data.views={brightness:2}",
+                       "calibration=leave_one_out"],
     "few": ["model=padim", "model.num_features=10", "data.category=few"],  # two images to fit, one to test
-}
+}  # fmt: skip
 
 
 def config(method, data, out, *overrides):
