@@ -8,19 +8,23 @@ that fail without a fault, and tests that cannot be collected with it are errors
 not seen failing. The exit code is 0 if all were caught, 1 if one was missed, 2 for an error.
 """
 
+import importlib
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 #: Exit codes of pytest.
-PASSED, FAILED = 0, 1
+PASSED, FAILED, BROKEN = 0, 1, 3
+#: What takes seconds to import, and is not what is tested.
+OTHERS = ("cv2", "hydra", "hypothesis", "lightning", "matplotlib.pyplot", "scipy.ndimage", "scipy.stats", "timm")
 
 
 class Fault(NamedTuple):
@@ -525,14 +529,148 @@ FAULTS = [
         "if goal.is_file() and sha256(goal) == digest:", "if goal.is_file() and not digest:",
         "datatools/test_extracting.py",
     ),
+    # Pictures and loggers
+    Fault(
+        "an outline leaves out values on the threshold", "figures/drawing.py",
+        "np.nextafter(np.float32(threshold), np.float32(-np.inf))", "np.float32(threshold)",
+        "figures/test_figures.py -k outline",
+    ),
+    Fault(
+        "the colours of a picture are its own", "figures/drawing.py",
+        "(anomaly_map - self.low) / (self.high - self.low)",
+        "(anomaly_map - anomaly_map.min()) / (anomaly_map.max() - anomaly_map.min() + 1e-9)",
+        "figures/test_figures.py -k heat",
+    ),
+    Fault(
+        "an image on the threshold is a false alarm in pictures", "figures/run.py",
+        "math.nextafter(thresholds.conformal, math.inf)", "thresholds.conformal",
+        "callbacks/test_pictures.py -k without_test_images",
+    ),
+    Fault(
+        "as many typical images as worst ones are asked for", "callbacks/writers.py",
+        "self.examples = (worst, typical)", "self.examples = (typical, worst)", "callbacks/test_pictures.py -k worst",
+    ),
+    Fault(
+        "names of metrics that MLflow refuses", "callbacks/mlflow.py",
+        'name.replace("@", "_at_")', "name", "callbacks/test_pictures.py -k mlflow",
+    ),
+    # Drift
+    Fault(
+        "p-values are not drawn within their gap", "drift/martingale.py",
+        "(1 - uniform) * own", "own", "drift/test_martingale.py",
+    ),
+    Fault(
+        "a change is bet on from the first part alone", "drift/martingale.py",
+        "(1 + self.sums) * bets", "self.sums * bets", "drift/test_martingale.py -k evidence",
+    ),
+    Fault(
+        "every stream may raise all false alarms", "drift/monitor.py",
+        "PARTS / false_alarms * len(self.watched)", "PARTS / false_alarms", "drift/test_monitor.py",
+    ),
+    # A line
+    Fault(
+        "a score on the threshold is taken out", "watch/watcher.py",
+        "if score > self.reject:", "if score >= self.reject:", "watch/test_watcher.py",
+    ),
+    Fault(
+        "a frame that waits at the end is not counted", "watch/slot.py",
+        "dropped=len(self._items))", "dropped=0)", "watch/test_slot.py",
+    ),
+    Fault(
+        "what creeps is still", "watch/triggers.py",
+        "        if self._told or time", "        self._reference = small\n        if self._told or time",
+        "watch/test_triggers.py -k creeps",
+    ),
+    Fault(
+        "the newest alarm is lost in place of the oldest", "watch/sinks/outbox.py",
+        "alarm = self._alarms.popleft()", "alarm = self._alarms.pop()", "watch/sinks/test_outbox.py",
+    ),
+    # Artifacts
+    Fault(
+        "a threshold is rounded to float32", "export/graph.py",
+        "return float(nearest if float(nearest) > threshold else np.nextafter(nearest, np.float32(np.inf)))",
+        "return float(nearest)", "export/test_exporting.py -k two_float32",
+    ),
+    Fault(
+        "an artifact may decide otherwise", "export/parity.py",
+        " and not self.changed", "", "export/test_exporting.py -k decides_otherwise",
+    ),
+    # The page, the command line, configs
+    Fault(
+        "a score on the threshold is an alarm on the page", "demo/inspecting.py",
+        "int(one.score > threshold)", "int(one.score >= threshold)", "demo/test_inspecting.py",
+    ),
+    Fault(
+        "the last file may exceed what a session holds", "demo/uploads.py",
+        "if size + file.size > BYTES:", "if size > BYTES:", "demo/test_uploads.py",
+    ),
+    Fault(
+        "a file that could not be read is no error", "cli/predict.py",
+        'failed = tally.counts["failed"] or (strict', "failed = (strict", "cli/test_predict.py -k exit_codes",
+    ),
+    Fault(
+        "files that were left out are no error if that is asked for", "cli/predict.py",
+        "(strict and source.left_out)", "(strict and source.errors)", "cli/test_predict.py -k left_out",
+    ),
+    Fault(
+        "the home folder is a folder named ~", "hydra_entry/overrides.py",
+        "os.path.expanduser(text) if key in PATHS else text", "text", "hydra_entry/test_overrides.py -k home",
+    ),
+    Fault(
+        "misspelt settings have no near ones", "hydra_entry/composition.py",
+        "near = difflib.get_close_matches(key, keys, n=1)", "near: list[str] = []",
+        "hydra_entry/test_composition.py -k misspelt",
+    ),
+    # Rendering
+    Fault(
+        "a misplaced object is marked where it is alone", "scenes/dataset.py",
+        "np.isin(before, wrong_ids) | np.isin(scene", "np.isin(scene", "scenes/test_rendering.py -k misplaced",
+    ),
+    Fault(
+        "the same boards for every seed", "scenes/dataset.py",
+        "np.random.SeedSequence([seed, zlib", "np.random.SeedSequence([0, zlib", "scenes/test_rendering.py -k seed",
+    ),
+    # What files may ask for
+    Fault(
+        "trust in a package reaches those whose names begin alike", "known.py",
+        'target.startswith(f"{package}.")', "target.startswith(package)", "test_known.py -k own_code",
+    ),
+    Fault(
+        "a class that a module has merely imported is built", "known.py",
+        "if not inspect.isclass(found) or not own or not", "if not inspect.isclass(found) or not",
+        "test_known.py -k reached",
+    ),
+    Fault(
+        "a changed file of the hub is loaded", "hub.py",
+        "if not (found / name).is_file() or _sha256(found / name) != digest:", "if not (found / name).is_file():",
+        "test_hub.py -k wrong_file",
+    ),
+    Fault(
+        "results in the order in which workers are done", "pool.py",
+        "yield lambda function, items: pool.map(function, items, chunksize=4)",
+        "yield lambda function, items: reversed(list(pool.map(function, items, chunksize=4)))", "test_pool.py",
+    ),
 ]  # fmt: skip
 
 
-def run(copy: Path, tests: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run some tests on the copy, until one fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+def run(copy: Path, tests: list[str]) -> tuple[int, str]:
+    """Exit code and output of some tests on the copy, until one fails; a fork need not import everything again."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        child = os.fork()
+        if not child:
+            code = BROKEN
+            try:
+                os.chdir(copy)
+                for stream in (sys.stdout, sys.stderr):
+                    os.dup2(said.fileno(), stream.fileno())
+                os.environ["PYTHONPATH"] = sys.path[0] = str(copy / "src")  # in place of the folder of this file
+                code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:randomly", *tests])
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        said.seek(0)
+        return os.waitstatus_to_exitcode(status), said.read()
 
 
 def arguments(tests: str) -> list[str]:
@@ -544,8 +682,8 @@ def arguments(tests: str) -> list[str]:
 @cache
 def without_a_fault(copy: Path, tests: str) -> str:
     """What some tests say of the source as it is; empty if they pass."""
-    done = run(copy, arguments(tests))
-    return "" if done.returncode == PASSED else f"its tests fail without it:\n{done.stdout[-2000:]}"
+    code, said = run(copy, arguments(tests))
+    return "" if code == PASSED else f"its tests fail without it:\n{said[-2000:]}"
 
 
 def problem(copy: Path, fault: Fault) -> str:
@@ -564,21 +702,27 @@ def plant(copy: Path, fault: Fault) -> tuple[str, str]:
     source = path.read_text(encoding="utf-8")
     path.write_text(source.replace(fault.old, fault.new), encoding="utf-8")
     try:
-        done = run(copy, arguments(fault.tests))
+        code, said = run(copy, arguments(fault.tests))
     finally:
         path.write_text(source, encoding="utf-8")
-    last = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    if done.returncode == FAILED:
+    if code == FAILED:
+        last = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
         return "caught", last[0].removeprefix("FAILED ").partition(" - ")[0] if last else ""
-    return ("MISSED", "") if done.returncode == PASSED else ("ERROR", done.stdout[-2000:] + done.stderr[-2000:])
+    return ("MISSED", "") if code == PASSED else ("ERROR", said[-2000:])
 
 
 def main(wanted: str = "") -> int:
     """Plant all faults, or those with `wanted` in their name or path."""
     chosen = [fault for fault in FAULTS if wanted in fault.name or wanted in fault.path]
     outcomes = []
+    os.environ.update(OMP_WAIT_POLICY="PASSIVE", HF_HUB_OFFLINE="1", PYTHONDONTWRITEBYTECODE="1")  # read when imported
+    sys.dont_write_bytecode = True
+    for name in OTHERS:
+        importlib.import_module(name)
     with tempfile.TemporaryDirectory(prefix="planted-") as scratch:
-        copy = Path(scratch)
+        copy = Path(scratch) / "oddpatch"
+        if (shared := ROOT.parent / "shared").is_dir():
+            (Path(scratch) / "shared").symlink_to(shared.resolve())
         for name in ("src", "tests", "configs", "sweeps"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("train.py", "eval.py", "pyproject.toml"):

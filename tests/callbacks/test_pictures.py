@@ -27,7 +27,7 @@ from oddpatch.learning.examples import KeptExamples
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.metrics import ImageMetrics, PixelMetrics
 from oddpatch.models.calibration import Calibration
-from oddpatch.results.test_result import ScoredImage
+from oddpatch.results.test_result import ScoredImage, Thresholds
 from oddpatch.types import IGNORE, Batch, Prediction
 
 SIZE = 24
@@ -140,7 +140,7 @@ CURVES = {"roc", "precision_recall", "pro", "scores"}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return run(mixed(), folder, worst=4, typical=4), folder
+    return run(mixed(), folder, worst=4, typical=3), folder
 
 
 def test_worst_and_typical_are_pictured_under_their_names(finished):
@@ -151,8 +151,8 @@ def test_worst_and_typical_are_pictured_under_their_names(finished):
     expected |= {f"false_alarm_{i + 1}_good_{it.path[-7:-4]}" for i, it in enumerate(good[:4])}
     found = names(folder)
     assert expected | CURVES | {"overview"} <= set(found)
-    assert len([name for name in found if name.startswith("typical_")]) == 4
-    assert len(found) == 4 + 4 + 4 + 5
+    assert len([name for name in found if name.startswith("typical_")]) == 3
+    assert len(found) == 4 + 4 + 3 + 5
 
 
 def test_time_is_counted(finished):
@@ -160,7 +160,7 @@ def test_time_is_counted(finished):
 
 
 def test_batch_size_changes_no_byte(finished, tmp_path):
-    run(mixed(batch_size=7), tmp_path, worst=4, typical=4)
+    run(mixed(batch_size=7), tmp_path, worst=4, typical=3)
     assert names(tmp_path) == names(finished[1])
     for path in (finished[1] / "figures").iterdir():
         assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes(), path.name
@@ -341,8 +341,9 @@ def test_without_test_images_the_good_ones_of_the_threshold_are_drawn(tmp_path):
         assert example.image[8, 8, 0] == pytest.approx(255 * levels[example.index], abs=1)
     write_figures(result, tmp_path / "figures")
     assert {"overview", "scores", f"calibration_1_good_{highest[0]:03}"} <= set(names(tmp_path))
-    look = choose_look(result)
+    look = choose_look(replace(result, thresholds=Thresholds({"conformal": shown[0].score})))
     assert look.high > look.low > 0  # on the scale of these images
+    assert look.verdict(replace(shown[0], note="")) == "passed"  # not above the threshold
 
 
 def test_a_good_image_that_stands_out_is_asked_about():

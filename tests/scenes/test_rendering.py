@@ -55,7 +55,8 @@ def test_seed_changes_the_design_and_the_specimens(board):
     assert [slot.look for slot in first.slots] != [slot.look for slot in second.slots]
     jobs = [Job("train", "good", 0), Job("train", "good", 1), Job("test", "good", 0)]
     images = [render_one(first, 0, job).image for job in jobs]
-    assert len({image.tobytes() for image in images}) == 3
+    images.append(render_one(first, 1, jobs[0]).image)  # of the same design
+    assert len({image.tobytes() for image in images}) == 4
 
 
 def test_layout_and_names(board):
