@@ -1,26 +1,23 @@
 """CAM against the released code's numbers and a plain computation."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from conftest import TinyBackbone
 from scipy.ndimage import zoom
 from torch import nn
+from vectors import vector
 
 from oddpatch.errors import ConfigError
 from oddpatch.inference.regions import find_regions
 from oddpatch.models.cam import CAM
 from oddpatch.types import Batch
 
-VECTORS = Path(__file__).parents[3] / "shared" / "method_vectors"
-
 
 @pytest.fixture
 def released():
     """A model with the released weights, its features, and what it should give."""
-    arrays = np.load(VECTORS / "cam.npz")
+    arrays = vector("cam")
     model = CAM([8, 24], [8, 16])
     with torch.no_grad():
         model.dense.weight.copy_(torch.from_numpy(arrays["weight"]))

@@ -1,7 +1,5 @@
 """LUNAR against the numbers of the reference program and plain computations."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from methods import fit as fitted
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from test_contract import allocated_at_the_peak
+from vectors import vector
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models import lunar
@@ -17,17 +16,16 @@ from oddpatch.models.calibration import Calibration
 from oddpatch.models.lunar import LUNAR, ScoreNetwork, WeightNetwork, draw_negatives, ranges, train_network
 from oddpatch.ops.neighbours import nearest
 
-VECTORS = Path(__file__).parents[3] / "shared" / "method_vectors"
 SMALL = {"coreset_size": 150, "steps": 20, "finest_stride": 4}
 
 
 @pytest.fixture(scope="module")
 def vectors():
-    return {name: torch.from_numpy(value) for name, value in np.load(VECTORS / "lunar.npz").items()}
+    return {name: torch.from_numpy(value) for name, value in vector("lunar").items()}
 
 
 def layer(kind):
-    maps = np.load(VECTORS / "features.npz")[kind][1].astype(np.float32)  # (n, H, W, C)
+    maps = vector("features")[kind][1].astype(np.float32)  # (n, H, W, C)
     return torch.from_numpy(maps)
 
 
