@@ -1,6 +1,7 @@
 """What is not needed is not computed, and `oddpatch backbone` says what a backbone costs."""
 
 import pytest
+import timm
 import torch
 from typer.testing import CliRunner
 
@@ -99,3 +100,18 @@ def test_nodes_are_listed_of_torchvision_networks_and_timm_models():
     assert nodes_of("resnet18.tv_in1k")["layer2.0.act1"] == (128, 8)
     with pytest.raises(ConfigError, match="no such network"):
         nodes_of("resnt18")
+
+
+def test_a_network_that_cannot_be_traced_is_one_line(monkeypatch):
+    class Untraceable(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pretrained_cfg = {"input_size": (3, 32, 32)}
+
+        def forward(self, images):
+            return images if images.sum() > 0 else -images
+
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: Untraceable())
+    with pytest.raises(ConfigError, match=r"has no nodes by name, .*: give layers by number") as error:
+        nodes_of("resnet18.a1_in1k")
+    assert "\n" not in str(error.value)

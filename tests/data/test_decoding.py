@@ -22,6 +22,7 @@ from oddpatch.data.decoding import (
     read_header,
     read_image,
     read_mask,
+    to_array,
     to_rgb_float,
     to_uint8,
 )
@@ -363,6 +364,12 @@ def test_arrays_of_other_shapes(bad):
         to_rgb_float(bad, name="camera 1")
 
 
+@pytest.mark.parametrize("shape", [(2, H, W), (H, W), (1, 3, H, W)])
+def test_tensors_of_other_shapes(shape):
+    with pytest.raises(DataError, match=r"tensor \(.*\): give \(3, H, W\), or an array \(H, W, 3\)"):
+        to_array(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint32"])
 def test_arrays_without_known_full_scale(dtype):
     with pytest.raises(DataError, match="no known full scale"):
@@ -474,6 +481,17 @@ def test_an_image_without_pixels_is_none(tmp_path, tag):
         with pytest.raises(DataError, match="no image") as error:
             read(path)
         one_line(error, path)
+
+
+def test_a_tiff_of_24_bits_a_sample_is_refused(tmp_path, rng):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, rng.integers(0, 2**16, (6, 7), np.uint16))
+    data, bits = path.read_bytes(), b"\x02\x01\x03\x00\x01\x00\x00\x00"  # the tag of the bits, one SHORT
+    assert data.count(bits + b"\x10\x00") == 1
+    path.write_bytes(data.replace(bits + b"\x10\x00", bits + b"\x18\x00"))
+    with pytest.raises(DataError, match="24 bits a sample are not supported: save it with 8, 16 or 32") as error:
+        read_image(path)
+    one_line(error, path)
 
 
 def test_a_tiff_whose_tags_contradict_each_other_is_damaged(tmp_path, rng):

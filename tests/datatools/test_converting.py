@@ -78,6 +78,23 @@ def test_deeppcb_bad_boxes_name_the_file_and_leave_nothing(deeppcb, tmp_path, li
     assert not list(tmp_path.glob("out/*"))
 
 
+def test_deeppcb_of_two_groups_with_one_name(deeppcb, tmp_path):
+    for name in ("2/10_temp.jpg", "2/10_test.jpg"):
+        picture(deeppcb / "group2" / name)
+    (deeppcb / "group2/2_not").mkdir()
+    (deeppcb / "group2/2_not/10.txt").write_text("1 2 3 4 1")
+    with pytest.raises(DataError, match=r"10_temp\.jpg have one name: convert one group at a time"):
+        make_plans("deeppcb", deeppcb, Options())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_of_something_else_is_one_line(tmp_path, kind):
+    picture(tmp_path / "somewhere/else.png")
+    with pytest.raises(DataError, match=str(tmp_path)) as error:
+        make_plans(kind, tmp_path, Options(category="absent"))
+    assert "\n" not in str(error.value)
+
+
 def test_visa(tmp_path):
     base = tmp_path / "VisA"
     rows = []

@@ -80,6 +80,12 @@ def test_options(source, tmp_path):
         extract_good(source, tmp_path / "6", patterns=["*.bmp"])
 
 
+def test_names_that_differ_by_case_alone_are_refused(source, tmp_path):
+    (source / "A.png").write_bytes((source / "a.png").read_bytes())
+    with pytest.raises(DataError, match=r"A\.png and a\.png are one file on some systems: rename one"):
+        extract_good(source, tmp_path / "out")
+
+
 def test_interrupted_run_goes_on(source, tmp_path, monkeypatch):
     calls = []
 

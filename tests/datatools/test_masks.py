@@ -116,6 +116,9 @@ def test_legacy_colours_and_instances(tmp_path):
     (folder / "captures_000.json").write_text(json.dumps({"captures": captures}))
     assert masks_by_label(tmp_path, tmp_path / "a", ["nail"]).pixels == [2]
     assert masks_by_label(tmp_path, tmp_path / "b", ["nail"], instances=True).pixels == [1, 1]
+    (folder / "annotation_definitions.json").unlink()
+    with pytest.raises(DataError, match=r"annotation_definitions\.json: not found, but .*Dataset1 has captures_"):
+        masks_by_label(tmp_path, tmp_path / "c", ["nail"])
 
 
 @pytest.fixture(scope="module")

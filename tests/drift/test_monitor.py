@@ -179,6 +179,13 @@ def test_the_state_of_another_monitor_is_refused(change, told):
             monitor.restore(other.state())
 
 
+def test_a_state_with_other_bets_is_refused():
+    state = DriftMonitor(good_scores(), 5.5).state()
+    state["streams"]["score"]["evidence"] = [column[:-1] for column in state["streams"]["score"]["evidence"]]
+    with pytest.raises(ConfigError, match=r"not what a monitor gives \(other bets\): begin with a new one"):
+        DriftMonitor(good_scores(), 5.5).restore(state)
+
+
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="nothing to compare parts with: train again"):
         DriftMonitor(GoodScores(np.empty(0), np.empty(0), math.nan, 0.01, "train again"), None)

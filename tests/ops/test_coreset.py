@@ -217,6 +217,8 @@ def test_streamed_coreset_of_too_little() -> None:
         StreamingCoreset(1, torch.Generator())
     with pytest.raises(ConfigError, match="add points first"):
         StreamingCoreset(10, torch.Generator()).select(1)
+    with pytest.raises(ConfigError, match=r"points \(4, 3\), labels \(5, 1\): give \(n, D\) and \(n, C\)"):
+        StreamingCoreset(10, torch.Generator()).add(torch.zeros(4, 3), torch.zeros(5, 1))
     held = stream(clustered(50, 3), 40, 50)
     with pytest.raises(ConfigError, match=r"cannot select 21 points .* raise max_rows=40"):
         held.select(21)
