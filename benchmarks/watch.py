@@ -109,8 +109,9 @@ def delays(detector: AnomalyDetector, rate: float, minutes: float) -> None:
         for name, values in (("capture to decision", whole), ("of it the model", model), ("added", whole - model)):
             p50, p95 = np.percentile(1000 * values, (50, 95))
             print(f"  {name:20} p50 {p50:6.1f} ms   p95 {p95:6.1f} ms")
-        sixths = [1000 * np.median(part) for part in np.array_split(whole, 6)]
-        print(f"  capture to decision by sixths of the time, p50: {', '.join(f'{value:.0f}' for value in sixths)} ms")
+        for q in (50, 95):
+            tenths = [1000 * np.percentile(part, q) for part in np.array_split(whole, 10)]
+            print(f"  capture to decision by tenths, p{q}: {', '.join(f'{value:.0f}' for value in tenths)} ms")
 
     run_camera(rate, 10**9, watch)
 
@@ -123,13 +124,16 @@ def soak(detector: AnomalyDetector, frames: int, cut_after: int = 1000) -> None:
         count, seen = 0, []
         with Watch(detector, address, maps=False) as watching:
             for count, _event in enumerate(watching, 1):
-                if count % (frames // 12) == 0:
-                    seen.append((process.memory_info().rss / 1e6, process.num_threads(), process.num_fds()))
+                if count % (frames // 24) == 0:
+                    seen.append((count, process.memory_info().rss / 1e6))
                     print(
-                        f"  {count:6} judged: {seen[-1][0]:7.1f} MB, {seen[-1][1]} threads, {seen[-1][2]} descriptors"
-                    )
+                        f"  {count:6} judged: {seen[-1][1]:7.1f} MB, {process.num_threads()} threads, "
+                        f"{process.num_fds()} descriptors", flush=True,
+                    )  # fmt: skip
                 if count == frames:
                     break
+            slope, _ = np.polyfit(*np.array(seen[len(seen) // 2 :]).T, 1)
+            print(f"  second half: {1e6 * slope:+.1f} kB in 1,000 frames")
             print(f"  {watching.status().reconnects} reconnects, {watching.status().arrived} frames arrived")
 
     print(f"{frames} frames judged, a connection breaks after {cut_after} frames:")

@@ -3,12 +3,14 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from alarms import receiving
 from conftest import ROOT, make_dataset
 from PIL import Image
 from test_pipeline import run, tiny
@@ -117,8 +119,67 @@ def test_errors_are_one_line(finished, watch, arguments, told):
     assert "Traceback" not in done.stderr
 
 
-def test_a_source_that_is_none_is_told_before_the_model_is_loaded(tmp_path, watch):
-    assert "no such file, folder or device" in watch(tmp_path / "norun", "nowhere").stderr
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("nowhere",), "no such file, folder or device"),
+        (("torn.mp4",), "torn.mp4: cannot be read as a video ("),
+        (("boards:", "--crop", "0,0,0,4"), "crop 0,0,0,4: give X,Y,WIDTH,HEIGHT"),
+        ((".", "--when-still", "5"), "every image of a folder is judged: leave the trigger out"),
+        (("boards:", "--give-up", "nan"), "give up after nan s: give more than 0"),
+        (("boards:", "--warn", "1.5"), "warn=1.5: the rate of good parts"),
+        (("boards:", "--warn", "0.1", "--warn-score", "5"), "give one of them"),
+        (("boards:", "--warn-score", "nan"), "warn_score=nan is no score"),
+        (("boards:", "--threshold", "high"), "threshold='high': choose auto, conformal, validation or a number"),
+        (("boards:", "--threshold", "nan"), "threshold=nan is no score"),
+        (("boards:", "--pixel-threshold", "nan"), "pixel_threshold=nan is no score"),
+        (("boards:", "--target-fpr", "1"), "target_fpr=1.0 must lie between 0 and 1"),
+        (("boards:", "--pictures-mb", "5"), "--pictures-mb 5 belongs to --pictures"),
+        (("boards:", "--pictures", "kept", "--pictures-mb", "0"), "--pictures-mb=0: choose 1 or more"),
+        (("boards:", "--webhook", "http://h/?key=hunter2"), "--webhook: a secret stands in the address of h, as key"),
+        (("boards:", "--mqtt", "mqtt://${NOT_SET_AT_ALL}@h"), "--mqtt: NOT_SET_AT_ALL is not set"),
+        (("boards:", "--drift", "."), "--drift . holds no such state"),
+        (("boards:", "--drift", "torn.mp4/drift.json"), "torn.mp4/drift.json cannot be written"),
+        (("boards:", "--serve", "127.0.0.1"), "--serve=127.0.0.1: give HOST:PORT"),
+        (("boards:", "--serve", "0.0.0.0:0"), "set ODDPATCH_WATCH_TOKEN"),
+        (("boards:", "--serve", "{taken}"), "Address already in use: choose another address or port"),
+    ],
+)
+def test_what_cannot_work_is_told_before_the_model_is_loaded(arguments, told, tmp_path, watch, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ODDPATCH_WATCH_TOKEN", raising=False)
+    (tmp_path / "torn.mp4").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = watch("norun", *(argument.replace("{taken}", address) for argument in arguments))
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "hunter2" not in done.stderr
+
+
+def test_an_address_that_was_taken_is_free_after_an_error(tmp_path, watch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for _ in range(2):
+        assert "norun" in watch(tmp_path / "norun", "boards:", "--serve", f"127.0.0.1:{port}").stderr
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_secret_of_a_webhook_is_named_and_never_shown(finished, watch, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HOOK", "T0/hunter2")
+    monkeypatch.setenv("no_proxy", "*")
+    with receiving() as receiver:
+        receiver.answers = [404, 404]
+        address = f"http://127.0.0.1:{receiver.port}/services/${{HOOK}}"
+        done = watch(
+            finished / "run", finished / "line.mp4", "--fast", "--webhook", address, "--queue", tmp_path / "queue",
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert receiver.asked[0][2] == "/services/T0/hunter2"
+    assert "answers 404" in caplog.text
+    assert "hunter2" not in done.stdout + done.stderr + caplog.text
+    assert all(b"hunter2" not in path.read_bytes() for path in (tmp_path / "queue").iterdir())
 
 
 def test_drift_is_kept_from_one_watch_to_the_next(finished, watch, tmp_path):

@@ -12,6 +12,8 @@ def test_secrets_come_from_the_environment(monkeypatch):
     address = "rtsp://${CAMERA_USER}:${CAMERA_PASSWORD}@192.0.2.7:554/Streaming/Channels/101"
     check_address(address)
     assert with_secrets(address) == "rtsp://admin:p%40ss%2Fw%3Ard%3F%23%25@192.0.2.7:554/Streaming/Channels/101"
+    monkeypatch.setenv("HOOK", "T0/B1/x y?")
+    assert with_secrets("https://hooks.example/services/${HOOK}") == "https://hooks.example/services/T0/B1/x%20y%3F"
     assert with_secrets("http://h/a?user=x&pwd=${CAMERA_PASSWORD}") == "http://h/a?user=x&pwd=p%40ss%2Fw%3Ard%3F%23%25"
 
 

@@ -4,10 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from alarms import make_status
 
 from oddpatch.errors import in_one_line
-from oddpatch.watch.serving import Server
+from oddpatch.watch.serving import listen
 from oddpatch.watch.sinks import make_sinks
 
 
@@ -27,7 +26,7 @@ def test_what_is_not_installed_is_told_with_its_extra(missing, monkeypatch, tmp_
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ModuleNotFoundError) as caught:
-        make_sinks(mqtt="mqtt://localhost", queue=tmp_path) if missing == "paho" else Server("127.0.0.1:0", make_status)
+        make_sinks(mqtt="mqtt://localhost", queue=tmp_path) if missing == "paho" else listen("127.0.0.1:0")
     line = in_one_line(caught.value) or ""
     assert line.endswith("is not installed: pip install 'oddpatch[watch]'")
     assert missing in line

@@ -3,10 +3,13 @@
 import logging
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -166,7 +169,7 @@ def test_errors_of_the_source_reach_who_takes():
     with Capture(Scripted([picture(), ValueError("a fault of ours")])) as frames, pytest.raises(ValueError):
         list(frames)
     with Capture(sources.Recording(Path(__file__))) as frames, pytest.raises(DataError, match="cannot be read as a"):
-        list(frames)
+        list(frames)  # which was a video when its source was made
 
 
 def test_closing_ends_the_thread():
@@ -291,6 +294,66 @@ def test_an_address_of_nothing_is_an_error():
         assert str(error.value) == told
 
 
+@contextmanager
+def files_over_http(folder):
+    handler = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["line.m3u8", "line.mp4"])
+def test_what_comes_in_pieces_is_no_camera(name, tmp_path):
+    """FFmpeg reads a playlist a segment at a time, seconds late, and a recording over and over."""
+    write_video(tmp_path / name, map(numbered, range(50)))
+    with files_over_http(tmp_path) as server, Capture(f"{server}/{name}") as frames:
+        with pytest.raises(ConfigError) as error:
+            frames.take()
+        told = "HLS and recordings are not live: they come in pieces, seconds late: give the RTSP or MJPEG address"
+        assert str(error.value).startswith(f"{server}/{name}: {told}")
+        assert frames.counts.arrived == 0
+
+
+def test_a_page_is_no_video(tmp_path):
+    (tmp_path / "index.html").write_text("<p>Please log in.</p>")
+    with files_over_http(tmp_path) as server, Capture(server) as frames, pytest.raises(ConfigError) as error:
+        frames.take()
+    assert str(error.value) == f"{server}: what comes from there is no video: correct the address, or what it names"
+
+
+def test_a_device_is_opened_by_video4linux(tmp_path, monkeypatch):
+    """A video in place of the camera, which no test machine has."""
+    path, opened = write_video(tmp_path / "line.mp4", map(numbered, range(10))), []
+
+    def stand_in(address, **settings):
+        opened.append((address, settings))
+        return av_open(str(path))
+
+    av_open = av.open
+    monkeypatch.setattr(av, "open", stand_in)
+    for there in ("exists", "is_char_device"):
+        monkeypatch.setattr(Path, there, lambda path, **_: str(path) == "/dev/video3")
+    source = make_source("3")
+    assert isinstance(source, sources.Device)
+    pictures = source.pictures(threading.Event())
+    shown = [next(pictures) for _ in range(10)]
+    assert [number_of(one.image) for one in shown] == list(range(10))
+    assert all(0 <= time.time() - one.time < 60 for one in shown)
+    with pytest.raises(ConnectionLostError, match="the stream ended"):  # as if it were unplugged
+        next(pictures)
+    ((address, settings),) = opened
+    assert (address, settings["format"], settings["timeout"]) == ("/dev/video3", "v4l2", (10.0, sources.SILENCE))
+    assert av.format.ContainerFormat("v4l2", "r").is_input  # PyAV's FFmpeg has it
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="there is no /dev/null")
+def test_a_device_that_is_no_camera_is_an_error_at_once():
+    with Capture("/dev/null") as frames, pytest.raises(ConfigError) as error:
+        frames.take()
+    assert str(error.value).startswith("/dev/null: cannot be used (Inappropriate ioctl for device): give a camera")
+
+
 def test_secrets_are_in_no_error(monkeypatch):
     monkeypatch.setenv("CAMERA_PASSWORD", "hunter2")
     with motion_jpeg() as camera:
@@ -311,6 +374,7 @@ def test_names_of_sources(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "line.mp4", [numbered(0)])
     (tmp_path / "part.png").touch()
+    (tmp_path / "torn.mp4").write_bytes((tmp_path / "line.mp4").read_bytes()[:100])
     (tmp_path / "fallen").mkdir()
     kinds = {"line.mp4": sources.Recording, "boards:": sources.Boards, "rtsp://192.0.2.7/a": sources.Stream}
     for name, kind in kinds.items():
@@ -319,6 +383,7 @@ def test_names_of_sources(tmp_path, monkeypatch):
     assert type(make_source("fallen")).__name__ == "Folder"
     for name, told in {
         "part.png": "part.png is no video: `oddpatch predict` inspects images",
+        "torn.mp4": "torn.mp4: cannot be read as a video (",
         "nowhere": "nowhere: no such file, folder or device: give rtsp://...",
         "/dev/video77": "/dev/video77: no such camera (there is ",
         "77": "/dev/video77: no such camera (there is ",

@@ -2,11 +2,12 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,13 +15,14 @@ from oddpatch.cli.common import Trust, tell
 from oddpatch.ending import end_as_meant
 from oddpatch.errors import ConfigError
 from oddpatch.files import parse_json, replacing, shown
+from oddpatch.temporary import unwritable
 from oddpatch.wording import counted
 
 if TYPE_CHECKING:
     from oddpatch.drift.monitor import DriftMonitor
     from oddpatch.inference.detector import AnomalyDetector
     from oddpatch.watch.capture import Crop
-    from oddpatch.watch.events import Event, Status
+    from oddpatch.watch.events import Event, Sink, Status
     from oddpatch.watch.triggers import Trigger
 
 #: Seconds for what waits to be sent when the watch ends: less than `GRACE` of oddpatch.ending.
@@ -71,7 +73,9 @@ def watch(
     pictures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep pictures of warnings and rejections there.")
     ] = None,
-    pictures_mb: Annotated[int, typer.Option(help="Megabytes of all these pictures, at most.")] = 1000,
+    pictures_mb: Annotated[
+        int | None, typer.Option(help="Megabytes of all these pictures, at most. (default: 1000)")
+    ] = None,
     drift: Annotated[
         Path | None,
         typer.Option(
@@ -101,24 +105,33 @@ def watch(
       oddpatch watch RUN boards: --when-still 300
     """
     from oddpatch.inference.detector import AnomalyDetector
+    from oddpatch.watch import capture
     from oddpatch.watch.events import Verdict
-    from oddpatch.watch.serving import Server
-    from oddpatch.watch.sinks import make_sinks
+    from oddpatch.watch.serving import Server, listen
+    from oddpatch.watch.sinks import MEGABYTES, make_sinks
     from oddpatch.watch.sources import make_source
-    from oddpatch.watch.watcher import Watch, find_thresholds
+    from oddpatch.watch.watcher import Watch, check_warnings, find_thresholds
 
+    # All that can be wrong without a model is told before it is loaded.
+    if pictures_mb is not None and pictures is None:
+        raise ConfigError(f"--pictures-mb {pictures_mb} belongs to --pictures: give that, too")
     cut, trigger = _crop(crop), _trigger(every, when_still, stillness)
+    check_warnings(warn, warn_score)
     watched = make_source(source, fast)
-    sinks = make_sinks(webhook, mqtt, pictures, pictures_mb, queue)  # before the model is loaded: some cannot be used
+    capture.check(watched, cut, trigger, give_up)
+    seen = None if drift is None else _seen(drift)
+    listening = None if serve is None else listen(serve)
+    sinks: list[Sink] = []
     watching, monitor = None, None
     try:
+        sinks += make_sinks(webhook, mqtt, pictures, MEGABYTES if pictures_mb is None else pictures_mb, queue)
         detector = AnomalyDetector.load(
             run, device=device, engine=engine, threshold=_number(threshold), target_fpr=target_fpr,
             pixel_threshold=pixel_threshold, min_area=min_area, merge_distance=merge_distance, trust=trust or (),
         )  # fmt: skip
         thresholds = find_thresholds(detector, warn, warn_score)
         drawn = pictures is not None or serve is not None
-        monitor = None if drift is None else _monitor(detector, drift)
+        monitor = None if drift is None else _monitor(detector, drift, seen)
         watching = Watch(detector, watched, thresholds, cut, trigger, give_up=give_up, maps=drawn, drift=monitor)
         terminal = sys.stdout.isatty() and not json_lines
         tell(
@@ -126,10 +139,10 @@ def watch(
             + (f"warned of above {thresholds.warn:.4g}" if thresholds.warn < thresholds.reject else "no warnings"),
             err=True,
         )
-        if serve is not None:
+        if listening is not None:
             levels = {Verdict.WARN: thresholds.warn, Verdict.REJECT: thresholds.reject}
-            sinks.append(server := Server(serve, watching.status, list(sinks), levels))
-            tell(f"live page: {server.url}", err=True)
+            sinks.append(Server(listening, watching.status, list(sinks), levels))
+            tell(f"live page: {listening.url}", err=True)
         with watching, _status_line(watching.status):
             for event in watching:
                 _tell(event, terminal)
@@ -145,6 +158,8 @@ def watch(
         until = time.monotonic() + CLOSING
         for sink in sinks:
             sink.close(max(until - time.monotonic(), 0.0))
+        if listening is not None:
+            listening.socket.close()
         if monitor is not None and drift is not None:
             _keep(monitor, drift)
     tell(summary(watching.status()), err=True)
@@ -167,20 +182,36 @@ def summary(status: "Status") -> str:
     )
 
 
-def _monitor(detector: "AnomalyDetector", file: Path) -> "DriftMonitor":
-    """What watches for drift, having seen what `file` holds."""
+def _seen(file: Path) -> Any:
+    """What a file of `--drift` holds, None if there is none yet; it can be written."""
+    try:
+        found = parse_json(file.read_text(encoding="utf-8")) if file.exists() else None
+    except (ValueError, OSError) as error:
+        raise _no_state(file, error) from error
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            return found
+    except OSError as error:
+        raise unwritable(file, error) from error
+
+
+def _no_state(file: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"--drift {file} holds no such state ({error}): name another file, or remove it")
+
+
+def _monitor(detector: "AnomalyDetector", file: Path, seen: Any) -> "DriftMonitor":
+    """What watches for drift, having seen what was read from `file`."""
     from oddpatch.drift.monitor import DriftMonitor
 
     monitor = DriftMonitor(detector.scorer.calibration, detector.image_threshold)
-    if file.exists():
+    if seen is not None:
         try:
-            monitor.restore(parse_json(file.read_text(encoding="utf-8")))
-        except (ConfigError, ValueError, OSError) as error:
-            told = f"--drift {file} holds no such state ({error}): name another file, or remove it"
-            raise ConfigError(told) from error
+            monitor.restore(seen)
+        except ConfigError as error:
+            raise _no_state(file, error) from error
     for before in monitor.drifted.values():
         tell(f"{before.change}, found before: to begin again, remove {file}", err=True)
-    _keep(monitor, file)  # to see now whether it can be written
     return monitor
 
 

@@ -29,7 +29,10 @@ SUFFIXES = frozenset(
     }
 )  # fmt: skip
 #: What a file may hold, whatever its suffix: a playlist would make FFmpeg open other files and addresses.
-_FORMATS = "asf,avi,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts"
+_FILE = {
+    "format_whitelist": "asf,avi,matroska,webm,mjpeg,mov,mp4,m4a,3gp,3g2,mj2,mpeg,mpegts",
+    "protocol_whitelist": "file",
+}
 #: More packets than any decoder keeps back: one that is older gave no picture.
 _KEPT_BACK = 64
 #: Frames that may be missing at the end of a file that does not tell how many it has: headers round.
@@ -103,7 +106,7 @@ def read_video(path: str | Path) -> Iterator[Shot]:
     import av
 
     try:
-        container, stream = open_video(str(path), {"format_whitelist": _FORMATS, "protocol_whitelist": "file"})
+        container, stream = open_video(str(path), _FILE)
         with container:
             count, last, until = 0, -math.inf, _end(container, stream)
             for shot in decode(container.demux(stream), stream.codec_context):
@@ -115,9 +118,29 @@ def read_video(path: str | Path) -> Iterator[Shot]:
             if until is not None and missing > 0 and last + (1.5 if stream.frames else _MARGIN) * interval < until:
                 raise DataError(f"ends after {max(last + interval, 0):.2f} s of {until:.2f} s: copy it again")
     except av.FFmpegError as error:
-        raise DataError(f"{path}: cannot be read as a video ({error.strerror}): replace or remove it") from error
+        raise _unreadable(path, error) from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def check_video(path: str | Path) -> None:
+    """See that a file is a video, by its beginning.
+
+    Raises:
+        DataError: it cannot be opened.
+    """
+    import av
+
+    try:
+        open_video(str(path), _FILE).container.close()
+    except av.FFmpegError as error:
+        raise _unreadable(path, error) from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _unreadable(path: str | Path, error: "av.FFmpegError") -> DataError:
+    return DataError(f"{path}: cannot be read as a video ({error.strerror}): replace or remove it")
 
 
 def _end(container: "InputContainer", stream: "av.VideoStream") -> float | None:
@@ -136,7 +159,7 @@ def num_frames(path: str | Path) -> int | None:
     import av
 
     try:
-        container, stream = open_video(str(path), {"format_whitelist": _FORMATS, "protocol_whitelist": "file"})
+        container, stream = open_video(str(path), _FILE)
         with container:
             return stream.frames or None
     except (av.FFmpegError, DataError):

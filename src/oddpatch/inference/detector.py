@@ -21,7 +21,7 @@ from oddpatch.inference.regions import Region, find_regions
 from oddpatch.inference.scorer import ImageLike, Prepared, Scored, Scorer
 from oddpatch.inference.sources import Frame
 from oddpatch.inference.throughput import Overlap
-from oddpatch.metrics.thresholds import anomaly_score
+from oddpatch.metrics.thresholds import anomaly_score, check_target_fpr
 
 if TYPE_CHECKING:
     from torch import device
@@ -61,6 +61,27 @@ _ROWS = 32
 SaveFn = Callable[[Frame, NDArray[Any], Detection], None]
 
 
+#: Settings of thresholds, see `AnomalyDetector`.
+THRESHOLDS = ("threshold", "pixel_threshold", "target_fpr")
+
+
+def check_thresholds(
+    threshold: float | str = "auto", pixel_threshold: float | None = None, target_fpr: float | None = None
+) -> None:
+    """See that thresholds can be had of some run; arguments are those of `AnomalyDetector`.
+
+    Raises:
+        ConfigError: a value is none.
+    """
+    if isinstance(threshold, str) and threshold not in ("auto", "conformal", "validation"):
+        raise ConfigError(f"threshold={threshold!r}: choose auto, conformal, validation or a number")
+    for name, value in (("threshold", threshold), ("pixel_threshold", pixel_threshold)):
+        if isinstance(value, float) and math.isnan(value):  # nothing lies above it
+            raise ConfigError(f"{name}=nan is no score: give a number")
+    if target_fpr is not None:
+        check_target_fpr(target_fpr)
+
+
 class AnomalyDetector:
     """A fitted model with its preprocessing and thresholds; the numbers are those of the run's own test.
 
@@ -77,7 +98,7 @@ class AnomalyDetector:
         timeout: seconds in which a file must have been read, or it is an error of that image; None waits for ever.
 
     Raises:
-        ConfigError: the run does not have the threshold asked for, or the device does not exist.
+        ConfigError: the run does not have the threshold asked for, a value cannot work, or the device does not exist.
     """
 
     def __init__(
@@ -92,6 +113,7 @@ class AnomalyDetector:
         max_pixels: int | None = None,
         timeout: float | None = None,
     ) -> None:
+        check_thresholds(threshold, pixel_threshold, target_fpr)
         if isinstance(model, Scorer):
             self.scorer: Scorer = model
         else:  # of torch, which whoever has one has loaded
@@ -118,8 +140,8 @@ class AnomalyDetector:
         if threshold not in known:
             remedy = {"conformal": calibration.absent, "validation": "train again with +data.validation=FOLDER"}
             raise ConfigError(
-                f"threshold={threshold!r}: the run has {' and '.join(known) or 'no threshold'}; "
-                f"{remedy.get(threshold, 'choose conformal, validation or a number')}, or give a number"
+                f"threshold={threshold!r}: the run has {' and '.join(known) or 'no threshold'}; {remedy[threshold]}, "
+                "or give a number"
             )
         return known[threshold]
 
@@ -146,6 +168,7 @@ class AnomalyDetector:
             CheckpointError: there is none, or it cannot be read.
             ConfigError: see `AnomalyDetector`; or the engine is not installed, or does not run such an artifact.
         """
+        check_thresholds(**{name: settings[name] for name in THRESHOLDS if name in settings})
         if is_artifact(Path(run)):
             if str(device) != "cpu":
                 raise ConfigError(f"device={str(device)!r}: an artifact is run on the CPU: choose cpu, or load the run")

@@ -100,12 +100,7 @@ class Capture:
         give_up: float | None = None,
     ) -> None:
         self.source: Source = make_source(source, fast) if isinstance(source, str) else source
-        if crop is not None and (min(crop) < 0 or min(crop[2:]) < 1):
-            raise ConfigError(
-                f"crop {','.join(map(str, crop))}: give X,Y,WIDTH,HEIGHT in pixels, such as 100,50,640,480"
-            )
-        if trigger is not None and not self.source.moving:
-            raise ConfigError(f"{self.source.name}: every image of a folder is judged: leave the trigger out")
+        check(self.source, crop, trigger, give_up)
         self._crop, self._trigger, self._give_up = crop, trigger, give_up
         self._slot: Slot[Captured] = Slot(self.source.keep_all)
         self._connection = Connection("connecting", time.time())
@@ -194,7 +189,7 @@ class Capture:
                 return
             except ConnectionLostError as error:
                 if isinstance(error, RefusedError) and not ever:
-                    raise ConfigError(f"{self.source.name}: {error}: correct the address, or what it names") from None
+                    raise ConfigError(f"{self.source.name}: {error}: {error.remedy}") from None
                 lost_at = time.monotonic() if connected else lost_at
                 text = str(error)
                 if text != self._connection.error:
@@ -243,6 +238,20 @@ class Capture:
             before, now = (f"{size[1]}x{size[0]}" for size in (self._size, image.shape))
             log.warning("%s: pictures are %s from now on, were %s", self.source.name, now, before)
         self._size = image.shape
+
+
+def check(source: Source, crop: Crop | None, trigger: Trigger | None, give_up: float | None) -> None:
+    """See that settings of a `Capture` go together.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if crop is not None and (min(crop) < 0 or min(crop[2:]) < 1):
+        raise ConfigError(f"crop {','.join(map(str, crop))}: give X,Y,WIDTH,HEIGHT in pixels, such as 100,50,640,480")
+    if trigger is not None and not source.moving:
+        raise ConfigError(f"{source.name}: every image of a folder is judged: leave the trigger out")
+    if give_up is not None and not give_up > 0:
+        raise ConfigError(f"give up after {give_up:g} s: give more than 0, such as 600")
 
 
 def as_array(image: ImageLike) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.video import decode, is_video_name, open_video, read_video
+from oddpatch.data.video import check_video, decode, is_video_name, open_video, read_video
 from oddpatch.errors import ConfigError, DataError, OddpatchError
 from oddpatch.inference.scorer import ImageLike
 from oddpatch.watch.addresses import check_address, is_address, with_secrets
@@ -40,7 +40,15 @@ class ConnectionLostError(OddpatchError):
 
 
 class RefusedError(ConnectionLostError):
-    """Whoever answers does not give this stream."""
+    """Whoever answers does not give this stream.
+
+    Args:
+        remedy: what to do if it was never given.
+    """
+
+    def __init__(self, reason: str, remedy: str = "correct the address, or what it names") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class StalledError(ConnectionLostError):
@@ -78,6 +86,9 @@ def make_source(source: str, fast: bool = False) -> Source:
         raise ConfigError("only a video file can be read faster than it was taken: leave --fast out")
     if source == "boards:":
         return Boards()
+    import av  # noqa: F401 - that it is missing is said now, and not by the thread that reads
+    import watchfiles  # noqa: F401
+
     if is_address(source):
         check_address(source)
         return Stream(source)
@@ -91,12 +102,13 @@ def make_source(source: str, fast: bool = False) -> Source:
     if path.is_file():
         if not is_video_name(path.name):
             raise DataError(f"{path} is no video: `oddpatch predict` inspects images")
+        check_video(path)
         return Recording(path, fast)
     raise ConfigError(f"{source}: no such file, folder or device: give rtsp://..., /dev/video0, a video or a folder")
 
 
 class Stream:
-    """A camera on the network: RTSP over TCP, or MJPEG and HLS over HTTP.
+    """A camera on the network: RTSP over TCP, or MJPEG over HTTP.
 
     A frame was taken when its first packet could have been here at the earliest. Over RTSP that is told by the camera's
     own time stamps: the least delay of the last minute counts as none, and a frame's interval is taken off, as it is
@@ -222,9 +234,22 @@ def _live(
     try:
         container, stream = open_video(address, options, format, (CONNECTING, SILENCE), low_delay=True)
     except av.FFmpegError as error:
+        if format is not None:
+            raise RefusedError(
+                f"cannot be used ({error.strerror})",
+                "give a camera that no other program uses, and see that you may read it (`ls -l` shows who may)",
+            ) from None
+        if isinstance(error, av.error.InvalidDataError) and address.startswith("http"):  # such as a page
+            raise RefusedError("what comes from there is no video") from None
         raise _lost(error, "no connection") from None
     except DataError as error:
         raise RefusedError(f"the stream {error}") from None
+    if address.startswith("http") and (container.format.name == "hls" or container.duration is not None):
+        container.close()
+        raise RefusedError(
+            "HLS and recordings are not live: they come in pieces, seconds late",
+            "give the RTSP or MJPEG address of the camera, or download the recording",
+        )
     reading = _Reading(container, stream, stop, timed)
     with container:
         for shot in decode(reading.packets(), stream.codec_context, reading.is_late):

@@ -1,5 +1,6 @@
 """`Watch`: a detector at a line, an event for each frame that was judged."""
 
+import math
 import time
 import uuid
 from collections import Counter, deque
@@ -60,12 +61,7 @@ def find_thresholds(
     reject, calibration = detector.image_threshold, detector.scorer.calibration
     if reject is None:
         raise ConfigError(f"there is no threshold: {calibration.absent}, or give a score")
-    if warn is not None and warn_score is not None:
-        raise ConfigError(f"warn={warn:g} and warn_score={warn_score:g}: give one of them")
-    if warn is not None and not 0 < warn < 1:
-        raise ConfigError(
-            f"warn={warn:g}: the rate of good parts that are warned of lies between 0 and 1, such as 0.05"
-        )
+    check_warnings(warn, warn_score)
     if warn is not None and not calibration.calibrated:
         raise ConfigError(f"warn={warn:g} needs a threshold from good images: {calibration.absent}, or give a score")
     if warn_score is None:
@@ -80,6 +76,22 @@ def find_thresholds(
             f"warnings from {warn_score:.4g} on, but parts are rejected from {reject:.4g} on: warn earlier"
         )
     return Thresholds(warn_score, reject)
+
+
+def check_warnings(warn: float | None, warn_score: float | None) -> None:
+    """See that a wish for warnings can be met by some detector; arguments are those of `find_thresholds`.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if warn is not None and warn_score is not None:
+        raise ConfigError(f"warn={warn:g} and warn_score={warn_score:g}: give one of them")
+    if warn is not None and not 0 < warn < 1:
+        raise ConfigError(
+            f"warn={warn:g}: the rate of good parts that are warned of lies between 0 and 1, such as 0.05"
+        )
+    if warn_score is not None and math.isnan(warn_score):
+        raise ConfigError("warn_score=nan is no score: give a number")
 
 
 class Watch:

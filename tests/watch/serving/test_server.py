@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Verdict
-from oddpatch.watch.serving import Server, app, live, server
+from oddpatch.watch.serving import Server, app, listen, live, server
 
 TOKEN = "a-token-of-some-length"
 PATHS = ["/", "/state", "/healthz", "/metrics", "/frames/e-00001.jpg"]
@@ -42,8 +42,9 @@ class Running:
     def __init__(self, address="127.0.0.1:0", **status):
         self.status = make_status(**status)
         thresholds = {Verdict.WARN: 3.0, Verdict.REJECT: 5.0}
-        self.server = Server(address, lambda: self.status, [Fake()], thresholds)
-        self.url = self.server.url
+        listening = listen(address)
+        self.server = Server(listening, lambda: self.status, [Fake()], thresholds)
+        self.url = listening.url
 
     def get(self, path="/", **headers):
         """Status code, headers and body."""

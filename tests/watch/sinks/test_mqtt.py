@@ -27,13 +27,14 @@ from oddpatch.watch.sinks.sender import Unanswered
 
 @pytest.fixture(autouse=True)
 def without_settings(monkeypatch):
-    for name in ("ODDPATCH_MQTT_USER", "ODDPATCH_MQTT_PASSWORD", "SSL_CERT_FILE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
 
 
 @pytest.mark.parametrize(
     ("url", "told"),
-    [("broker", "no address"), ("http://broker/", "no address"), ("mqtt://user:secret@broker/", "in the environment"),
+    [("broker", "no address"), ("http://broker/", "no address"),
+     ("mqtt://user:secret@broker/", "a password stands in the address of broker"),
+     ("mqtt://${NOBODY_SET_THIS}@broker/", "NOBODY_SET_THIS is not set"),
      ("mqtt://broker/a/+/b", "no topic"), ("mqtt://broker/a/%23", "no topic"), ("mqtt://broker/#", "no topic"),
      ("mqtt://broker/$SYS", "no topic"), ("mqtt://broker/a?b", "no topic")],
 )  # fmt: skip
@@ -44,9 +45,9 @@ def test_an_address_that_cannot_be_used_is_refused_at_once(url, told, tmp_path):
 
 
 def test_a_password_travels_encrypted_only(monkeypatch, tmp_path):
-    monkeypatch.setenv("ODDPATCH_MQTT_PASSWORD", "secret-word")
+    monkeypatch.setenv("MQTT_PASSWORD", "secret-word")
     with pytest.raises(ConfigError, match="unencrypted to broker: use mqtts") as caught:
-        make_sinks(mqtt="mqtt://broker/", queue=tmp_path)
+        make_sinks(mqtt="mqtt://line:${MQTT_PASSWORD}@broker/", queue=tmp_path)
     assert "secret-word" not in str(caught.value)
 
 
@@ -80,6 +81,10 @@ def test_a_connection_that_breaks_as_an_alarm_is_published_does_not_stop_the_que
     assert sink._published is not None
     sink._on_publish(None, None, sink._published[1], ReasonCode(PacketTypes.PUBACK, "Success"), None)
     sink._deliver(alarm)
+
+
+#: Of which everything has to be quoted in an address.
+PASSWORD = "secret/w@rd:#?%+"
 
 
 class Broker:
@@ -285,7 +290,7 @@ def test_a_message_that_the_broker_refuses_is_given_up_and_told(tmp_path, caplog
 @pytest.fixture
 def passwords(tmp_path):
     made = subprocess.run(
-        [program("mosquitto_passwd", "mosquitto"), "-b", "-c", tmp_path / "passwords", "line", "secret-word"],
+        [program("mosquitto_passwd", "mosquitto"), "-b", "-c", tmp_path / "passwords", "line", PASSWORD],
         capture_output=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0
@@ -296,17 +301,21 @@ def passwords(tmp_path):
 @pytest.mark.parametrize("known", [False, True])
 def test_name_and_password_come_from_the_environment(passwords, known, tmp_path, monkeypatch, caplog):
     broker = Broker(tmp_path, "allow_anonymous false", passwords)
-    monkeypatch.setenv("ODDPATCH_MQTT_USER", "line")
-    monkeypatch.setenv("ODDPATCH_MQTT_PASSWORD", "secret-word" if known else "secret-guess")
+    monkeypatch.setenv("MQTT_USER", "line")
+    monkeypatch.setenv("MQTT_PASSWORD", PASSWORD if known else "secret-guess")
     try:
-        sink = sending(broker, tmp_path)
+        sink = Mqtt(
+            f"mqtt://${{MQTT_USER}}:${{MQTT_PASSWORD}}@127.0.0.1:{broker.port}/plant/line1",
+            tmp_path / "q.sqlite", waits=(0.02, 0.1),
+        )  # fmt: skip
+        sink.start()
         sink.put(make_event())
         wait_until(lambda: sink.sent == 1 if known else "Not authorized" in caplog.text)
         sink.close(1)
     finally:
         broker.kill()
     assert len(sink.outbox) == (not known)
-    assert "secret" not in caplog.text
+    assert "secret" not in caplog.text + sink.receiver
 
 
 @pytest.mark.system

@@ -28,11 +28,12 @@ def without_settings(monkeypatch):
 
 
 @pytest.fixture
-def webhook(tmp_path):
+def webhook(tmp_path, monkeypatch):
     sinks = []
 
     def make(receiver, **settings):
-        url = f"http://127.0.0.1:{receiver.port}/secret/path?key=secret"
+        monkeypatch.setenv("HOOK", "a/secret")
+        url = f"http://127.0.0.1:{receiver.port}/secret/${{HOOK}}?key=${{HOOK}}"
         sink = Webhook(url, tmp_path / "queue/webhook.sqlite", **{"waits": (0.01, 0.05), "silence": 10.0, **settings})
         sink.start()
         sinks.append(sink)
@@ -54,7 +55,7 @@ def test_an_alarm_is_posted_once_with_its_id(webhook):
     event = json.loads(body)
     assert headers["Content-Type"] == "application/json"
     assert "Authorization" not in headers
-    assert receiver.asked[0][2] == "/secret/path?key=secret"
+    assert receiver.asked[0][2] == "/secret/a/secret?key=a%2Fsecret"
     assert {name: event[name] for name in ("id", "source", "number", "time", "delay", "verdict", "score")} == {
         "id": "e-00002", "source": "rtsp://camera/1", "number": 2, "time": alarms.START + 2, "delay": 0.0421,
         "verdict": "reject", "score": 2.0,
@@ -251,13 +252,15 @@ def test_a_token_travels_encrypted_only(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     "url",
-    ["line.example", "ftp://line.example/", "https://", "https://user:secret@line.example/", "http://host:0/",
+    ["line.example", "ftp://line.example/", "https://", "https://user:hunter2@line.example/", "https://${HOME}@host/",
+     "https://line.example/hook?key=hunter2", "https://line.example/${NOBODY_SET_THIS}", "http://host:0/",
+     "http://host:hunter2/", "https://hunter2\u2100.example/",
      "http://host:99999/", "http://[::1/", "http://host/a b", "http://host/\n", "http://höst/", "file:///etc/passwd"],
 )  # fmt: skip
 def test_an_address_that_cannot_be_used_is_refused_at_once(url, tmp_path):
     with pytest.raises(ConfigError, match="--webhook") as caught:
         make_sinks(webhook=url, queue=tmp_path)
-    assert "secret" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,5 +1,5 @@
 """A watch as web pages: how it stands, for people and for machines that ask."""
 
-from oddpatch.watch.serving.server import Server
+from oddpatch.watch.serving.server import Server, listen
 
-__all__ = ["Server"]
+__all__ = ["Server", "listen"]

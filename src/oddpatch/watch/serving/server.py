@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Event, Sink, Status, Verdict
@@ -19,27 +19,35 @@ ADDRESS = "127.0.0.1:8765"
 CLIENTS, IDLE, LONGEST = 32, 10.0, 30.0
 
 
+class Listening(NamedTuple):
+    """An address that is ours: who connects waits until a `Server` answers."""
+
+    socket: socket.socket
+    loopback: bool  # only this machine can reach it
+    token: str | None  # that is demanded
+
+    @property
+    def url(self) -> str:
+        """Of the page."""
+        host, port = self.socket.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
 class Server:
     """A sink that shows: `/` a live page, `/healthz`, `/metrics` for Prometheus.
 
     Args:
-        address: `HOST:PORT`; another host than this machine's own demands a token.
+        listening: where it answers; it is closed in the end.
         status: how the watch stands at the moment.
         sinks: whose counts are shown.
         thresholds: score above which a frame is warned of, and rejected.
-
-    Attributes:
-        url: of the page.
-
-    Raises:
-        ConfigError: the address is wrong or taken, or a token is missing or too short.
     """
 
     name = "page"
 
     def __init__(
         self,
-        address: str,
+        listening: Listening,
         status: Callable[[], Status],
         sinks: Sequence[Sink] = (),
         thresholds: Mapping[Verdict, float] | None = None,
@@ -49,18 +57,15 @@ class Server:
 
         from oddpatch.watch.serving.app import make_app
 
-        token = os.environ.get(TOKEN) or None
-        listening, loopback = _listen(address, token)
-        host, port = listening.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
         self._live = Live(status, sinks, thresholds)
+        port = listening.socket.getsockname()[1]
         config = Config(
-            make_app(self._live, token, loopback, port), http=_protocol(), loop="asyncio", ws="none", lifespan="off",
-            log_config=None, access_log=False, proxy_headers=False, server_header=False, limit_concurrency=CLIENTS,
-            timeout_graceful_shutdown=1,
+            make_app(self._live, listening.token, listening.loopback, port), http=_protocol(), loop="asyncio",
+            ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False, server_header=False,
+            limit_concurrency=CLIENTS, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = Uvicorn(config)
-        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="server", daemon=True)
+        self._thread = threading.Thread(target=self._server.run, args=([listening.socket],), name="server", daemon=True)
         self._thread.start()
 
     def put(self, event: Event) -> None:
@@ -78,8 +83,21 @@ class Server:
         self._live.close()
 
 
-def _listen(address: str, token: str | None) -> tuple[socket.socket, bool]:
-    """A socket at an address, and whether only this machine can reach it."""
+def listen(address: str) -> Listening:
+    """Take an address for a server that begins later.
+
+    Args:
+        address: `HOST:PORT`; another host than this machine's own demands a token.
+
+    Raises:
+        ConfigError: the address is wrong or taken, or a token is missing or too short.
+        ModuleNotFoundError: what a server needs is not installed.
+    """
+    import uvicorn  # noqa: F401 - that something is missing is said now
+
+    import oddpatch.watch.serving.app  # noqa: F401
+
+    token = os.environ.get(TOKEN) or None
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):
@@ -104,7 +122,7 @@ def _listen(address: str, token: str | None) -> tuple[socket.socket, bool]:
             raise
     except OSError as error:
         raise ConfigError(f"--serve={address}: {error.strerror}: choose another address or port") from error
-    return listening, loopback
+    return Listening(listening, loopback, token)
 
 
 def _protocol() -> type[Any]:

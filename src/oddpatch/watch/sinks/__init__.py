@@ -8,13 +8,15 @@ from oddpatch.watch.sinks.sender import Sender
 
 #: Folder of the alarms that wait, unless another is chosen.
 QUEUE = Path("watch")
+#: Megabytes of pictures, unless others are chosen.
+MEGABYTES = 1000
 
 
 def make_sinks(
     webhook: str | None = None,
     mqtt: str | None = None,
     pictures: str | Path | None = None,
-    pictures_mb: int = 1000,
+    pictures_mb: int = MEGABYTES,
     queue: str | Path = QUEUE,
 ) -> list[Sink]:
     """The sinks that are asked for, at work. Close each in the end.

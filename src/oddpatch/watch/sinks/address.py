@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from urllib.parse import SplitResult, urlsplit
 
 from oddpatch.errors import ConfigError
+from oddpatch.watch.addresses import refuse_secrets, with_secrets
 
 
 def is_loopback(host: str | None) -> bool:
@@ -16,22 +17,27 @@ def is_loopback(host: str | None) -> bool:
 
 
 def split(url: str, option: str, schemes: Sequence[str]) -> SplitResult:
-    """The parts of an address.
+    """The parts of an address, with the secrets that it names.
 
     Args:
-        url: what the user gave; it is not shown, as it may hold a secret.
+        url: what the user gave; it is not shown, as a part of its path may be a secret.
         option: by which it was given.
         schemes: that it may have.
 
     Raises:
-        ConfigError: it cannot be used, or holds a name and a password, which anybody on this machine could read.
+        ConfigError: it cannot be used, holds a secret, or names a variable that is not set.
     """
     example = f"give one such as {schemes[-1]}://host/path"
     try:
+        refuse_secrets(url, f"{option.strip('-').upper()}_SECRET")
+    except ConfigError as error:
+        raise ConfigError(f"{option}: {error}") from None
+    url = with_secrets(url, option)
+    try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{option}: its address is wrong ({error}): {example}") from None
+    except ValueError:  # whose text shows a part of it
+        raise ConfigError(f"{option}: its host or port is wrong: {example}") from None
     if (
         parts.scheme not in schemes
         or not parts.hostname
@@ -41,9 +47,4 @@ def split(url: str, option: str, schemes: Sequence[str]) -> SplitResult:
         or " " in url
     ):
         raise ConfigError(f"{option}: no address of {' or '.join(schemes)}: {example}")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(
-            f"{option}: other users of this machine can read a password on the command line: leave it out, and set it "
-            "in the environment"
-        )
     return parts

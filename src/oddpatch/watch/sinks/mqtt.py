@@ -1,6 +1,5 @@
 """Alarms as messages of MQTT 5."""
 
-import os
 import sys
 import threading
 import time
@@ -13,8 +12,6 @@ from oddpatch.watch.sinks.address import is_loopback, split
 from oddpatch.watch.sinks.outbox import Alarm, Outbox
 from oddpatch.watch.sinks.sender import Refused, Sender, Unanswered
 
-#: Environment variables of the name and the password at the broker.
-USER, PASSWORD = "ODDPATCH_MQTT_USER", "ODDPATCH_MQTT_PASSWORD"
 #: Seconds without a message after which the broker is asked whether it lives, and in which it must acknowledge.
 KEEPALIVE, SILENCE = 10, 10.0
 #: What topics begin with unless the address says otherwise.
@@ -27,7 +24,8 @@ class Mqtt(Sender):
     `TOPIC/status` is "online" or "offline", retained: the broker itself says "offline" if the connection breaks.
 
     Args:
-        url: `mqtt://HOST[:PORT][/TOPIC]`, or `mqtts://` for TLS.
+        url: `mqtt://[USER:PASSWORD@]HOST[:PORT][/TOPIC]`, or `mqtts://` for TLS; ${NAME} in it is that variable of the
+            environment.
         queue: file of the alarms that wait.
         settings: see `Sender`.
 
@@ -42,11 +40,11 @@ class Mqtt(Sender):
         parts = split(url, "--mqtt", ("mqtt", "mqtts"))
         host, port = str(parts.hostname), parts.port or {"mqtt": 1883, "mqtts": 8883}[parts.scheme]
         topic = unquote(parts.path).strip("/") or TOPIC
-        if set("+#") & {*url, *topic} or parts.query or topic.startswith("$"):
+        if set("+#") & set(topic) or "#" in url or parts.query or topic.startswith("$"):
             raise ConfigError(f"--mqtt: {topic!r} is no topic to publish at: give a path without +, #, ? and leading $")
-        user, password = os.environ.get(USER), os.environ.get(PASSWORD)
+        user, password = (None if one is None else unquote(one) for one in (parts.username, parts.password))
         if password and parts.scheme == "mqtt" and not is_loopback(host):
-            raise ConfigError(f"--mqtt: {PASSWORD} would travel unencrypted to {host}: use mqtts://, or unset it")
+            raise ConfigError(f"--mqtt: the password would travel unencrypted to {host}: use mqtts://, or leave it out")
         super().__init__("mqtt", f"{parts.scheme}://{host}:{port}/{topic}", Outbox(queue), **settings)
         self._alarms, self._status = f"{topic}/alarms", f"{topic}/status"
         self._why = "not connected yet"

@@ -29,7 +29,7 @@ class Webhook(Sender):
     No answer, 5xx, 3xx, 408 and 429 are tried again, after `Retry-After` at the earliest; other 4xx are given up.
 
     Args:
-        url: http or https; it may hold a secret, and only its host is shown.
+        url: http or https; ${NAME} in it is that variable of the environment, and only its host is shown.
         queue: file of the alarms that wait.
         silence: seconds without a sign of life after which the receiver counts as silent.
         settings: see `Sender`.
@@ -40,6 +40,8 @@ class Webhook(Sender):
 
     def __init__(self, url: str, queue: Path, silence: float = SILENCE, **settings: Any) -> None:
         parts = split(url, "--webhook", ("http", "https"))
+        if parts.username is not None:
+            raise ConfigError(f"--webhook: a name in its address is not sent: leave it out, and set {TOKEN}")
         self._token = os.environ.get(TOKEN, "")
         if not self._token.isascii() or not self._token.isprintable():
             raise ConfigError(f"{TOKEN} has characters that a header cannot hold: use letters, digits and signs")
@@ -48,7 +50,7 @@ class Webhook(Sender):
                 f"--webhook: {TOKEN} would travel unencrypted to {parts.hostname}: use https://, or unset the variable"
             )
         super().__init__("webhook", f"{parts.scheme}://{parts.netloc}", Outbox(queue), **settings)
-        self._url, self._silence = url, silence
+        self._url, self._silence = parts.geturl(), silence
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def _deliver(self, alarm: Alarm) -> None:
