@@ -93,6 +93,8 @@ def number_of(page, label):
 
 
 def upload(page, files):
+    # A form that was sent is emptied a moment after the page shows what came of it, with whatever was added meanwhile.
+    playwright.expect(page.get_by_test_id("stFileChip")).to_have_count(0)
     page.locator("input[type=file]").last.set_input_files(files)
     page.get_by_test_id("stFileChip").first.wait_for()
     playwright.expect(page.get_by_test_id("stFileChipIconSpinner")).to_have_count(0)
@@ -149,6 +151,9 @@ def test_own_images_are_uploaded_fitted_and_inspected_and_others_are_refused(pag
     page.get_by_text("page.html: no image by its name").wait_for()
     page.get_by_text("note.png: not an image").wait_for()
     page.get_by_text("cut.png: cannot be decoded").wait_for()
+    # Of the file that the browser kept back nothing is left but what stands there before and after.
+    playwright.expect(page.get_by_text("huge.bmp")).to_have_count(0)
+    assert page.get_by_text("send no file of more than 32 MB").first.is_visible()
     shoot(page, "refused")
 
     page.get_by_role("combobox").first.click()

@@ -107,9 +107,8 @@ def _set_up(session: Session) -> None:
 
 def _upload_good(session: Session, fitting: bool) -> None:
     with st.form("good parts", clear_on_submit=True, border=False):
-        files = st.file_uploader(
-            "Good parts, to learn from", accept_multiple_files=True, disabled=fitting, key="good", help=_limits()
-        )
+        files = st.file_uploader("Good parts, to learn from", accept_multiple_files=True, disabled=fitting, key="good")
+        st.caption(_limits())
         if st.form_submit_button("Add", icon=":material/add:", disabled=fitting):
             session.good, masks = uploads.leave_out_masks([*session.good, *_take(session, files, "good")])
             session.refused += masks
@@ -119,9 +118,10 @@ def _upload_good(session: Session, fitting: bool) -> None:
 
 
 def _limits() -> str:
+    most = f"{uploads.FILE_BYTES // 2**20} MB"  # as Streamlit writes it
     return (
-        f"Up to {uploads.FILES} images of {uploads.FILE_BYTES // 2**20} MB and {uploads.PIXELS // 10**6} megapixels. "
-        "They stay on this machine and are removed with the session."
+        f"Up to {uploads.FILES} images of {most} and {uploads.PIXELS // 10**6} megapixels. Browsers send no file of "
+        f"more than {most}: they are marked red and left out. Images stay on this machine and go with the session."
     )
 
 
@@ -203,7 +203,8 @@ def _item(sample: Any) -> Item:
 def _inspect(session: Session) -> None:
     with st.expander("Add images to inspect", expanded=not session.items, icon=":material/add_photo_alternate:"):  # noqa: SIM117
         with st.form("parts", clear_on_submit=True, border=False):
-            files = st.file_uploader("Images", accept_multiple_files=True, key="parts", help=_limits())
+            files = st.file_uploader("Images", accept_multiple_files=True, key="parts")
+            st.caption(_limits())
             known = st.radio("These parts are", list(LABELS), horizontal=True, key="label")
             if st.form_submit_button("Inspect", icon=":material/search:"):
                 label = LABELS[known]
