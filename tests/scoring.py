@@ -8,7 +8,7 @@ import numpy as np
 from oddpatch.data.decoding import read_planes, to_rgb_planes
 from oddpatch.errors import DataError
 from oddpatch.inference.detector import AnomalyDetector
-from oddpatch.inference.scorer import Prepared
+from oddpatch.inference.scorer import Prepared, Scored
 from oddpatch.metrics.good_scores import GoodScores
 
 
@@ -32,7 +32,7 @@ class GreenScorer:
     def score(self, images):
         time.sleep(self.seconds)
         self.free.wait(60)
-        return [(100 * float(to_unit(image.pixels)[1].mean()), None) for image in images]
+        return [Scored(100 * float(to_unit(image.pixels)[1].mean()), None) for image in images]
 
     def lay_out(self, anomaly_map, image):
         raise NotImplementedError

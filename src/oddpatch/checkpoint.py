@@ -86,6 +86,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if type(about) is dict:  # lists of files are as long as a dataset
         check_plain({key: value for key, value in about.items() if key not in LISTS}, "oddpatch", path)
     _check_fields(about, FIELDS, "oddpatch", path)
+    _check_fields(about.get("products", []), [str], "oddpatch.products", path)
     _check_fields(about.get("updates", []), [dict], "oddpatch.updates", path)
     _check_fields(about.get("calibrations", []), [CALIBRATION_STEP], "oddpatch.calibrations", path)
     if about["format"] != FORMAT:

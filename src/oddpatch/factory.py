@@ -15,6 +15,7 @@ from oddpatch.known import Kind, Spec, read_spec
 from oddpatch.limits import free_memory
 from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.calibration import Calibration
+from oddpatch.models.products import Products
 from oddpatch.resources import format_bytes
 
 CHECKPOINT = Path("checkpoints/fitted.ckpt")
@@ -96,7 +97,9 @@ def _build(specs: dict[Kind, Spec], about: dict[str, Any], runtime: dict[str, An
     detector = make_known(specs["model"], channels=backbone.info.channels, strides=backbone.info.strides)
     calibration = make_known(specs["calibration"])
     calibration.absent = about["no_threshold"]
-    return AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration)
+    names, info = about.get("products"), backbone.info
+    products = Products(info.channels, info.strides, names) if names else None
+    return AnomalyModel(Preprocess(**about["preprocess"]), backbone, detector, calibration, products)
 
 
 def _check_room(preprocess: dict[str, Any], backbone: Any) -> None:
@@ -132,12 +135,25 @@ def _check_calibration(calibration: Calibration, about: dict[str, Any]) -> None:
         raise ValueError("its calibration is of images that it does not name")
 
 
+def _check_products(products: Products) -> None:
+    count, names = len(products.tokens), len(products.names)
+    shapes = products.product.shape, products.source.shape, products.tokens.ndim, products.good.ndim
+    if names < 2 or not count or shapes != ((count,), (count,), 2, 1) or products.product.dtype != torch.int64:
+        raise ValueError("its products do not go together")
+    if not 0 <= int(products.product.min()) <= int(products.product.max()) < names:
+        raise ValueError("it holds images of products that it does not name")
+
+
 @torch.inference_mode()
 def _try(model: AnomalyModel) -> None:
     """Score one grey image, so that fitted state that does not go together fails here and not later."""
     height, width = model.preprocess.image_size
     image = torch.zeros(1, 3, height, width)
     # Not through the engine: it would prepare itself for a batch that never comes again.
-    score, maps = model.detector(model.features(image, model.backbone.forward), (height, width))
+    features = model.features(image, model.backbone.forward)
+    score, maps = model.detector(features, (height, width))
+    if (products := model.products) is not None:
+        _check_products(products)
+        products.match(features)
     if score.shape != (1,) or (maps is not None and maps.shape != (1, 1, height, width)):
         raise ValueError("it does not score one image")

@@ -30,6 +30,7 @@ from oddpatch.learning.outcome import MODEL_KEYS
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.locking import hold
 from oddpatch.models.anomaly_model import AnomalyModel
+from oddpatch.models.products import Products
 from oddpatch.quiet import hush_lightning
 from oddpatch.results.summary import print_summary
 from oddpatch.settings import check_area, check_seed
@@ -123,7 +124,12 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
     data.setup("fit")
     check_area(calibration.min_area, data.preprocess.image_size, "calibration.min_area")
     detector = building.make(cfg.model, channels=backbone.info.channels, strides=backbone.info.strides)
-    model = AnomalyModel(data.preprocess, backbone, detector, calibration)
+    products = None
+    if len(data.several) > 1 and _class(cfg.learning._target_).tells_products:
+        products = Products(backbone.info.channels, backbone.info.strides, data.several)
+    elif len(data.several) > 1:
+        log.warning("an image that is of none of the categories is not told: that needs learning=one_epoch")
+    model = AnomalyModel(data.preprocess, backbone, detector, calibration, products)
     if backbone.weights_origin == "random":
         log.warning("backbone.weights=random: the network has learned nothing, take no number of this run as a result")
     config: Any = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in MODEL_KEYS}

@@ -19,7 +19,7 @@ from test_pipeline import run, tiny
 from oddpatch import AnomalyDetector, Detection, factory
 from oddpatch.data.decoding import to_rgb_planes
 from oddpatch.errors import ConfigError, DataError, NameTooLongError, ResourceError
-from oddpatch.inference.scorer import Prepared
+from oddpatch.inference.scorer import Prepared, Scored
 from oddpatch.inference.sources import Files, Frame
 from oddpatch.inference.torch_scorer import to_tensor
 from oddpatch.metrics.good_scores import GoodScores
@@ -229,7 +229,7 @@ def test_a_stream_gives_each_image_or_its_error_in_order_to_the_last_bit(finishe
     # In batches as they come, with what could not be prepared left out.
     images = [detector.scorer.prepare(path) for path in (good[0], small, *good[1:])]
     batches = [images[:1], images[1:4], images[4:7], images[7:]]
-    scores = [score for batch in batches for score, _ in detector.scorer.score(batch)]
+    scores = [score for batch in batches for score, *_ in detector.scorer.score(batch)]
     assert [result.score for result in found] == [scores[0], *scores[2:]]
     for path, result in zip(good, found, strict=True):
         assert result.score == pytest.approx(detector(path).score, rel=1e-6)
@@ -290,7 +290,7 @@ class Brightness:
 
     def score(self, images):
         maps = [image.pixels.mean(axis=0) for image in images]
-        return [(float(brightness.max()), brightness) for brightness in maps]
+        return [Scored(float(brightness.max()), brightness) for brightness in maps]
 
     def lay_out(self, anomaly_map, image):
         return anomaly_map

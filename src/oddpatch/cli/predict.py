@@ -42,6 +42,10 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Images scored at once.", min=1)] = 8,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
     engine: Annotated[str | None, typer.Option(help="torch or openvino. (default: the run's)")] = None,
+    distance: Annotated[
+        str | None,
+        typer.Option(help="Of patches: euclidean or cosine; good images set thresholds again. (default: the run's)"),
+    ] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="JSON lines on a terminal, too.")] = False,
     all_files: Annotated[bool, typer.Option("--all-files", help="Try every file, whatever its suffix.")] = False,
     max_pixels: Annotated[
@@ -91,7 +95,7 @@ def predict(
     if not source.paths:
         raise DataError("; ".join(source.errors.values()))
     load = partial(
-        AnomalyDetector.load, run, device=device, engine=engine, threshold=_number(threshold),
+        AnomalyDetector.load, run, device=device, engine=engine, distance=distance, threshold=_number(threshold),
         pixel_threshold=pixel_threshold, target_fpr=target_fpr, min_area=min_area, merge_distance=merge_distance,
         max_pixels=max_pixels, timeout=timeout, trust=trust or (),
     )  # fmt: skip
@@ -233,5 +237,6 @@ def _tell(record: dict[str, Any], terminal: bool) -> None:
         regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
         color = "yellow" if record["is_anomalous"] else None
         verdict = "anomalous" if record["is_anomalous"] else "good"
-        line = f"{verdict:<9}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"
+        product = "".join(f"  {shown(record[name])}" for name in ("product", "reason") if record.get(name))
+        line = f"{verdict:<9}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{product}{regions}"
         typer.secho(line, fg=color)

@@ -74,9 +74,10 @@ def export(
     if max_changed_decisions < 0:
         raise ConfigError(f"--max-changed-decisions={max_changed_decisions}: choose 0 or more")
     images = real_images(run, about, root)
-    scores = model.calibration.good_scores
+    scores = model.good_scores
     threshold = next(iter(scores.thresholds(scores.target_fpr).values()), None)
-    inspection = Inspection(model, threshold)
+    product = scores.product_at(scores.target_fpr)
+    inspection = Inspection(model, threshold, None if product is None else product.value)
     program = to_program(inspection)
     metadata = describe(model, about, precision, threshold)
     with drafting(target) as scratch:
@@ -127,7 +128,7 @@ def _target(run: Path, kind: str, out: Path | None, precision: str) -> Path:
 
 def describe(model: AnomalyModel, about: dict[str, Any], precision: str, threshold: float | None) -> dict[str, Any]:
     """The metadata of an artifact: plain values."""
-    scores, preprocess = model.calibration.good_scores, model.preprocess
+    scores, preprocess = model.good_scores, model.preprocess
     pixel = scores.pixel_at(scores.target_fpr)
     config = {
         name: part for name, part in about["config"].items() if name in ("model", "backbone", "calibration", "run")
@@ -154,6 +155,8 @@ def describe(model: AnomalyModel, about: dict[str, Any], precision: str, thresho
             "promise": scores.promise,
             "absent": scores.absent,
             "statistics": {name: values.tolist() for name, values in scores.statistics.items()},
+            "products": list(scores.products),
+            "product_ratios": scores.product_ratios.tolist(),
         },
     }
 

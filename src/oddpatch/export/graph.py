@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from oddpatch.errors import ConfigError
-from oddpatch.inference.artifact import DECISION, INPUT, MAP, SCORE
+from oddpatch.inference.artifact import DECISION, INPUT, MAP, PRODUCT, RATIO, SCORE
 from oddpatch.models.anomaly_model import AnomalyModel
 
 #: Bytes from which on protocol buffers hold no message, and so no ONNX file that is complete in itself.
@@ -25,35 +25,50 @@ class Inspection(nn.Module):
     Args:
         model: fitted.
         threshold: an image that scores above it is anomalous; None for no decision.
+        product_threshold: so is one of a ratio above it, see `oddpatch.models.products`; None where there is none.
     """
 
     mean: Tensor
     std: Tensor
     least: Tensor
+    least_ratio: Tensor
 
-    def __init__(self, model: AnomalyModel, threshold: float | None) -> None:
+    def __init__(self, model: AnomalyModel, threshold: float | None, product_threshold: float | None = None) -> None:
         super().__init__()
         preprocess = model.preprocess
         # Some architectures take images of one size only once they are converted.
         self.backbone, self.detector = model.backbone.for_size(preprocess.image_size), model.detector
+        self.products = model.products
         self.image_size, self.threshold = preprocess.image_size, threshold
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
         if threshold is not None:
             self.register_buffer("least", torch.tensor(least_above(threshold)))
+        beyond = float("inf") if product_threshold is None else least_above(product_threshold)
+        self.register_buffer("least_ratio", torch.tensor(beyond))
         self.eval()
 
     @property
     def outputs(self) -> list[str]:
         """Names of what `forward` returns."""
         maps = [MAP] if self.detector.localizes else []
-        return [SCORE, *maps, *([DECISION] if self.threshold is not None else [])]
+        products = [RATIO, PRODUCT] if self.products is not None else []
+        return [SCORE, *maps, *products, *([DECISION] if self.threshold is not None else [])]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Of images (B, 3, h, w) in [0, 1]: score (B,), anomaly map (B, 1, h, w), decision (B,) bool, as there are."""
-        score, anomaly_map = self.detector(self.backbone((image - self.mean) / self.std), self.image_size)
-        maps = [] if anomaly_map is None else [anomaly_map.float()]
-        return score.float(), *maps, *([score.float() >= self.least] if self.threshold is not None else [])
+        """Of images (B, 3, h, w) in [0, 1] what `outputs` names, as there are.
+
+        Score (B,), anomaly map (B, 1, h, w), ratio (B,) and number (B,) of the product, decision (B,) bool.
+        """
+        features = self.backbone((image - self.mean) / self.std)
+        score, anomaly_map = self.detector(features, self.image_size)
+        found = [score.float(), *([] if anomaly_map is None else [anomaly_map.float()])]
+        decision = None if self.threshold is None else score.float() >= self.least
+        if self.products is not None:
+            ratio, product = self.products.match(features)
+            found += [ratio, product]
+            decision = None if decision is None else decision | (ratio >= self.least_ratio)
+        return (*found, *([] if decision is None else [decision]))
 
 
 def least_above(threshold: float) -> float:

@@ -104,13 +104,16 @@ def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Pa
         paths: of images.
         threshold: that the artifact decides by; None if it does not.
     """
+    scores = reference.calibration
+    product = scores.product_at(scores.target_fpr)
     on_threshold, changed, told = 0, [], []
     off, scale = np.zeros((2, len(paths), 2))  # of score and map of each image
     for place, path in enumerate(paths):
         if place % BATCH == 0:
             batch = artifact.run([artifact.prepare(one) for one in paths[place : place + BATCH]])
         found = {name: values[place % BATCH] for name, values in batch.items()}
-        ((expected, expected_map),) = reference.score([reference.prepare(path)])
+        (judged,) = reference.score([reference.prepare(path)])
+        expected, expected_map = judged.score, judged.anomaly_map
         value = float(found[SCORE])
         told.append(f"score {value:.6g} instead of {expected:.6g}")
         off[place, 0], scale[place, 0] = abs(value - expected), abs(expected)
@@ -118,9 +121,10 @@ def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Pa
             off[place, 1] = np.abs(found[MAP][0] - expected_map).max()
             scale[place, 1] = np.abs(expected_map).max()
         if threshold is not None:
-            if abs(expected - threshold) <= TOLERANCE * abs(threshold):
+            pairs = [(expected, threshold), *([] if product is None else [(judged.ratio, product.value)])]
+            if any(abs(it - least) <= TOLERANCE * abs(least) for it, least in pairs):
                 on_threshold += 1
-            elif bool(found[DECISION]) != (expected > threshold):
+            elif bool(found[DECISION]) != any(it > least for it, least in pairs):
                 changed.append(path)
     # An image that was fitted to may be at a distance of 0, of which any rounding is many times as much.
     relative = off / np.maximum(scale, np.maximum(LEAST * scale.max(axis=0), 1e-30))

@@ -30,6 +30,8 @@ Floats = NDArray[np.float32]
 Run = Callable[[Floats], dict[str, NDArray[Any]]]
 
 INPUT, SCORE, MAP, DECISION = "image", "score", "anomaly_map", "is_anomalous"
+#: Of several products.
+RATIO, PRODUCT = "product_ratio", "product"
 ENGINES = {".onnx": "onnxruntime", ".xml": "openvino"}
 #: Of torch: reading one can run code that it holds.
 PROGRAM = ".pt2"
@@ -52,6 +54,8 @@ _CALIBRATION: dict[str, Any] = {
     "absent": (str, type(None)),
     "promise": str,
     "statistics": dict,
+    "products": list,
+    "product_ratios": list,
 }
 
 
@@ -165,7 +169,8 @@ def _openvino(network: Any, metadata: dict[str, Any]) -> Run:
 def _check_graph(inputs: dict[str, list[Any]], outputs: set[str], metadata: dict[str, Any]) -> list[str]:
     """The names of the outputs, if the graph has the shape that its metadata says."""
     sides = inputs[INPUT][1:] if inputs.keys() == {INPUT} else None
-    names = [SCORE, *([MAP] if metadata["localizes"] else []), DECISION]
+    products = [RATIO, PRODUCT] if metadata["calibration"]["products"] else []
+    names = [SCORE, *([MAP] if metadata["localizes"] else []), *products, DECISION]
     if sides != [3, *metadata["image_size"]] or not {*names} - {DECISION} <= outputs:
         raise ValueError("its graph does not take and give what its metadata says")
     return [name for name in names if name in outputs]
@@ -190,10 +195,12 @@ def _check(metadata: dict[str, Any], path: Path) -> None:
             if not isinstance(within, dict) or name not in within or type(within[name]) not in kinds:
                 raise refuse(name)
     assert isinstance(calibration, dict)
-    for name in ("image_scores", "pixel_scores"):
+    for name in ("image_scores", "pixel_scores", "product_ratios"):
         values = calibration[name]
         if not all(type(value) is float and math.isfinite(value) for value in values) or values != sorted(values):
             raise refuse(name)
+    if not all(type(name) is str for name in calibration["products"]):
+        raise refuse("products")
     for name, values in calibration["statistics"].items():
         as_many = type(values) is list and len(values) == len(calibration["image_scores"])
         if name not in STATISTICS or not as_many or not all(type(v) is float and math.isfinite(v) for v in values):
@@ -243,6 +250,7 @@ class ArtifactScorer(Preparing):
             np.array(known["image_scores"], np.float64), np.array(known["pixel_scores"], np.float64),
             math.nan if f1 is None else f1, known["target_fpr"], known["absent"], known["promise"],
             {name: np.array(values, np.float64) for name, values in known["statistics"].items()},
+            tuple(known["products"]), np.array(known["product_ratios"], np.float64),
         )  # fmt: skip
 
     def example(self) -> Prepared:
@@ -262,7 +270,8 @@ class ArtifactScorer(Preparing):
         return Prepared(original, self._preprocess(original, registration), registration, share)
 
     def run(self, images: Sequence[Prepared]) -> dict[str, NDArray[Any]]:
-        """The outputs of the graph: "score" (B,), "anomaly_map" (B, 1, h, w) and "is_anomalous" (B,), as there are.
+        """The outputs of the graph: "score" (B,), "anomaly_map" (B, 1, h, w) and "is_anomalous" (B,), as there are; of
+        several products "product" and "product_ratio" (B,), too.
 
         Raises:
             CheckpointError: the engine fails, or does not give that.
@@ -273,9 +282,9 @@ class ArtifactScorer(Preparing):
             raise CheckpointError(
                 f"{self._path}: {self.engine} fails: {_reason(error)}: export the run again"
             ) from error
-        shapes = {SCORE: (len(images),), MAP: (len(images), 1, *self.metadata["image_size"]), DECISION: (len(images),)}
+        shapes = {MAP: (len(images), 1, *self.metadata["image_size"])}
         for name, values in found.items():
-            if values.shape != shapes[name] or not np.isfinite(values).all():
+            if values.shape != shapes.get(name, (len(images),)) or not np.isfinite(values).all():
                 raise CheckpointError(
                     f"{self._path} gives {name} of shape {values.shape}, or values that are not finite: export the run "
                     "again"
@@ -286,7 +295,11 @@ class ArtifactScorer(Preparing):
         """See `Scorer`."""
         found = self.run(images)
         scores = found[SCORE].tolist()
-        return list(zip(scores, found[MAP][:, 0] if MAP in found else [None] * len(scores), strict=True))
+        parts = [scores, found[MAP][:, 0] if MAP in found else [None] * len(scores)]
+        if PRODUCT in found:
+            last = len(self.calibration.products) - 1
+            parts += [found[PRODUCT].clip(0, last).astype(int).tolist(), found[RATIO].tolist()]
+        return [Scored(*values) for values in zip(*parts, strict=True)]
 
     def lay_out(self, anomaly_map: Floats, image: Prepared) -> Floats:
         """See `Scorer`."""

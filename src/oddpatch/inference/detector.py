@@ -21,6 +21,7 @@ from oddpatch.inference.regions import Region, find_regions
 from oddpatch.inference.scorer import ImageLike, Prepared, Scored, Scorer
 from oddpatch.inference.sources import Frame
 from oddpatch.inference.throughput import Overlap
+from oddpatch.metrics.good_scores import NO_PRODUCT
 from oddpatch.metrics.thresholds import anomaly_score, check_target_fpr
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Detection:
     """
 
     score: float  # raw distance, larger is more anomalous
-    is_anomalous: bool | None  # above the threshold; None where the run has no threshold
+    is_anomalous: bool | None  # above the threshold, or for the `reason`; None where the run has no threshold
     p_value: float | None  # probability that a good image scores as high; None without calibration
     anomaly_score: float | None  # the score on a scale from 0 to 1, 0.5 at the threshold; None without calibration
     anomaly_map: NDArray[np.float32] | None  # (H, W), NaN where the crop left the image out; None: no map
@@ -53,6 +54,8 @@ class Detection:
     light: Light  # its brightness and sharpness
     seconds: float  # spent on it: decoding, its share of its batch, the decision; not waiting
     threshold: float | None = None  # which the score was compared with
+    product: str | None = None  # of several; None if it belongs to none of them, or the model is of one
+    reason: str | None = None  # why it is anomalous whatever its score: "belongs to no product"
 
 
 #: Rows of a map that are normalised at a time, which stay in the cache: all at once they take three times as long.
@@ -127,6 +130,8 @@ class AnomalyDetector:
             raise ConfigError(f"target_fpr={target_fpr} needs a threshold from good images: {calibration.absent}")
         self.target_fpr = calibration.target_fpr if target_fpr is None else target_fpr
         self.image_threshold = self._resolve(threshold)
+        #: Of several products: the ratio above which an image belongs to none, see `oddpatch.models.products`.
+        self.product_threshold = calibration.product_at(self.target_fpr)
         pixel = calibration.pixel_at(self.target_fpr)
         self.pixel_threshold = pixel.value if pixel_threshold is None and pixel is not None else pixel_threshold
 
@@ -152,6 +157,7 @@ class AnomalyDetector:
         *,
         device: "str | device" = "cpu",
         engine: str | None = None,
+        distance: str | None = None,
         trust: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
@@ -161,22 +167,30 @@ class AnomalyDetector:
             run: the run's folder, a checkpoint, or what `oddpatch export` wrote (.onnx, .xml).
             device: where to compute; an artifact does on the CPU.
             engine: of a run "torch" or "openvino", in place of its own; an artifact has one only.
+            distance: "euclidean" or "cosine", in place of the run's own: good images set the thresholds again.
             trust: packages of your own whose classes and functions the checkpoint may name: their code runs.
             settings: further arguments of `AnomalyDetector`.
 
         Raises:
             CheckpointError: there is none, or it cannot be read.
-            ConfigError: see `AnomalyDetector`; or the engine is not installed, or does not run such an artifact.
+            ConfigError: see `AnomalyDetector`; or the engine is not installed, or does not run such an artifact; or the
+                method does not score by a distance to good patches.
         """
         check_thresholds(**{name: settings[name] for name in THRESHOLDS if name in settings})
         if is_artifact(Path(run)):
             if str(device) != "cpu":
                 raise ConfigError(f"device={str(device)!r}: an artifact is run on the CPU: choose cpu, or load the run")
+            if distance is not None:
+                raise ConfigError(f"{run} compares patches as its run did: for another distance load the run's folder")
             return cls(load_artifact(Path(run), engine), **settings)
         from oddpatch.factory import restore
         from oddpatch.inference.torch_scorer import TorchScorer
 
-        model, _ = restore(Path(run), trust, **({} if engine is None else {"engine": engine}))
+        model, about = restore(Path(run), trust, **({} if engine is None else {"engine": engine}))
+        if distance is not None:
+            from oddpatch.inference.distance import measure_by
+
+            measure_by(model, about, distance)
         return cls(TorchScorer(model, device, own=True), **settings)
 
     @overload
@@ -292,7 +306,7 @@ class AnomalyDetector:
 
     def _judge(self, image: Prepared, scored: Scored, seconds: float, maps: bool) -> Detection:
         start = time.perf_counter()
-        score, small_map = scored
+        score, small_map = scored.score, scored.anomaly_map
         calibration, threshold = self.scorer.calibration, self.image_threshold
         p_value = anomaly = None
         if calibration.calibrated:
@@ -321,12 +335,16 @@ class AnomalyDetector:
         if not maps:
             anomaly_map = mask = None
         is_anomalous = None if threshold is None else score > threshold
+        product = calibration.products[scored.product] if calibration.products else None
+        reason = None
+        if self.product_threshold is not None and scored.ratio > self.product_threshold.value:
+            is_anomalous, product, reason = True, None, NO_PRODUCT
         light = measure(image.original)
         seconds += time.perf_counter() - start
         aligned = image.registration.told if image.registration else None
         return Detection(
             score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, aligned,
-            light, seconds, threshold,
+            light, seconds, threshold, product, reason,
         )  # fmt: skip
 
 
@@ -336,7 +354,7 @@ class _Step(NamedTuple):
     frame: Frame
     image: Prepared | DataError
     seconds: float = 0.0
-    scored: Scored = (math.nan, None)
+    scored: Scored = Scored(math.nan, None)
 
 
 def _may_exceed(small_map: NDArray[np.float32], threshold: float | None) -> bool:

@@ -82,6 +82,11 @@ def to_record(frame: Frame, result: Detection | DataError) -> dict[str, Any]:
         "inspected": round(result.inspected, 4),
         **result.light._asdict(),
         **({} if result.aligned is None else {"aligned": result.aligned}),
+        **(
+            {}
+            if result.product is None and result.reason is None
+            else {"product": result.product, "reason": result.reason}
+        ),
         "latency_ms": round(1000 * result.seconds, 2),
     }
 

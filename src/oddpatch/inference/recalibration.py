@@ -84,9 +84,17 @@ def calibrate(
         calibration.method = "holdout"
         index = torch.arange(len(about["train_images"]), len(names))
         calibration.calibrate(good.scores, good.pixels, index, good.statistics)
+        if model.products is not None:
+            model.products.calibrate(good.ratios)
 
         content = read_checkpoint(checkpoint_of(run))
-        content["state_dict"].update({f"model.calibration.{key}": v for key, v in calibration.state_dict().items()})
+        content["state_dict"].update(
+            {
+                f"model.{key}": value
+                for key, value in model.state_dict().items()
+                if key.startswith(("calibration.", "products."))
+            }
+        )
         step = {
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "run": str(run.resolve()),

@@ -17,8 +17,10 @@ Record = dict[str, Any]
 #: The columns of CSV and Parquet, in order. A record of an image that could not be inspected has `path` and `error`.
 COLUMNS = (
     "path", "score", "threshold", "p_value", "anomaly_score", "is_anomalous", "regions", "inspected",
-    "brightness", "sharpness", "aligned", "latency_ms", "error",
+    "brightness", "sharpness", "aligned", "product", "reason", "latency_ms", "error",
 )  # fmt: skip
+#: Those of text that may be missing.
+_TEXTS = ("product", "reason", "error")
 #: Records of a part of a Parquet file.
 PART = 4096
 
@@ -168,8 +170,10 @@ def _read_csv(path: Path) -> Iterator[Record]:
             if row["error"]:
                 yield {**record, "error": from_cell(row["error"])}
                 continue
-            for name in set(COLUMNS) - {"path", "error", "regions", "is_anomalous"}:
+            for name in set(COLUMNS) - {"path", "regions", "is_anomalous", *_TEXTS}:
                 record[name] = float(row[name]) if row[name] else None
+            for name in {*_TEXTS} - {"error"}:
+                record[name] = from_cell(row[name]) or None
             record["is_anomalous"] = {"true": True, "false": False, "": None}[row["is_anomalous"]]
             yield record
 
@@ -341,7 +345,8 @@ class _Parquet(Records):
         outlines = pa.list_(pa.list_(pa.list_(coordinate)))
         region = pa.struct([("box", box), ("area", pa.int64()), ("peak", number), ("mean", number),
                             ("contours", outlines)])  # fmt: skip
-        kinds = {"path": pa.string(), "is_anomalous": pa.bool_(), "regions": pa.list_(region), "error": pa.string()}
+        kinds = {"is_anomalous": pa.bool_(), "regions": pa.list_(region)}
+        kinds |= dict.fromkeys(("path", *_TEXTS), pa.string())
         self._schema = pa.schema([(name, kinds.get(name, number)) for name in COLUMNS])
         self._rows: list[Record] = []
         self._next = 0
@@ -372,7 +377,7 @@ class _Parquet(Records):
         self.path.mkdir(exist_ok=True)
 
     def _write(self, record: Record) -> None:
-        self._rows.append({**record, **{name: key(record[name]) for name in ("path", "error") if name in record}})
+        self._rows.append({**record, **{name: key(record[name]) for name in ("path", *_TEXTS) if record.get(name)}})
         if len(self._rows) == PART:
             self._close()
 

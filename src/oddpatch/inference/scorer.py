@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Union, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Union, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ImageLike = Union[str, Path, Image.Image, NDArray[Any], "Tensor"]
-#: Raw score, and anomaly map (h, w) of the prepared image; None where the method gives none.
-Scored = tuple[float, NDArray[np.float32] | None]
+
+
+class Scored(NamedTuple):
+    """What a scorer says of an image."""
+
+    score: float  # raw
+    anomaly_map: NDArray[np.float32] | None  # (h, w) of the prepared image; None where the method gives none
+    product: int = 0  # place among several of the one that it is of
+    ratio: float = 0.0  # see `oddpatch.models.products`
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class TorchScorer(Preparing):
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device={device!r} cannot be used ({reason}): choose cpu") from error
-        self.calibration = self.model.calibration.good_scores
+        self.calibration = self.model.good_scores
         self.settings = self.model.preprocess.settings()
 
     def example(self) -> Prepared:
@@ -63,10 +63,13 @@ class TorchScorer(Preparing):
     @torch.inference_mode()
     def score(self, images: Sequence[Prepared]) -> list[Scored]:
         """See `Scorer`."""
-        score, maps = self.model(torch.stack([image.pixels for image in images]).to(self.device))  # (B,), (B, 1, h, w)
-        if maps is None:
-            return [(value, None) for value in score.tolist()]
-        return list(zip(score.tolist(), maps[:, 0].float().cpu().numpy(), strict=True))
+        features = self.model.features(torch.stack([image.pixels for image in images]).to(self.device))
+        score, maps = self.model.detector(features, self.model.preprocess.image_size)  # (B,), (B, 1, h, w)
+        found = [score.tolist(), [None] * len(images) if maps is None else maps[:, 0].float().cpu().numpy()]
+        if self.model.products is not None:
+            ratio, product = self.model.products.match(features)
+            found += [product.tolist(), ratio.tolist()]
+        return [Scored(*values) for values in zip(*found, strict=True)]
 
     def lay_out(self, anomaly_map: NDArray[np.float32], image: Prepared) -> NDArray[np.float32]:
         """See `Scorer`."""

@@ -99,6 +99,7 @@ class Scored(NamedTuple):
     scores: Tensor  # (n,)
     pixels: Tensor  # (n,), or (0,) where the method makes no maps
     statistics: Tensor  # (n, k)
+    ratios: Tensor  # (n,) where there are several products, or (0,)
 
 
 @torch.inference_mode()
@@ -116,18 +117,22 @@ def score_good(
     Raises:
         DataError: an image cannot be read.
     """
-    scores, pixels, statistics = [], [], []
+    scores, pixels, statistics, ratios = [], [], [], []
     places = torch.tensor(left_out or [0] * len(paths)).split(batch_size)
     for (batch, measured), place in zip(_batches(model, paths, batch_size), places, strict=True):
+        features = model.features(batch)
         if left_out is None:
-            prediction = model(batch)
+            prediction = model.detector(features, model.preprocess.image_size)
         else:
-            prediction = model.detector.score_left_out(model.features(batch), place, model.preprocess.image_size)
+            prediction = model.detector.score_left_out(features, place, model.preprocess.image_size)
+        if model.products is not None:
+            ratios.append(model.products.match(features, None if left_out is None else place)[0])
         scores.append(prediction.score)
         if (maps := prediction.anomaly_map) is not None:
             pixels.append(torch.from_numpy(max_excluding(maps[:, 0].float().numpy(), model.calibration.min_area)))
         statistics.append(measured)
-    return Scored(torch.cat(scores), torch.cat(pixels) if pixels else torch.empty(0), torch.cat(statistics))
+    found = [torch.cat(values) if values else torch.empty(0) for values in (scores, pixels, statistics, ratios)]
+    return Scored(*found)
 
 
 def put_version(content: dict[str, Any], scratch: Path, run: Path, target: Path, out: Path | None) -> Path:
@@ -198,14 +203,35 @@ def recalibrate(model: AnomalyModel, about: dict[str, Any], new: list[Path], bat
     paths = [root / names[number] for number in index]
     if calibration.method == "leave_one_out":
         index, paths = [*index, *range(len(names), len(names) + len(new))], [*paths, *new]
-    absent = [path for path in paths if not path.is_file()]
-    if calibration.method == "cross" or absent:
-        reason = f"{absent[0]} is missing" if absent else "folds were fitted with calibration=cross"
+    if reason := rescore(model, index, paths, batch_size):
         calibration.refuse(f"it was removed by an update, as {reason}: train again with calibration=leave_one_out")
         return f"thresholds removed: {reason}"
-    good = score_good(model, paths, batch_size, index if calibration.method == "leave_one_out" else None)
-    calibration.calibrate(good.scores, good.pixels, torch.tensor(index), good.statistics)
     return f"threshold {calibration.image.value:.4g}, set again on {len(paths)} good images left out of the memory bank"
+
+
+def rescore(model: AnomalyModel, index: list[int], paths: Sequence[Path], batch_size: int) -> str:
+    """Set thresholds on good images as the run did, by their scores now; left as they are if that cannot be done.
+
+    Args:
+        model: fitted, and changed since its thresholds were set.
+        index: which training images they are.
+        paths: of their files.
+        batch_size: images scored at once.
+
+    Returns:
+        Why it cannot be done; empty if it was.
+    """
+    calibration = model.calibration
+    if absent := [path for path in paths if not path.is_file()]:
+        return f"{absent[0]} is missing"
+    left_out = calibration.method == "leave_one_out"
+    if calibration.method == "cross" or (left_out and not model.detector.leaves_out):
+        return "folds were fitted with calibration=cross"
+    good = score_good(model, paths, batch_size, index if left_out else None)
+    calibration.calibrate(good.scores, good.pixels, torch.tensor(index), good.statistics)
+    if model.products is not None:
+        model.products.calibrate(good.ratios)
+    return ""
 
 
 def describe_update(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from oddpatch.data.datamodule import MVTecDataModule
@@ -51,6 +52,7 @@ class OneEpoch(AnomalyModule):
     """
 
     training_status = "accumulating good images"
+    tells_products = True
 
     def __init__(
         self, model: AnomalyModel, metrics: Mapping[str, Metric], config: dict[str, Any] | None = None
@@ -86,6 +88,8 @@ class OneEpoch(AnomalyModule):
         if views > 1:
             detector.require_views()
         needed, remedy = detector.required_memory(shapes, count * views)
+        if (products := self.model.products) is not None:
+            products.labels = [products.names.index(sample.category) for sample in data.train_samples]
         if calibration.fits_all and max(self.folds, default=-1) >= 0:
             self.kept = self._keep_features(shapes, count)
             leaves_out = detector.leaves_out if views == 1 else detector.leaves_out_all_views
@@ -118,6 +122,8 @@ class OneEpoch(AnomalyModule):
         if len(batch.image):
             features = self.features(batch)
             self.model.detector.update(features, batch.index)
+            if self.model.products is not None:
+                self.model.products.update(features, batch.index)
             if self.fold_detectors is not None:
                 self.fold_detectors.update(features, batch.index)
             if self.kept is not None:
@@ -131,21 +137,27 @@ class OneEpoch(AnomalyModule):
         self.data.gather()
         self.num_fitted = self.data.num_fitted()
         with self.timed("fit"):
-            for detector in (self.model.detector, *(self.fold_detectors.detectors if self.fold_detectors else ())):
+            folds = self.fold_detectors.detectors if self.fold_detectors else ()
+            products = [] if self.model.products is None else [self.model.products]
+            for detector in (self.model.detector, *products, *folds):
                 distributed.fit(detector, self.progress)
         if (kept := self.kept) is not None:
             self.data.wrap["calibration"] = lambda dataset: KeptImages(dataset, kept)
             # Files that were skipped may leave too few.
             self._too_few = sum(Ranks().exchange(len(kept))) < FEWEST
 
-    def score_left_out(self, batch: Batch) -> Prediction | None:
+    def features_left_out(self, batch: Batch) -> list[Tensor] | None:
+        """Features of good images, kept since the epoch of those that were fitted to; None if they are too few."""
+        if self.kept is None:
+            return self.features(batch)
+        return None if self._too_few else self.kept.load(batch.index)
+
+    def score_left_out(self, features: list[Tensor], batch: Batch) -> Prediction:
         """Score good images, those that were fitted to as if they had not been."""
         if self.kept is None:
-            return self.score(batch)
-        if self._too_few:
-            return None
+            return self.score(features)
         score = self.model.detector.score_left_out if self.fold_detectors is None else self.fold_detectors
-        return score(self.kept.load(batch.index), batch.index, self.model.preprocess.image_size)
+        return score(features, batch.index, self.model.preprocess.image_size)
 
     def on_validation_epoch_end(self) -> None:
         """Set the thresholds, which nothing is kept for from then on."""

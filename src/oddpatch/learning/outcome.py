@@ -52,7 +52,7 @@ def make_result(
     if rows and thresholds.conformal is not None:
         p_values = calibration.p_values(scores).tolist()
         rows = [
-            replace(row, p_value=p_value, is_anomalous=row.score > thresholds.conformal)
+            replace(row, p_value=p_value, is_anomalous=row.judged > thresholds.conformal)
             for row, p_value in zip(rows, p_values, strict=True)
         ]
     pixel = next(iter(module.pixel_metrics), None)
@@ -130,7 +130,7 @@ def of_category(
         absent |= metrics.absent(pixels_unknown, of_pixels_only=True)
     own = [row for row in rows if row.category == name]
     scores, kinds = [row.score for row in own], [row.defect_type for row in own]
-    values |= rates(module, scores, [row.label for row in own])
+    values |= rates(module, [row.judged for row in own], [row.label for row in own])
     by_type = auroc_by_type(scores, kinds).values if own else {}
     return OfCategory(values, absent, by_type, len(own), module.data.test_sets[name])
 
@@ -150,6 +150,12 @@ def thresholds_of(module: "AnomalyModule") -> Thresholds:
     described, pixel, set_by = calibration.to_dict(), calibration.pixel, calibration.set_by
     if described is not None:
         described["set_by"] = [relative_name(module.train_paths[i], root) for i in set_by]
+        scores = module.model.good_scores
+        if (product := scores.product_at(scores.target_fpr)) is not None:
+            described["product"] = {
+                "names": list(scores.products), "ratio": product.value, "promised_fpr": product.promised,
+                "supported_fpr": product.fpr, "fpr_bound_95": product.fpr_bound(), "num_images": product.num_images,
+            }  # fmt: skip
     return Thresholds(
         calibration.thresholds(), pixel.value if pixel else None, described, tuple(set_by), calibration.absent
     )
@@ -164,9 +170,9 @@ def _good(module: "AnomalyModule") -> list[ScoredImage]:
 
 def _examples(module: "AnomalyModule", rows: list[ScoredImage], good: list[ScoredImage]) -> dict[str, list[Example]]:
     """What is shown, by kind."""
-    data = module.data
+    data, reasons = module.data, {row.index: row.reason for row in rows}
     chosen = {
-        kind: [_decoded(example, data.test_image, module) for example in examples]
+        kind: [_decoded(replace(one, note=reasons[one.index]), data.test_image, module) for one in examples]
         for kind, examples in module.kept_examples.choose(rows).items()
     }
     if module.wanted.neighbours:

@@ -19,6 +19,7 @@ from oddpatch.data.layout import Sample
 from oddpatch.learning.examples import KeptExamples
 from oddpatch.learning.outcome import make_result, of_category, rates
 from oddpatch.metrics import ImageMetrics, PixelMetrics
+from oddpatch.metrics.classes import Matches
 from oddpatch.metrics.configured import AtTest, Metrics
 from oddpatch.metrics.thresholds import max_excluding
 from oddpatch.models.anomaly_model import AnomalyModel
@@ -97,6 +98,8 @@ class AnomalyModule(L.LightningModule):
 
     #: Whether defective images are trained on, too.
     learns_from_defects: ClassVar[bool] = False
+    #: Whether an image that belongs to none of several products is told, see `oddpatch.models.products`.
+    tells_products: ClassVar[bool] = False
     #: What the training is doing now, for whoever shows its progress.
     training_status: str = ""
 
@@ -136,9 +139,9 @@ class AnomalyModule(L.LightningModule):
     def _run_backbone(self, batch: Batch) -> list[Tensor]:
         return self.model.features(batch.image)
 
-    def score(self, batch: Batch, with_maps: bool = True) -> Prediction:
-        """Score a batch; anomaly maps can take far longer than scores, and are left out where nobody needs them."""
-        features, image_size = self.features(batch), self.model.preprocess.image_size
+    def score(self, features: list[Tensor], with_maps: bool = True) -> Prediction:
+        """Score features; anomaly maps can take far longer than scores, and are left out where nobody needs them."""
+        image_size = self.model.preprocess.image_size
         if with_maps:
             return self.model.detector(features, image_size)
         return Prediction(self.model.detector.image_score(features, image_size), None)
@@ -150,6 +153,7 @@ class AnomalyModule(L.LightningModule):
         self._epoch_start = time.perf_counter()
         # Scores of the good images left out, the highest pixels of their maps, and scores of labelled validation.
         self.good_scores, self.good_pixels, self.validation = ImageMetrics(), ImageMetrics(), ImageMetrics()
+        self.matches = Matches()
         self.kept_good = KeptExamples(2 * self.wanted.examples[0] if self.wanted.examples else 0, 0)
 
     def validation_step(  # type: ignore[override]
@@ -160,11 +164,14 @@ class AnomalyModule(L.LightningModule):
             return None
         part = self.data.validation_parts[dataloader_idx]
         if part == "validation":
-            scored = self.score(batch, with_maps=False)
+            scored = self.score(self.features(batch), with_maps=False)
             self.validation.update(scored.score, batch.label, batch.index)
             return scored
-        if (prediction := self.score_left_out(batch)) is None:
+        if (features := self.features_left_out(batch)) is None:
             return None
+        prediction = self.score_left_out(features, batch)
+        if self.model.products is not None:
+            self.matches.update(*self.model.products.match(features, batch.index), batch.index)
         self.good_scores.update(prediction.score, batch.label, batch.index)
         if prediction.anomaly_map is not None:
             highest = max_excluding(prediction.anomaly_map[:, 0].float().cpu().numpy(), self.model.calibration.min_area)
@@ -174,9 +181,13 @@ class AnomalyModule(L.LightningModule):
                 self.kept_good.keep(prediction, batch, self.data.train_samples, self.model.preprocess)
         return prediction
 
-    def score_left_out(self, batch: Batch) -> Prediction | None:
-        """Score good images as new ones; None if they are too few for a threshold."""
-        return self.score(batch)
+    def features_left_out(self, batch: Batch) -> list[Tensor] | None:
+        """Features of good images that a threshold is set on; None if they are too few for one."""
+        return self.features(batch)
+
+    def score_left_out(self, features: list[Tensor], batch: Batch) -> Prediction:
+        """Score them as new ones."""
+        return self.score(features)
 
     def on_validation_epoch_end(self) -> None:
         """Set the thresholds."""
@@ -193,6 +204,7 @@ class AnomalyModule(L.LightningModule):
                 log.warning("no F1-max threshold was set: %s", self.validation.reasons["image_f1_max_threshold"])
         if self.trainer.is_global_zero:
             calibration.report(self.train_paths)
+            self._report_products()
         self.timing["calibrate"] = time.perf_counter() - self._epoch_start
 
     def _calibrate(self) -> None:
@@ -206,6 +218,22 @@ class AnomalyModule(L.LightningModule):
             return
         statistics = self.data.train_statistics(index)
         self.model.calibration.calibrate(scores, self.good_pixels.rows[0], index, statistics)
+        if self.model.products is not None:
+            self.matches.compute()
+            self.model.products.calibrate(self.matches.rows[0])
+
+    def _report_products(self) -> None:
+        """Log what the test for an image of no product promises, and what both tests do together."""
+        scores = self.model.good_scores
+        if (found := scores.product_at(scores.target_fpr)) is not None:
+            log.info(
+                "an image whose distance from the nearest product is more than %.4g of that from the next belongs to "
+                "none, and is anomalous: good images are at a rate of at most about %.3g on average, %.3g with 95 %% "
+                "confidence; false alarms of score and product together are at most the sum",
+                found.value,
+                found.fpr,
+                found.fpr_bound(),
+            )
 
     @property
     def train_paths(self) -> list[str]:
@@ -235,6 +263,7 @@ class AnomalyModule(L.LightningModule):
             self._pixels_unknown = f"{type(self.model.detector).__name__} scores whole images only"
         self._with_maps = any(wanted.examples or ()) or (self.metrics.need_maps and not self._pixels_unknown)
         self.kept_examples, self._scores = KeptExamples(*wanted.examples or (0, 0)), ImageMetrics()
+        self.matches = Matches()
         for metric in self.pixel_metrics:
             metric.computed = metric.statistics = None
             metric.keep_statistics = wanted.statistics and self.trainer.is_global_zero
@@ -263,7 +292,10 @@ class AnomalyModule(L.LightningModule):
         """Score one batch and keep what the result is made of; None if all of its files were skipped."""
         if not len(batch.image):
             return None
-        prediction = self.score(batch, self._with_maps)
+        features = self.features(batch)
+        prediction = self.score(features, self._with_maps)
+        if self.model.products is not None:
+            self.matches.update(*self.model.products.match(features), batch.index)
         self._scores.update(prediction.score, batch.label, batch.index)
         self.metrics.update(prediction, batch, with_pixels=not self._pixels_unknown, test=self._at_test)
         categories = [self.data.test_samples[i].category for i in batch.index.tolist()]
@@ -287,7 +319,7 @@ class AnomalyModule(L.LightningModule):
                 absent |= self.metrics.absent(self._pixels_unknown, of_pixels_only=True)
             self._scores.compute()  # brings the rows of all devices together
             scores, labels, index = self._scores.rows
-            samples = self.data.test_samples
+            samples, (products, strangers) = self.data.test_samples, self._matched()
             rows = [
                 ScoredImage(
                     str(samples[i].path),
@@ -296,10 +328,12 @@ class AnomalyModule(L.LightningModule):
                     score,
                     i,
                     category=samples[i].category,
+                    product=products.get(i),
+                    stranger=i in strangers,
                 )
                 for i, score in zip(index.tolist(), scores.tolist(), strict=True)
             ]
-            metrics |= rates(self, scores, labels)
+            metrics |= rates(self, [row.judged for row in rows], labels)
             by_category = {
                 name: of_category(self, name, metrics, rows, unknown)
                 for name, (unknown, metrics) in self._by_category.items()
@@ -307,6 +341,18 @@ class AnomalyModule(L.LightningModule):
             self._by_category = {}
         self.log_dict(metrics, rank_zero_only=True)
         self.result = make_result(self, metrics, absent, rows, by_category)
+
+    def _matched(self) -> tuple[dict[int, str], set[int]]:
+        """The product of each test image by index, where the model is of several, and those that belong to none."""
+        if self.model.products is None:
+            return {}, set()
+        self.matches.compute()  # brings the rows of all devices together
+        ratios, products, index = (rows.tolist() for rows in self.matches.rows)
+        scores = self.model.good_scores
+        threshold = scores.product_at(scores.target_fpr)
+        names = {i: scores.products[product] for i, product in zip(index, products, strict=True)}
+        found = zip(index, ratios, strict=True)
+        return names, set() if threshold is None else {i for i, ratio in found if ratio > threshold.value}
 
     def predict_step(self, batch: Batch, batch_index: int) -> Prediction:
         """Score one batch."""
@@ -330,4 +376,5 @@ class AnomalyModule(L.LightningModule):
             "num_fitted": self.num_fitted,
             "no_threshold": self.model.calibration.absent,
             "held_out": [names[i] for i in data.held_out],
+            **({} if self.model.products is None else {"products": self.model.products.names}),
         }

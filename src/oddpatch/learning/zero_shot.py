@@ -36,6 +36,7 @@ class ZeroShot(OneEpoch):
     """
 
     training_status = "accumulating images of which nothing is known"
+    tells_products = False
 
     def divide(self, data: MVTecDataModule) -> None:
         """Fit to the test images.

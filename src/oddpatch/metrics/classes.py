@@ -64,6 +64,28 @@ class ByImage(Metric):
             return {}
 
 
+class Matches(ByImage):
+    """Products and ratios of images, see `oddpatch.models.products`; `rows` of all devices after `compute`."""
+
+    ratios: list[Tensor] | Tensor
+    products: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        super().__init__(states=("ratios", "products"))
+        #: (ratios, products, indices), each (N,), in the order of the dataset.
+        self.rows: tuple[Tensor, Tensor, Tensor] = (torch.empty(0), torch.empty(0), torch.empty(0))
+
+    def update(self, ratio: Tensor, product: Tensor, index: Tensor) -> None:
+        """Add ratio (B,), product (B,) and index (B,) of images."""
+        self._store(ratios=ratio, products=product, index=index)
+
+    def compute(self) -> dict[str, float]:
+        """Nothing but `rows`."""
+        if len(self.index):
+            self.rows = (self._in_order("ratios"), self._in_order("products"), self._in_order("index"))
+        return {}
+
+
 class ImageMetrics(ByImage):
     """`image_auroc`, `image_ap`, `image_f1_max` and `image_f1_max_threshold` (an oracle) of raw image scores.
 

@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 from oddpatch.metrics.thresholds import Promise, Threshold, conformal_p_values, conformal_threshold
 
+#: Why an image is anomalous that is unlike the good images of every product.
+NO_PRODUCT = "belongs to no product"
+#: Of a product is what is less than half as far from it as from any other.
+CLEAR = 0.5
+
 
 @dataclass(frozen=True, eq=False)
 class GoodScores:
@@ -22,6 +27,9 @@ class GoodScores:
     promise: Promise = "marginal"  # of the rate, see `conformal_threshold`
     #: (n,) each, in the order of the scores: those of `oddpatch.data.light.STATISTICS` that are known of their images.
     statistics: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    products: tuple[str, ...] = ()  # where the model is of several
+    #: (n,) ascending, ratios of good images, see `oddpatch.models.products`.
+    product_ratios: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
     def calibrated(self) -> bool:
@@ -37,6 +45,12 @@ class GoodScores:
         if not len(self.pixel_scores):
             return None
         return conformal_threshold(self.pixel_scores, target_fpr, self.promise)
+
+    def product_at(self, target_fpr: float) -> Threshold | None:
+        """Ratio above which an image belongs to none of several products."""
+        if not len(self.product_ratios):
+            return None
+        return conformal_threshold(np.maximum(self.product_ratios, CLEAR), target_fpr, self.promise)
 
     def thresholds(self, target_fpr: float) -> dict[str, float]:
         """Image thresholds by where they come from: "conformal", "validation"; an image above one is anomalous."""

@@ -108,6 +108,7 @@ def operating_figures(
     threshold: float | None = None,
     test_seconds: float | None = None,
     rates: Sequence[float] = FALSE_ALARM_RATES,
+    judged: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """The image figures, ready for JSON; what cannot be computed is absent.
 
@@ -117,6 +118,7 @@ def operating_figures(
         threshold: calibrated on images other than these; None if there is none.
         test_seconds: what loading and scoring all N images took; it gives the average latency.
         rates: false-alarm rates to give the recall at.
+        judged: (N,) what the threshold is compared with, where that is not the score alone.
     """
     scores, anomalous = to_scores_and_labels(scores, labels)
     figures: dict[str, Any] = {}
@@ -124,7 +126,7 @@ def operating_figures(
         points = [recall_at_false_alarm_rate(scores, labels, rate) for rate in rates]
         figures["recall_at_false_alarm_rate"] = [_as_json(point) for point in points]
     if threshold is not None and scores.size:
-        found = errors_at_threshold(scores, labels, threshold)
+        found = errors_at_threshold(scores if judged is None else judged, labels, threshold)
         figures["at_threshold"] = {"threshold": threshold, **{name: value._asdict() for name, value in found.items()}}
         if "false_rejects" in found:
             figures["at_threshold"]["false_rejects_per_1000"] = 1000 * found["false_rejects"].share

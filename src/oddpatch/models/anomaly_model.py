@@ -1,6 +1,7 @@
 """A whole model: from preprocessed images to predictions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,8 @@ from oddpatch.types import Prediction
 if TYPE_CHECKING:
     from oddpatch.backbones.base import Backbone
     from oddpatch.data.transforms import Preprocess
+    from oddpatch.metrics.good_scores import GoodScores
+    from oddpatch.models.products import Products
 
 
 class AnomalyModel(nn.Module):
@@ -23,6 +26,7 @@ class AnomalyModel(nn.Module):
     backbone: "Backbone"
     detector: Detector
     calibration: Calibration
+    products: "Products | None"
 
     def __init__(
         self,
@@ -30,16 +34,28 @@ class AnomalyModel(nn.Module):
         backbone: "Backbone",
         detector: Detector,
         calibration: Calibration | None = None,
+        products: "Products | None" = None,
     ) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.backbone = backbone
         self.detector = detector
         self.calibration = calibration or Calibration()
+        self.products = products
         #: How images that are too large for the backbone are cut; None for those it sees whole.
         self.tiling = Tiling(*preprocess.tiles, backbone.info.strides) if preprocess.tiles else None
         if preprocess.roi_mask is not None:
-            detector.restrict(preprocess.roi_mask[0])
+            for part in (detector, *([products] if products is not None else [])):
+                part.restrict(preprocess.roi_mask[0])
+
+    @property
+    def good_scores(self) -> "GoodScores":
+        """What decisions are made by, apart from the model: those of the calibration, and of several products."""
+        scores, products = self.calibration.good_scores, self.products
+        if products is None:
+            return scores
+        ratios = products.good.cpu().numpy() if scores.calibrated else scores.product_ratios
+        return replace(scores, products=tuple(products.names), product_ratios=ratios)
 
     def features(self, images: Tensor, network: Callable[[Tensor], list[Tensor]] | None = None) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l)] of preprocessed images (B, 3, H, W), in tiles if the preprocessing says so.

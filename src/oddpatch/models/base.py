@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: Told how far a long `fit` has come: (steps done, steps in all, what is being done).
 ProgressFn = Callable[[int, int, str], None]
 FeatureShape = tuple[int, int, int]  # (C, h, w)
+#: What patches can be compared by.
+DISTANCES = ("euclidean", "cosine")
 
 
 def no_progress(done: int, total: int, what: str) -> None:
@@ -50,6 +52,8 @@ class Detector(nn.Module, ABC):
     inspects_regions: bool = False
     #: Whether `score_left_out` leaves out all views of an image where it was shown several (`data.views`).
     leaves_out_views: bool = False
+    #: By what patches are compared, "euclidean" or "cosine", where a fitted detector can go over to the other.
+    distance: str | None = None
     #: The settings that lower `required_memory`, as an error suggests them.
     memory_remedy: str = "lower data.resize and data.crop, or drop the backbone's finest layer"
     #: Arguments that describe further objects in a checkpoint: their kind, and how they are given, see `known.py`.
@@ -274,6 +278,26 @@ class Detector(nn.Module, ABC):
         """
         accumulators = self.probe(shapes).accumulators
         return sum(accumulator.required(num_images) for accumulator in accumulators), self.memory_remedy
+
+    def measure(self, distance: str) -> None:
+        """Compare patches by another distance from now on, with the state that was fitted; "euclidean" or "cosine".
+
+        Raises:
+            ConfigError: this method keeps no patches that it could compare otherwise.
+        """
+        if self.distance is None:
+            raise ConfigError(
+                f"{type(self).__name__} does not score by the distance to good patches, so there is no other distance "
+                "to choose: leave out --distance"
+            )
+        if distance not in DISTANCES:
+            raise ConfigError(f"--distance={distance}: choose {' or '.join(DISTANCES)}")
+        if distance != self.distance:
+            self._change_distance(distance)
+            self.distance = distance
+
+    def _change_distance(self, distance: str) -> None:
+        """What `measure` needs of a method that compares patches."""
 
     def require_fitted(self) -> None:
         """Raise ``NotFittedError`` unless ``fit`` has run."""

@@ -63,6 +63,7 @@ def render_report(result: TestResult, folder: Path) -> str:
         no_threshold=result.thresholds.absent,
         next_steps=next_steps(result, folder),
         categories=by_category(result),
+        strangers=[row.path for row in result.rows if row.stranger],
         types=by_type(result),
         scatter=scatter(result),
         script=SCRIPT,
@@ -89,8 +90,9 @@ def scatter(result: TestResult) -> dict[str, Any] | None:
             "x": 1000 * (row.score - low) / (high - low),
             "y": ROW * kinds.index(row.kind) + ROW / 2,
             "label": row.label,
-            "score": row.score,
-            "name": f"{row.kind} / {shown(Path(row.path).name)}: {row.score:.4g}",
+            "score": "Infinity" if row.stranger else row.score,  # above every threshold
+            "name": f"{row.kind} / {shown(Path(row.path).name)}: {row.score:.4g}"
+            + (f", {row.reason}" if row.reason else ""),
         }
         for row in result.rows
     ]

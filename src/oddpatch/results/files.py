@@ -16,7 +16,8 @@ from oddpatch.results.summary import oracle_gap
 from oddpatch.results.test_result import OfCategory, TestResult
 
 _COLUMNS = ("path", "label", "defect_type", "score", "p_value", "is_anomalous")
-_CATEGORY = "category"  # the last column, where there are several
+_CATEGORY = "category"  # where there are several
+_PRODUCT = ("product", "reason")  # where the model tells products apart
 _METHOD = "percentile bootstrap over images, good and anomalous apart"
 
 
@@ -82,12 +83,13 @@ def of_category(one: OfCategory) -> dict[str, Any]:
 
 def table(result: TestResult) -> list[list[Any]]:
     """Header and rows of predictions.csv; without a threshold set on good images p_value and is_anomalous are empty."""
-    rows, several = [], bool(result.by_category)
+    rows, several, told = [], bool(result.by_category), any(row.product for row in result.rows)
     for row in result.rows:
         verdict = ["", ""] if row.is_anomalous is None else [row.p_value, int(row.is_anomalous)]
         category = [row.category] if several else []
-        rows.append([row.path, row.label, row.defect_type, row.score, *verdict, *category])
-    return [[*_COLUMNS, *([_CATEGORY] if several else [])], *rows]
+        product = ["" if row.stranger else row.product, row.reason] if told else []
+        rows.append([row.path, row.label, row.defect_type, row.score, *verdict, *category, *product])
+    return [[*_COLUMNS, *([_CATEGORY] if several else []), *(_PRODUCT if told else ())], *rows]
 
 
 def operating(result: TestResult) -> dict[str, Any]:
@@ -95,7 +97,8 @@ def operating(result: TestResult) -> dict[str, Any]:
     thresholds = result.thresholds
     # Where features came from a cache, the time of the backbone is missing.
     seconds = None if result.features_found else result.timing.get("test")
-    figures = operating_figures(result.scores, result.labels, thresholds.conformal, seconds)
+    judged = [row.judged for row in result.rows]
+    figures = operating_figures(result.scores, result.labels, thresholds.conformal, seconds, judged=judged)
     if gap := oracle_gap(result.metrics):
         figures["oracle_gap"] = gap
     if result.statistics is not None:

@@ -79,14 +79,14 @@ def by_type(result: TestResult) -> list[dict[str, Any]]:
     threshold = next(iter(result.thresholds.sources.values()), None)
     rows = []
     for name, _ in sorted({(row.kind, row.label) for row in result.rows}, key=lambda it: (it[1], it[0])):
-        scores = [row.score for row in result.rows if row.kind == name]
+        own = [row for row in result.rows if row.kind == name]
         rows.append(
             {
                 "name": name,
-                "count": len(scores),
+                "count": len(own),
                 "auroc": result.auroc_by_type.get(name),
-                "is_anomalous": None if threshold is None else sum(score > threshold for score in scores),
-                "median": median(scores),
+                "is_anomalous": None if threshold is None else sum(row.judged > threshold for row in own),
+                "median": median(row.score for row in own),
             }
         )
     return rows

@@ -3,12 +3,14 @@
 It lies here and not in `oddpatch.types`, which nothing of oddpatch is below: its parts are those of `metrics`.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from oddpatch.metrics.good_scores import NO_PRODUCT
 from oddpatch.results import RANDOM
 
 if TYPE_CHECKING:
@@ -34,6 +36,18 @@ class ScoredImage:
     p_value: float | None = None
     is_anomalous: bool | None = None
     category: str = ""  # where there are several
+    product: str | None = None  # that it was taken for, by a model of several
+    stranger: bool = False  # it belongs to none of them, which makes it anomalous whatever its score
+
+    @property
+    def judged(self) -> float:
+        """What an image threshold is compared with: its score, or the largest number where that does not count."""
+        return sys.float_info.max if self.stranger else self.score
+
+    @property
+    def reason(self) -> str:
+        """Why it is anomalous whatever its score; empty where it is not."""
+        return NO_PRODUCT if self.stranger else ""
 
     @property
     def kind(self) -> str:
