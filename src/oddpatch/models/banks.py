@@ -130,6 +130,8 @@ class MemoryBanks(PatchDetector):
             raise ConfigError(f"coreset_ratio={coreset_ratio} is a share: choose above 0 and up to 1")
         self.unit, self.k, self.per_channel, self.mask_background = unit, k, per_channel, mask_background
         self.rule = RULES[rule]
+        # Rows of other lengths than 1 have no cosine in `rule`, and a projection to neighbours is no distance to them.
+        self.distance = {"distance": "euclidean", "cosine": "cosine"}.get(rule) if reduced_dim is None else None
         self.coreset_ratio, self.coreset_size, self.projection_dim = coreset_ratio, coreset_size, projection_dim
         self.num_banks, self.seed = num_banks, seed
         self.dims = [min(c, reduced_dim or c) for c in self.channels]
@@ -201,6 +203,12 @@ class MemoryBanks(PatchDetector):
             return total
         wanted = int(self.coreset_ratio * total) if self.coreset_ratio else self.coreset_size or total
         return min(total, max(self.k, wanted))
+
+    def _change_distance(self, distance: str) -> None:
+        self.rule = RULES["cosine" if distance == "cosine" else "distance"]
+        if not self.unit:
+            layers = [F.normalize(part, dim=2) for part in self.banks.split(self.dims, dim=2)]
+            self.banks, self.unit = torch.cat(layers, dim=2), True
 
     @property
     def indices(self) -> list[list[NearestIndex]]:

@@ -270,6 +270,10 @@ class PatchCore(PatchDetector):
             self._index = (self.memory_bank, NearestIndex(self.memory_bank, self.distance))  # type: ignore[arg-type]
         return self._index[1]
 
+    def _change_distance(self, distance: str) -> None:
+        self._index = None
+        self.left_out = torch.empty(0, device=self.fitted.device)  # distances of the fit
+
     def _search(self, queries: Tensor, k: int = 1, without: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """See `NearestIndex.search`."""
         if torch.compiler.is_exporting():

@@ -45,6 +45,7 @@ class RAD(PatchDetector):
 
     fitted_buffers = ("bank", "tokens", "source")
     leaves_out_views = True
+    distance = "cosine"
     bank: Tensor  # (N, P, sum C_l) unit vectors, layer by layer
     tokens: Tensor  # (N, C) unit vectors
     source: Tensor  # (N,) index of the training image
@@ -146,8 +147,11 @@ class RAD(PatchDetector):
         return self._weigh(self._similarities(patches, good, around))
 
     def _weigh(self, similarities: Tensor) -> Tensor:
-        """Scores (B, P) of the largest cosines (L, B, P)."""
-        return sum((1 - s) * weight for s, weight in zip(similarities, self.weights, strict=True))
+        """Scores (B, P) of the largest cosines (L, B, P); of unit vectors 1 - cosine is half the squared distance."""
+        scores = 1 - similarities
+        if self.distance == "euclidean":
+            scores = (2 * scores).clamp(min=0).sqrt()
+        return sum(s * weight for s, weight in zip(scores, self.weights, strict=True))
 
     def _similarities(self, patches: Tensor, good: Tensor, around: Tensor | None) -> Tensor:
         """The largest cosine (L, B, P) of patches (B, P, D) to those of good images (B, n, P, D), layer by layer."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
@@ -57,6 +58,7 @@ class SPADE(Detector):
     """
 
     inspects_regions = True
+    distance = "euclidean"
     memory_remedy = (
         "drop the finest of model.map_layers, lower data.resize and data.crop, or model.gallery_dtype=float16"
     )
@@ -174,12 +176,14 @@ class SPADE(Detector):
     def forward(self, features: list[Tensor], image_size: tuple[int, int]) -> Prediction:
         """Mean distance to the retrieved images; summed distances of every patch to the nearest of theirs."""
         self.require_fitted()
-        return self._predict(features, image_size, *nearest(self.pool(features), self.pooled, self.k))
+        return self._predict(
+            features, image_size, *nearest(self.pool(features), self.pooled, self.k, metric=self.distance)
+        )
 
     def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:
         """As `forward` with the gallery without the image itself."""
         self.require_fitted()
-        gallery = NearestIndex(self.pooled, num_queries=len(index))
+        gallery = NearestIndex(self.pooled, self.distance, num_queries=len(index))
         rows = torch.searchsorted(self.images, index.to(self.images.device))
         found = [
             gallery.search(query[None], self.k, without=row[None])
@@ -212,7 +216,7 @@ class SPADE(Detector):
     def image_score(self, features: list[Tensor], image_size: tuple[int, int]) -> Tensor:
         """Mean distance (B,) to the retrieved images; the maps are what takes long."""
         self.require_fitted()
-        return nearest(self.pool(features), self.pooled, self.k)[0].mean(1)
+        return nearest(self.pool(features), self.pooled, self.k, metric=self.distance)[0].mean(1)
 
     def _patch_scores(self, maps: list[Tensor], level: list[int], rows: list[int]) -> Tensor:
         """Distances (h, w) of one image's patches in `maps` [(1, C_l, h_l, w_l)] to those of the images `rows`."""
@@ -225,17 +229,21 @@ class SPADE(Detector):
                 f"the gallery {galleries[0].shape[1]}: use images of the size it was fitted with"
             )
 
+        def unit(patches: Tensor) -> Tensor:
+            return F.normalize(patches.float()) if self.distance == "cosine" else patches
+
         def load(image: int) -> Tensor:
             if len(level) == 1:
-                return self.region.take(galleries[0][rows[image]], grid)
+                return unit(self.region.take(galleries[0][rows[image]], grid))
             parts = [
                 gallery[rows[image]].to(m.dtype).mT.unflatten(1, m.shape[-2:])[None]
                 for gallery, m in zip(galleries, maps, strict=True)
             ]
-            return self.region.take(join(parts)[0].flatten(1).mT, grid)  # (P, C)
+            return unit(self.region.take(join(parts)[0].flatten(1).mT, grid))  # (P, C)
 
-        queries = self.region.take(joined[0].flatten(1).mT, grid).float().contiguous()  # (P, C)
-        return self.region.spread(correspondence_distances(queries, load, len(rows), self.kappa), grid)
+        queries = unit(self.region.take(joined[0].flatten(1).mT, grid).float().contiguous())  # (P, C)
+        distances = correspondence_distances(queries, load, len(rows), self.kappa, metric=self.distance)
+        return self.region.spread(distances, grid)
 
     def _plain_scores(self, maps: list[Tensor], level: list[int], retrieved: Tensor) -> Tensor:
         """As `_patch_scores`, (B, h, w) for a batch, whatever its values are: what can be exported."""

@@ -15,8 +15,10 @@ QUERY_ROWS = 512
 
 
 @torch.no_grad()
-def correspondence_distances(queries: Tensor, load: Callable[[int], Tensor], count: int, kappa: int = 1) -> Tensor:
-    """Mean Euclidean distance of each query to its `kappa` nearest among the patches of `count` images.
+def correspondence_distances(
+    queries: Tensor, load: Callable[[int], Tensor], count: int, kappa: int = 1, *, metric: str = "euclidean"
+) -> Tensor:
+    """Mean distance of each query to its `kappa` nearest among the patches of `count` images.
 
     Float32 matrix products find each query's least distance in every block of patches. Only blocks that can hold one of
     the `kappa` nearest, given a bound on the rounding errors, are measured again, in float64. One image is held at a
@@ -27,6 +29,7 @@ def correspondence_distances(queries: Tensor, load: Callable[[int], Tensor], cou
         load: gives the patches (P, C) of image 0..count-1, of any float type; it may be called twice for an image.
         count: number of images.
         kappa: neighbours, at most the number of all patches.
+        metric: "euclidean", or of unit vectors "cosine": 1 - cos.
 
     Returns:
         (Q,) float32.
@@ -51,7 +54,8 @@ def correspondence_distances(queries: Tensor, load: Callable[[int], Tensor], cou
                 found = _left(queries[rows].double()) @ _right(members).T  # (q, p)
                 nearest[rows] = _smallest(torch.cat([nearest[rows], _smallest(found, kappa)], dim=1), kappa)
         squared = nearest + queries.double().square().sum(1, keepdim=True)
-    return squared.clamp_(min=0).sqrt_().mean(1).float()
+    squared.clamp_(min=0)
+    return (squared / 2 if metric == "cosine" else squared.sqrt_()).mean(1).float()
 
 
 def _block_minima(queries: Tensor, load: Callable[[int], Tensor], count: int) -> tuple[list[Tensor], Tensor]:
