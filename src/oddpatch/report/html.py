@@ -31,7 +31,9 @@ SIDE = 320  # pixels of the longer side of a gallery picture
 JPEG_QUALITY = 82
 #: Height of a line of points.
 ROW = 26
-#: Moves the threshold. The page allows no other script: its policy names the hash of this one.
+#: Cells on the longer side of a map whose values the page holds.
+CELLS = 80
+#: Moves the threshold, and reads the map under the pointer. The page allows no other script: its policy names the hash of this one.
 SCRIPT = (resources.files(templates) / "report.js").read_text(encoding="utf-8")
 #: How verdicts are coloured that are not right.
 TONES = {"missed": "wrong", "false alarm": "wrong"}
@@ -71,6 +73,7 @@ def render_report(result: TestResult, folder: Path) -> str:
         figures=[(name, _data("png", png)) for name, png in figures.items() if name != "overview"],
         gallery=gallery,
         heated="anomaly map" in drawn,
+        interactive=scatter(result) is not None or "anomaly map" in drawn,
         outlined="outline" in drawn,
         look=look,
         config=OmegaConf.to_yaml(OmegaConf.create(dict(result.config))),
@@ -157,8 +160,22 @@ def cell(example: Example, kind: str, look: Look) -> dict[str, Any]:
         "verdict": look.verdict(example),
         "tone": "noted" if example.note else TONES.get(look.verdict(example), "right"),
         "pictures": [(name, _jpeg(picture)) for name, picture in pictures.items()],
+        "map": None if example.anomaly_map is None else readable(example.anomaly_map),
         "neighbour": neighbour,
     }
+
+
+def readable(anomaly_map: NDArray[np.float32]) -> dict[str, Any]:
+    """A map (H, W) as the page holds it: the highest value of each cell of a grid, in 256 steps from least to highest."""
+    height, width = anomaly_map.shape
+    scale = min(1, CELLS / max(height, width))
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    cells = np.maximum.reduceat(anomaly_map, np.arange(rows) * height // rows, axis=0)
+    cells = np.maximum.reduceat(cells, np.arange(columns) * width // columns, axis=1)  # (rows, columns)
+    low, high = float(cells.min()), float(cells.max())
+    steps = np.round((cells - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
+    values = base64.b64encode(steps.tobytes()).decode()
+    return {"values": values, "rows": rows, "columns": columns, "low": low, "high": high, "size": (width, height)}
 
 
 def heated(example: Example, look: Look) -> Picture:
