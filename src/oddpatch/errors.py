@@ -26,7 +26,7 @@ EXTRAS = {
     "optuna": "sweep", "ray": "sweep", "submitit": "sweep", "wandb": "wandb", "openvino": "openvino", "pyod": "outlier",
     "pyarrow": "parquet", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "av": "watch",
     "paho": "watch", "prometheus_client": "watch", "starlette": "watch", "uvicorn": "watch", "watchfiles": "watch",
-    "streamlit": "demo",
+    "streamlit": "demo", "albumentations": "augment",
 }  # fmt: skip
 #: Modules that only training needs: a machine that inspects parts may leave them out, see docs/install.md.
 TRAINING = ("dotenv", "hydra", "lightning", "omegaconf", "torchmetrics")

@@ -140,6 +140,8 @@ def build(cfg: DictConfig, images: Walk | None = None) -> Run:
             path, home = Path(config["data"][key]).resolve(), folder.resolve()
             config["data"][key] = str(path.relative_to(home) if path.is_relative_to(home) else path)
     config["data"]["category"] = data.category
+    if data.preprocess.transform is not None:
+        config["data"]["transform"] = data.preprocess.transform.settings
     config["run"] = {
         **names(cfg), "category": category_name(data.category), "image_size": list(data.preprocess.image_size)
     }  # fmt: skip

@@ -84,6 +84,7 @@ class MVTecDataModule(LightningDataModule):
         shots: fit to so many good images only, chosen before anything is found in them; None for all.
         shots_seed: which of them.
         shots_rule: "block" takes the block of this number from the sorted list; "shuffle" draws them.
+        transform: of the pixels of all images, see `oddpatch.data.pixels.PixelTransform`.
         views: further views of each training image to fit to, as a mapping, see `oddpatch.data.views.Views`.
         batch_size: images a batch, on each device.
         num_workers: decoding processes; "auto" for one a core, at most 8, and none on a single core.
@@ -133,6 +134,7 @@ class MVTecDataModule(LightningDataModule):
         shots_seed: int = 0,
         shots_rule: str = "block",
         views: Mapping[str, Any] | None = None,
+        transform: Mapping[str, Any] | None = None,
         batch_size: int = 32,
         num_workers: int | str = "auto",
         mask_threshold: float = 0.0,
@@ -191,7 +193,10 @@ class MVTecDataModule(LightningDataModule):
             full_scale=None if isinstance(full_scale, str) else full_scale,
             max_pixels=max_pixels,
             tiles=tiles,
+            transform=transform,
         )
+        if self.preprocess.transform is not None and (warning := self.preprocess.transform.warning):
+            log.warning("%s", warning)
         self.of_one_part = {"data.align": align, "data.roi": roi}
         #: Names of images of use that may lie beside those of the category.
         self.used = files_named(align, roi)

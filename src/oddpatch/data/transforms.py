@@ -17,6 +17,7 @@ from oddpatch.data.filters import Axis
 from oddpatch.data.geometry import Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
+from oddpatch.data.pixels import PixelTransform
 from oddpatch.data.resampling import resample, to_unit
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
@@ -61,6 +62,7 @@ class Preprocess(nn.Module):
         full_scale: highest value of the sensor, see `oddpatch.data.decoding.read_image`; None for that of the file's
             type.
         max_pixels: larger images are refused, see `oddpatch.data.decoding.read_image`.
+        transform: of the pixels of every image, once it is aligned, see `oddpatch.data.pixels.PixelTransform`.
 
     Raises:
         ConfigError: a value cannot work.
@@ -80,6 +82,7 @@ class Preprocess(nn.Module):
         full_scale: int | None = None,
         max_pixels: int | None = None,
         tiles: Mapping[str, Any] | None = None,
+        transform: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         cut = _read_tiles(tiles) if fit == "tiles" else None
@@ -99,6 +102,7 @@ class Preprocess(nn.Module):
         self.full_scale = full_scale
         self.max_pixels = max_pixels
         self.alignment = Alignment(**align) if align else None
+        self.transform = PixelTransform(transform) if transform else None
         self.roi = roi
         self._roi_size: Size | None = None
         #: (1, h, w) bool at the size of preprocessed images, true where they are inspected; None if that is everywhere.
@@ -161,6 +165,7 @@ class Preprocess(nn.Module):
             "tiles": dict(zip(("side", "overlap", "scale"), (*self.tiles, frame.scale), strict=True))
             if self.tiles
             else None,
+            **({"transform": self.transform.settings} if self.transform else {}),
         }
 
     def extra_repr(self) -> str:
@@ -230,6 +235,8 @@ class Preprocess(nn.Module):
             image = self._align(image if floating else to_unit(image), registration)
         if view is not None:
             image = view(image)
+        if self.transform is not None:
+            image = self.transform(image)
         size = (image.shape[-2], image.shape[-1])
         if self._roi_size not in (None, size):
             height, width = self._roi_size or size

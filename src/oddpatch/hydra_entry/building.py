@@ -13,6 +13,9 @@ from omegaconf import OmegaConf
 from oddpatch.errors import ConfigError, OddpatchError, installing
 from oddpatch.settings import check_types
 
+#: Settings that describe an object which the class makes itself, of what it knows.
+DESCRIBED = ("transform",)
+
 
 def make(part: Any, **kwargs: Any) -> Any:
     """The object that a part of a composed config describes; an error of its constructor comes as it was raised.
@@ -26,7 +29,9 @@ def make(part: Any, **kwargs: Any) -> Any:
     settings: Any = OmegaConf.to_container(part, resolve=True, throw_on_missing=True) if composed else dict(part)
     name = part._get_full_key(None) if composed else ""
     # Hydra resolves what it builds from once more: a folder that is really called `${x}` would not survive that.
-    texts = {key: value for key, value in settings.items() if isinstance(value, str) and "${" in value}
+    texts = {
+        key: value for key, value in settings.items() if key in DESCRIBED or (isinstance(value, str) and "${" in value)
+    }
     try:
         build = instantiate({key: value for key, value in settings.items() if key not in texts} | {"_partial_": True})
     except InstantiationException as error:

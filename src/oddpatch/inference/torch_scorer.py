@@ -1,5 +1,6 @@
 """Scoring with a fitted model in torch."""
 
+import logging
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -15,6 +16,8 @@ from oddpatch.data.decoding import to_array, to_rgb_float
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.scorer import Prepared, Preparing, Scored
 from oddpatch.models.anomaly_model import AnomalyModel
+
+log = logging.getLogger(__name__)
 
 
 class TorchScorer(Preparing):
@@ -41,6 +44,8 @@ class TorchScorer(Preparing):
             raise ConfigError(f"device={device!r} cannot be used ({reason}): choose cpu") from error
         self.calibration = self.model.good_scores
         self.settings = self.model.preprocess.settings()
+        if (transform := self.model.preprocess.transform) is not None and transform.warning:
+            log.warning("%s", transform.warning)
 
     def example(self) -> Prepared:
         """See `Preparing`."""

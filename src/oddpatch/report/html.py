@@ -33,7 +33,8 @@ JPEG_QUALITY = 82
 ROW = 26
 #: Cells on the longer side of a map whose values the page holds.
 CELLS = 80
-#: Moves the threshold, and reads the map under the pointer. The page allows no other script: its policy names the hash of this one.
+#: Moves the threshold, and reads the map under the pointer. The page allows no other script: its policy names the hash
+#: of this one.
 SCRIPT = (resources.files(templates) / "report.js").read_text(encoding="utf-8")
 #: How verdicts are coloured that are not right.
 TONES = {"missed": "wrong", "false alarm": "wrong"}
@@ -166,7 +167,7 @@ def cell(example: Example, kind: str, look: Look) -> dict[str, Any]:
 
 
 def readable(anomaly_map: NDArray[np.float32]) -> dict[str, Any]:
-    """A map (H, W) as the page holds it: the highest value of each cell of a grid, in 256 steps from least to highest."""
+    """A map (H, W) as the page holds it: the highest value of each cell of a grid, in 256 steps."""
     height, width = anomaly_map.shape
     scale = min(1, CELLS / max(height, width))
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
