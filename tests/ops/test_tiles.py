@@ -1,8 +1,12 @@
 """Feature maps put together from tiles."""
 
+import json
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
+from vectors import VECTORS
 
 from oddpatch.errors import ConfigError
 from oddpatch.ops.tiles import Tiling
@@ -50,3 +54,28 @@ def test_sizes_that_do_not_go_together_are_refused():
         Tiling(64, 64, [4])
     with pytest.raises(ConfigError, match=r"images of 60x64 cannot be tiled: both sides must divide by 8"):
         Tiling(64, 0, [8]).run(network, torch.zeros(1, 3, 60, 64))
+
+
+@pytest.mark.vector
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("patch640_overlap128_token16_dim640", True),
+        ("patch640_overlap128_token16_dim1024", True),
+        ("patch448_overlap16_token16_dim1000", True),
+        # SuperADD's code takes more tiles than its least overlap asks for, four and six where three and four do.
+        ("patch640_overlap128_token16_dim1530", False),
+        ("patch448_overlap112_token14_dim1400", False),
+    ],
+)
+def test_tiles_lie_as_those_of_superadd(name, same):
+    tiles, _, places = json.loads((VECTORS / "superadd_splits.json").read_text())[name]
+    side, overlap, token, length = map(int, re.findall(r"\d+", name))
+    spans = Tiling(side, overlap, [token]).spans(length // token * token)
+    if not same:
+        assert len(spans) < len(tiles)
+        return
+    assert [start for start, _, _ in spans] == [start for start, _ in tiles]
+    for (_, begin, end), (first, last) in zip(spans, places, strict=True):
+        # The middle of an overlap of an odd number of tokens is rounded down here, and up there.
+        assert max(abs(begin // token - first), abs(end // token - last)) <= 1

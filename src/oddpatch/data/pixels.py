@@ -69,9 +69,9 @@ class PixelTransform:
         if not self.random:
             return ""
         return (
-            f"data.transform is random ({self.name}): images to fit to, to calibrate, to test and to predict are changed at "
-            "random, each by what its pixels draw, so that scores scatter and thresholds are higher: set p=1 and ranges "
-            "of one value; to fit to altered images alone, set data.views"
+            f"data.transform is random ({self.name}): images to fit to, to calibrate, to test and to predict are changed "
+            "at random, each by what its pixels draw, so that scores scatter and thresholds are higher: set p=1 and "
+            "ranges of one value; to fit to altered images alone, set data.views"
         )
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class PixelTransform:
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    """Settings with `name` in place of `_target_`, as a checkpoint may hold them; what they make is known to be sound."""
+    """Settings with `name` in place of `_target_`, as a checkpoint may hold them, of what can be made and no more."""
     if not isinstance(settings, Mapping) or not isinstance(settings.get("_target_", settings.get("name")), str):
         raise ConfigError(
             f"data.transform={settings!r}: give the name of a transform and its arguments, such as "
@@ -115,8 +115,8 @@ def _plain(settings: Any) -> dict[str, Any]:
     known = package.partition(".")[0] == PACKAGE and (name == "Compose" or _is_known(name))
     if not known:
         raise ConfigError(
-            f"data.transform: {target} is no transform of albumentations that changes pixels and moves none: choose one of "
-            "its pixel-level transforms, such as albumentations.CLAHE"
+            f"data.transform: {target} is no transform of albumentations that changes pixels and moves none: choose one "
+            "of its pixel-level transforms, such as albumentations.CLAHE"
         )
     if name == "Compose":
         if not isinstance(plain.get("transforms"), list | tuple) or plain.keys() - {"name", "transforms", "p"}:
