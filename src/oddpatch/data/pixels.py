@@ -69,8 +69,8 @@ class PixelTransform:
         if not self.random:
             return ""
         return (
-            f"data.transform is random ({self.name}): images to fit to, to calibrate, to test and to predict are changed "
-            "at random, each by what its pixels draw, so that scores scatter and thresholds are higher: set p=1 and "
+            f"data.transform is random ({self.name}): images to fit to, to calibrate, to test and to predict are "
+            "changed at random, each by what its pixels draw, so that scores scatter and thresholds are higher: set p=1 and "
             "ranges of one value; to fit to altered images alone, set data.views"
         )
 
@@ -115,8 +115,8 @@ def _plain(settings: Any) -> dict[str, Any]:
     known = package.partition(".")[0] == PACKAGE and (name == "Compose" or _is_known(name))
     if not known:
         raise ConfigError(
-            f"data.transform: {target} is no transform of albumentations that changes pixels and moves none: choose one "
-            "of its pixel-level transforms, such as albumentations.CLAHE"
+            f"data.transform: {target} is no transform of albumentations that changes pixels and moves none: choose "
+            "one of its pixel-level transforms, such as albumentations.CLAHE"
         )
     if name == "Compose":
         if not isinstance(plain.get("transforms"), list | tuple) or plain.keys() - {"name", "transforms", "p"}:

@@ -73,8 +73,8 @@ def export(
         raise ConfigError(f"{run} looks at images in tiles (data.fit=tiles), which cannot be exported: load the run")
     if (transform := model.preprocess.transform) is not None:
         raise ConfigError(
-            f"{run} changes the pixels of images by {transform.name} (data.transform), which an artifact does not: load "
-            "the run, or train again with data.transform=null"
+            f"{run} changes the pixels of images by {transform.name} (data.transform), which an artifact does not: "
+            "load the run, or train again with data.transform=null"
         )
     if max_changed_decisions < 0:
         raise ConfigError(f"--max-changed-decisions={max_changed_decisions}: choose 0 or more")
