@@ -12,8 +12,11 @@ from test_pipeline import config, run, tiny
 from typer.testing import CliRunner
 
 from oddpatch import AnomalyDetector, pipeline
+from oddpatch.checkpoint import read_checkpoint, write_checkpoint
 from oddpatch.cli.main import app
+from oddpatch.errors import CheckpointError
 from oddpatch.export.exporting import export
+from oddpatch.factory import CHECKPOINT
 from oddpatch.inference.recalibration import calibrate
 from oddpatch.inference.records import read_records
 from oddpatch.inference.update import good_images
@@ -149,3 +152,21 @@ def test_without_a_threshold_products_are_named_and_nobody_is_a_stranger(root, t
     rows = list(rows_of(tmp_path / "run").values())
     assert {row["reason"] for row in rows} == {""}
     assert {row["product"] for row in rows} == {*COLORS}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("names", ["red", 7]), ("names", ["red"]), ("product", 3), ("product", -1), ("tokens", None), ("good", None)],
+)
+def test_a_checkpoint_whose_products_do_not_go_together_is_refused(finished, tmp_path, name, value):
+    content = read_checkpoint(finished / CHECKPOINT)
+    state = content["state_dict"]
+    if name == "names":
+        content["oddpatch"]["products"] = value
+    elif value is None:
+        state[f"model.products.{name}"] = state[f"model.products.{name}"][:, None]
+    else:
+        state["model.products.product"] = state["model.products.product"].clone().fill_(value)
+    write_checkpoint(content, tmp_path / "changed.ckpt")
+    with pytest.raises(CheckpointError):
+        AnomalyDetector.load(tmp_path / "changed.ckpt")

@@ -70,7 +70,7 @@ class PixelTransform:
             return ""
         return (
             f"data.transform is random ({self.name}): images to fit to, to calibrate, to test and to predict are "
-            "changed at random, each by what its pixels draw, so that scores scatter and thresholds are higher: set p=1 and "
+            "changed at random, each by its own draw, so that scores scatter and thresholds are higher: set p=1 and "
             "ranges of one value; to fit to altered images alone, set data.views"
         )
 
@@ -84,7 +84,7 @@ class PixelTransform:
             return torch.stack([self(one) for one in image])
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
         pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-        seed = zlib.crc32(pixels) if self.random else 0
+        seed = zlib.crc32(pixels.tobytes()) if self.random else 0
         try:
             changed = self._apply(pixels, seed)
         except Exception as error:  # of a transform, which may raise any

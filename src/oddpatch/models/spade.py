@@ -14,7 +14,7 @@ from oddpatch.models.state import Rows, Spooled
 from oddpatch.ops.correspondence import BLOCK, correspondence_distances
 from oddpatch.ops.gallery import Spool
 from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.neighbours import NearestIndex, nearest, squared_distance_matrix
+from oddpatch.ops.neighbours import Metric, NearestIndex, nearest, squared_distance_matrix
 from oddpatch.ops.patches import join
 from oddpatch.types import Prediction
 
@@ -58,7 +58,7 @@ class SPADE(Detector):
     """
 
     inspects_regions = True
-    distance = "euclidean"
+    distance: Metric = "euclidean"
     memory_remedy = (
         "drop the finest of model.map_layers, lower data.resize and data.crop, or model.gallery_dtype=float16"
     )
