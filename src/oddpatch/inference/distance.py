@@ -12,7 +12,8 @@ from oddpatch.data.decoding import to_uint8
 from oddpatch.factory import restore
 from oddpatch.figures.distances import draw_distances
 from oddpatch.inference.update import rescore
-from oddpatch.models.base import DISTANCES, AnomalyModel
+from oddpatch.models.anomaly_model import AnomalyModel
+from oddpatch.models.base import DISTANCES
 
 log = logging.getLogger(__name__)
 
