@@ -236,7 +236,7 @@ FAULTS = [
     ),
     Fault(
         "at the threshold is an alarm, in predictions.csv", "learning/outcome.py",
-        "row.score > thresholds.conformal", "row.score >= thresholds.conformal",
+        "row.judged > thresholds.conformal", "row.judged >= thresholds.conformal",
         "models/test_calibration.py -k set_the_threshold",
     ),
     Fault(
