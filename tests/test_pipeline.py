@@ -184,7 +184,12 @@ def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monk
     make_dataset(tmp_path, masks=False)
     spade, made = ("model=spade", "model.k=3", "calibration=none", "+data.validation=0.5"), []
     original = SPADE._patch_scores
-    monkeypatch.setattr(SPADE, "_patch_scores", lambda self, *rest: made.append(1) or original(self, *rest))
+
+    def score_and_note(self, *rest):
+        made.append(1)
+        return original(self, *rest)
+
+    monkeypatch.setattr(SPADE, "_patch_scores", score_and_note)
     run(tiny(tmp_path, tmp_path / "pictured", *spade, pictures=True))
     per_image = 3  # of each map
     assert len(made) == per_image * len(predictions(tmp_path / "pictured"))
@@ -403,7 +408,8 @@ def test_names_that_are_not_utf8_are_written_escaped(tmp_path, tiny_backbone):
     assert "caf\\udce9" in (out / "report.html").read_text(encoding="utf-8")
     assert list((out / "figures").glob("*dce9*.png"))
     with contextlib.redirect_stdout(io.StringIO()):
-        again = pipeline.rebuild(config("eval", f"run={out}", "trainer.accelerator=cpu", out=tmp_path / "again"))
+        settings = ("trainer.accelerator=cpu", "+data.num_workers=0", "callbacks.pictures=null")
+        again = pipeline.rebuild(config("eval", f"run={out}", *settings, out=tmp_path / "again"))
         again.test()
     assert predictions(tmp_path / "again") == rows
 

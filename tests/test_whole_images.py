@@ -76,6 +76,7 @@ def test_bits_of_the_sensor_do_not_change_what_is_found(tmp_path, tiny_backbone,
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_a_blob_at_the_edge_of_a_real_bottle_counts(tmp_path, real_bottle):
     good = sorted((real_bottle / "bottle/train/good").iterdir())
     (tmp_path / "parts/bottle/train/good").mkdir(parents=True)

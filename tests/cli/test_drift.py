@@ -219,7 +219,8 @@ def test_the_next_one_has_a_name_of_its_own_and_remembers_the_last(finished, con
 
 def test_it_is_tested_predicted_and_watched_with_like_any_run(finished, confirmed, tmp_path, monkeypatch, capsys):
     out, _, _ = calibrated(finished, confirmed, tmp_path, monkeypatch, capsys)
-    job = pipeline.rebuild(config("eval", f"run={out}", "trainer.accelerator=cpu", out=tmp_path / "again"))
+    settings = ("trainer.accelerator=cpu", "+data.num_workers=0", "callbacks.pictures=null")
+    job = pipeline.rebuild(config("eval", f"run={out}", *settings, out=tmp_path / "again"))
     job.test()
     assert job.module.model.calibration.image.num_images == 30
     path = tmp_path / "parts.jsonl"
