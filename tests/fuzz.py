@@ -876,7 +876,8 @@ def run_case(surface: Surface, case: Case, scratch: Path, findings: Findings) ->
     finally:
         for path in [folder, *folder.rglob("*")]:
             with suppress(OSError):
-                path.is_symlink() or path.is_fifo() or path.stat().st_mode & 0o700 == 0o700 or path.chmod(0o700)
+                if not (path.is_symlink() or path.is_fifo() or path.stat().st_mode & 0o700 == 0o700):
+                    path.chmod(0o700)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -312,7 +312,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "oddpatch.train_images", "oddpatch.held_out", "oddpatch.git_commit",
     ):  # fmt: skip
         found[f"without {path}"] = drop(path)
-    for path, values in {
+    others: dict[str, list[Any]] = {
         "format": ["1", True, None, 1.0, 0, -1, 99, [1]],
         "version": [1, None, b"0.1.0"],
         "config": [None, [], "model", ({},)],
@@ -336,7 +336,8 @@ def payloads(canary: Path) -> dict[str, Change]:
         "config.calibration.target_fpr": [7, "x"],
         "config.backbone.layers": [[99], "x", None, [[1]], {}],
         "config.backbone.engine": ["os.system", 1],
-    }.items():
+    }
+    for path, values in others.items():
         for value in values:
             found[f"{path} is {str(value)[:40]!r} ({type(value).__name__})"] = put(path, value)
 
@@ -459,9 +460,10 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def watched() -> Iterator[list[str]]:
     """What the process does to the world inside: programs started, hosts spoken to, files opened to be written."""
     global _watching
-    if not getattr(sys, "_oddpatch_hook", False):
+    place: Any = sys
+    if not getattr(place, "_oddpatch_hook", False):
         sys.addaudithook(_hook)  # it cannot be removed
-        sys._oddpatch_hook = True
+        place._oddpatch_hook = True
     seen: list[Any] = []
     _watching = seen
     try:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import cv2
 import numpy as np
@@ -115,7 +116,8 @@ def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone):
         mask = np.asarray(Image.open(category / f"ground_truth/spot/{path.stem}_mask.png")) > 0
         around = cv2.dilate(mask.astype(np.uint8), np.ones((9, 9))) > 0
         assert around.flat[np.nanargmax(found.anomaly_map)]
-        registration = detector.scorer.model.preprocess.register(read_image(path))
+        scorer: Any = detector.scorer
+        registration = scorer.model.preprocess.register(read_image(path))
         assert found.aligned == registration.told >= 0.15
         assert to_record(Frame(path.name, path), found)["aligned"] == registration.told
     with pytest.raises(DataError, match="registers to the reference image with quality 0"):

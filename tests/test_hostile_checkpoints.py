@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from typing import Any
 
 import hostile
 import pytest
@@ -190,7 +191,8 @@ def test_own_classes_load_by_the_word_of_the_user(own, ways, tiles, eval_main, c
             cli.main()
         assert error.value.code in (0, 1, None)
         assert "runs own_package.Mine, of a package that you trust" in caplog.text
-    assert type(AnomalyDetector.load(own, trust=["own_package"]).scorer.model.detector).__name__ == "Mine"
+    scorer: Any = AnomalyDetector.load(own, trust=["own_package"]).scorer
+    assert type(scorer.model.detector).__name__ == "Mine"
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         overrides = [f"run={own}", f"paths.output_dir={own}/eval", "hydra.run.dir=.", "trainer.accelerator=cpu"]

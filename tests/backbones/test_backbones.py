@@ -149,7 +149,12 @@ def test_a_batch_taken_in_parts_gives_the_same_maps(make, count, monkeypatch):
     whole = backbone(images)
     taken = []
     run = backbone.forward
-    monkeypatch.setattr(backbone, "forward", lambda part: taken.append(len(part)) or run(part))
+
+    def run_and_count(part):
+        taken.append(len(part))
+        return run(part)
+
+    monkeypatch.setattr(backbone, "forward", run_and_count)
     monkeypatch.setattr(base, "images_at_once", lambda pixels: {64 * 96: 2}[pixels])
     for ours, expected in zip(backbone(images), whole, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)

@@ -5,6 +5,7 @@ import logging
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from oddpatch.backbones.torchvision import TorchvisionBackbone
 from oddpatch.errors import ConfigError
 
 OPENVINO = Runtime("openvino")
+cudnn: Any = torch.backends.cudnn  # mypy does not know its `conv`
 
 
 def images(batch=2, size=64):
@@ -170,23 +172,23 @@ def test_lower_precisions_are_near_and_come_out_as_float32(precision):
     assert not torch.equal(near[0], exact[0])
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn.conv, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.skipif(not hasattr(cudnn.conv, "fp32_precision"), reason="torch before 2.9")
 @pytest.mark.parametrize(("precision", "products"), [("fp32", "ieee"), ("tf32", "tf32")])
 def test_float32_is_not_tf32_unless_asked_for(precision, products):
     seen = []
 
     class Looks(TinyBackbone):
         def forward(self, images):
-            seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+            seen.append((cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
             return super().forward(images)
 
-    before = torch.backends.cudnn.conv.fp32_precision
+    before = cudnn.conv.fp32_precision
     backbone = Looks()
     backbone.run_with(Runtime(precision=precision))
     seen.clear()
     backbone(images())
     assert seen == [(products, products)]
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    assert cudnn.conv.fp32_precision == before
 
 
 def test_compiled_features_are_equal(monkeypatch):

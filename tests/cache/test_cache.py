@@ -377,12 +377,17 @@ def test_a_run_from_the_cache_runs_no_backbone_and_gives_the_same_to_the_bit(
 ):
     decoded, ran = [], []
     read, forward = oddpatch.data.transforms.read_image, TinyBackbone.forward
-    monkeypatch.setattr(
-        oddpatch.data.transforms,
-        "read_image",
-        lambda path, *rest, **kept: (decoded.append(str(path)), read(path, *rest, **kept))[1],
-    )
-    monkeypatch.setattr(TinyBackbone, "forward", lambda self, x: (ran.append(bool(x.any())), forward(self, x))[1])
+
+    def read_and_note(path, *rest, **kept):
+        decoded.append(str(path))
+        return read(path, *rest, **kept)
+
+    def run_and_note(self, images):
+        ran.append(bool(images.any()))
+        return forward(self, images)
+
+    monkeypatch.setattr(oddpatch.data.transforms, "read_image", read_and_note)
+    monkeypatch.setattr(TinyBackbone, "forward", run_and_note)
     overrides = [*method, "calibration=cross", "calibration.folds=3", "callbacks.pictures.worst=1"]
     cached = [*overrides, "cache=features", f"cache.folder={tmp_path}/cache"]
     run(job(tiles, tmp_path / "without", *overrides))

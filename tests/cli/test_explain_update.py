@@ -179,7 +179,8 @@ def test_explain_as_an_animation_shows_every_patch(run, tiles, monkeypatch, caps
     )
     assert code == 0
     assert str(out) in told
-    with Image.open(out) as animation:
+    with Image.open(out) as opened:
+        animation: Any = opened
         assert animation.n_frames == PATCHES
         assert animation.size == (80, 48)  # image, patches of 16 pixels one over the other, training image
         animation.seek(PATCHES - 1)

@@ -7,6 +7,7 @@ import shutil
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,7 +194,7 @@ def renderer(monkeypatch):
         progress(1, 1)
         return write_category(root, seed=seed)
 
-    fake = types.ModuleType("oddpatch.scenes")
+    fake: Any = types.ModuleType("oddpatch.scenes")
     fake.render_dataset = render_dataset
     monkeypatch.setitem(sys.modules, "oddpatch.scenes", fake)
     return calls
@@ -256,7 +257,8 @@ def test_real_bottle_with_workers():
     batch = next(iter(data.test_dataloader()))
     assert tuple(batch.image.shape) == (4, 3, 256, 256)
     assert set(batch.mask[batch.label == 1].flatten(1).amax(1).tolist()) == {1}
-    assert data.test_dataloader().dataset.warnings() == []
+    dataset: Any = data.test_dataloader().dataset
+    assert dataset.warnings() == []
 
 
 # Region, split and what is not there

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,8 +52,9 @@ def real_page(tmp_path, monkeypatch):
         monkeypatch.setattr(server, "setting", setting, raising=False)
         return testing.AppTest.from_file(str(APP), default_timeout=60).run()
 
-    open_page.folder = tmp_path / "sessions"
-    return open_page
+    opens: Any = open_page
+    opens.folder = tmp_path / "sessions"
+    return opens
 
 
 def as_files(folder):

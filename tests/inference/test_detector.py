@@ -61,7 +61,12 @@ def test_the_numbers_are_those_of_the_test_loop(finished, detector):
 def test_without_maps_all_else_is_the_same_and_good_images_are_not_laid_out(finished, detector, monkeypatch):
     paths = [row["path"] for row in rows(finished)]
     lay_out, calls = detector.scorer.lay_out, []
-    monkeypatch.setattr(detector.scorer, "lay_out", lambda *given: calls.append(given) or lay_out(*given))
+
+    def lay_out_and_note(*given):
+        calls.append(given)
+        return lay_out(*given)
+
+    monkeypatch.setattr(detector.scorer, "lay_out", lay_out_and_note)
     full = [result for _, result in detector.stream(paths, 4)]
     calls.clear()
     bare = [result for _, result in detector.stream(paths, 4, maps=False)]

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -51,7 +52,8 @@ def finished(tmp_path_factory):
         for module in ("scoring", "one_epoch"):
             patch.setattr(f"oddpatch.learning.{module}.time", SimpleNamespace(perf_counter=lambda: clock.now))
         job = pipeline.build(tiny(root / "data", root / "run", *SETTINGS))
-        job.trainer.callbacks.append(clock)
+        trainer: Any = job.trainer
+        trainer.callbacks.append(clock)
         job.fit()
         job.calibrate()
         job.test()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,7 +206,8 @@ def killed(root, out):
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_backbone(patch)
         job = pipeline.build(supervised(root, out, dropout=0.5))
-        job.trainer.callbacks.append(Stop())
+        trainer: Any = job.trainer
+        trainer.callbacks.append(Stop())
         job.fit()
 
 

@@ -187,7 +187,8 @@ def killed(root, out, *settings):
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_backbone(patch)
         job = pipeline.build(cam(root, out, *settings))
-        job.trainer.callbacks.append(Stop())
+        trainer: Any = job.trainer
+        trainer.callbacks.append(Stop())
         job.fit()
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -73,7 +74,12 @@ def test_the_confident_promise_is_stated_and_kept(tmp_path, caplog):
 def forwards(monkeypatch):
     """How many images the backbone has seen."""
     seen, forward = [], TinyBackbone.forward
-    monkeypatch.setattr(TinyBackbone, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+
+    def count(self, images):
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(TinyBackbone, "forward", count)
     return seen
 
 
@@ -101,7 +107,8 @@ def test_every_good_image_is_fitted_to_and_scored_as_if_it_had_been_left_out(tmp
     caplog.set_level("INFO")
     job = pipeline.build(tiny(tmp_path, tmp_path / "out", *overrides))
     watcher = Watcher()
-    job.trainer.callbacks.append(watcher)
+    trainer: Any = job.trainer
+    trainer.callbacks.append(watcher)
     job.fit()
     forwards.clear()
     job.calibrate()

@@ -182,9 +182,9 @@ def report(tmp_path):
 
 
 def test_random_weights_are_marked_everywhere(report):
-    console = Console(file=io.StringIO(), width=80)
-    print_terminal(report, console)
-    for text in (console.file.getvalue(), to_markdown(report), to_html(report)):
+    written = io.StringIO()
+    print_terminal(report, Console(file=written, width=80))
+    for text in (written.getvalue(), to_markdown(report), to_html(report)):
         assert "0.4000†" in text
         assert "random weights: not a result" in text
     assert r"0.4000$\dagger$" in to_latex(report)
@@ -193,9 +193,9 @@ def test_random_weights_are_marked_everywhere(report):
 
 @pytest.mark.parametrize("width", [80, 45])
 def test_the_terminal_is_not_too_narrow_for_any_column(report, width):
-    console = Console(file=io.StringIO(), width=width)
-    print_terminal(report, console)
-    text = console.file.getvalue()
+    written = io.StringIO()
+    print_terminal(report, Console(file=written, width=width))
+    text = written.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
     for heading in report.headings:

@@ -30,7 +30,12 @@ def data(tmp_path_factory):
 def start():
     """Starts sweeps, and sees to it that none is left over."""
     started = []
-    yield lambda *arguments, **environment: started.append(_start(*arguments, **environment)) or started[-1]
+
+    def start_one(*arguments, **environment):
+        started.append(_start(*arguments, **environment))
+        return started[-1]
+
+    yield start_one
     for process in started:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

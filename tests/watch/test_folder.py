@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,8 +45,9 @@ def cv2_encode(image):
 def watching(path, **settings):
     """A capture that has begun: what falls from now on is seen."""
     with Capture(str(path), **settings) as frames:
+        folder: Any = frames.source
         end = time.monotonic() + 30
-        while frames.source._known is None:
+        while folder._known is None:
             assert time.monotonic() < end
             time.sleep(0.005)
         yield frames

@@ -4,6 +4,7 @@ import io
 import sqlite3
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,7 +220,7 @@ def test_an_overlay_shows_the_region_where_it_is(longest):
 
 
 def test_the_webhook_names_the_picture_that_is_kept(tmp_path):
-    sinks = make_sinks(webhook="http://127.0.0.1:9/", pictures=tmp_path / "pictures", queue=tmp_path / "queue")
+    sinks: Any = make_sinks(webhook="http://127.0.0.1:9/", pictures=tmp_path / "pictures", queue=tmp_path / "queue")
     for event in (make_event(0, Verdict.REJECT), make_event(1, Verdict.FAILED)):
         for sink in sinks:
             sink.put(event)
