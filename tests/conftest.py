@@ -1,6 +1,7 @@
 """A tiny dataset and a tiny backbone, so that most tests need neither real images nor weights."""
 
 import functools
+import gc
 import io
 import os
 import pickle
@@ -118,6 +119,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("system"):
                 item.add_marker(pytest.mark.skip(reason="needs packages of the system: run by make test-system"))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look through its hundreds of thousands of objects."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -122,6 +122,7 @@ def test_deep_images_in_memory_keep_their_depth(tmp_path, tiny_backbone):
     assert len({detector.image_threshold for detector in detectors}) == 1
 
 
+@pytest.mark.slow
 def test_all_commands_take_what_save_has_written(tiles, tmp_path, tiny_backbone):
     """Images in memory are in the run's folder, wherever that is."""
     AnomalyDetector.fit([np.asarray(Image.open(path)) for path in sorted(good(tiles).iterdir())], **SETTINGS).save(

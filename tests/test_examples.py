@@ -42,8 +42,11 @@ def docstrings():
 
 
 EXAMPLES = {test.name: test for test in docstrings()}
-#: Examples that export, import MLflow, or fit and test two runs.
-SLOW = {"oddpatch.export.exporting.export", "oddpatch.callbacks.mlflow.MLflowLogger", "docs/python.md-2"}
+#: Examples that export, import MLflow, or fit and test large or several runs.
+SLOW = {
+    "oddpatch.api.AnomalyDetector.evaluate", "oddpatch.export.exporting.export",
+    "oddpatch.callbacks.mlflow.MLflowLogger", "docs/export.md-0", "docs/python.md-1", "docs/python.md-2",
+}  # fmt: skip
 
 
 def marked(name, value=None):

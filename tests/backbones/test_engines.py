@@ -80,6 +80,7 @@ def test_features_of_any_batch_equal_those_of_torch(openvino_tiny, compiled):
     assert compiled == [(64, 64)]
 
 
+@pytest.mark.slow
 def test_loaded_weights_are_seen_in_whole_and_in_part(openvino_tiny):
     before = openvino_tiny(images())
     state = {key: value * 2 for key, value in openvino_tiny.state_dict().items()}

@@ -175,8 +175,8 @@ WIDE_SETTINGS = {
 }
 
 
-#: Those whose fit to so many patches takes over ten seconds.
-LONG = {"musc", "procon"}
+#: Those whose fit to so many patches takes seconds.
+LONG = {"lunar", "mh_patchcore", "musc", "patchcore_ensemble", "procon"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in FITTED])

@@ -21,6 +21,10 @@ SETTINGS = {
 }
 
 
+#: Those that torch takes seconds to follow; the settings differ from their method in few operations.
+LONG = {"musc", "procon", *SETTINGS}
+
+
 class Scores(torch.nn.Module):
     def __init__(self, detector):
         super().__init__()
@@ -39,8 +43,7 @@ def require_equal(exported, model, given):
 @pytest.mark.parametrize(
     ("name", "region"),
     [
-        *((n, False) for n in METHODS),
-        *(pytest.param(n, False, marks=pytest.mark.slow) for n in SETTINGS),
+        *(pytest.param(n, False, marks=pytest.mark.slow if n in LONG else ()) for n in (*METHODS, *SETTINGS)),
         *(
             pytest.param(n, True, marks=() if n in ("patchcore", "subspacead") else pytest.mark.slow)
             for n in (*INSPECTING_REGIONS, "spade_join")
