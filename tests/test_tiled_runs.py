@@ -20,12 +20,15 @@ def tiny_backbone(monkeypatch):
     use_tiny_backbone(monkeypatch)
 
 
+#: What takes most of the time of a tiny run.
+QUICK = ("callbacks.pictures=null", "callbacks.report=null", "callbacks.results.confidence.draws=20")
+
+
 def tiled(root, out, *overrides):
     return config(
         "train", "data=custom", f"data.root={root}", "data.category=tile", "data.fit=tiles", "data.batch_size=5",
         "data.tiles={side: 32, overlap: 16}", "data.num_workers=0", "model=patchcore", "callbacks.progress=null",
-        "callbacks.pictures=null", "callbacks.results.confidence.draws=20", "backbone.weights=random",
-        "trainer.accelerator=cpu", *overrides, out=out,
+        *QUICK, "backbone.weights=random", "trainer.accelerator=cpu", *overrides, out=out,
     )  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def test_a_run_in_tiles_is_saved_and_tested_again(tmp_path, model):
     assert job.module.model.preprocess.image_size == (48, 48)  # their own size
     assert json.loads((tmp_path / "run/metrics.json").read_text())["inspected"]["min"] == 1
     again = pipeline.rebuild(config("eval", f"run={tmp_path}/run", "callbacks.progress=null", "trainer.accelerator=cpu",
-                                    "+data.num_workers=0", out=tmp_path / "again"))  # fmt: skip
+                                    "+data.num_workers=0", *QUICK, out=tmp_path / "again"))  # fmt: skip
     again.test()
     assert predictions(tmp_path / "again") == predictions(tmp_path / "run")
     detection = AnomalyDetector.load(tmp_path / "run")(data / "tile/test/spot/000.png")
