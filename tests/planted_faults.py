@@ -552,7 +552,7 @@ FAULTS = [
     ),
     Fault(
         "names of metrics that MLflow refuses", "callbacks/mlflow.py",
-        'name.replace("@", "_at_")', "name", "callbacks/test_pictures.py -k mlflow",
+        'name.replace("@", "_at_")', "name", "callbacks/test_pictures.py -m slow -k mlflow",
     ),
     # Drift
     Fault(
@@ -638,7 +638,7 @@ FAULTS = [
     Fault(
         "a class that a module has merely imported is built", "known.py",
         "if not inspect.isclass(found) or not own or not", "if not inspect.isclass(found) or not",
-        "test_known.py -k reached",
+        "test_known.py -m slow -k reached",
     ),
     Fault(
         "a changed file of the hub is loaded", "hub.py",
