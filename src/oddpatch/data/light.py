@@ -27,16 +27,18 @@ def measure(image: NDArray[Any]) -> Light:
     is resampled, which would hide a slight blur.
     """
     rows, columns = (_looked_at(side) for side in image.shape[1:])
-    planes = image[:, rows.ravel()][:, :, columns.ravel()]  # (3, h, w)
-    grey = (planes[0].astype(np.float32) + planes[1] + planes[2]) / np.float32(3)  # (h, w)
+    planes = np.empty((3, *rows.shape, *columns.shape), image.dtype)  # (3, m, block, n, block)
+    for i, j in np.ndindex(len(rows), len(columns)):  # a third of the time of two index arrays
+        row, column = rows[i], columns[j]
+        planes[:, i, :, j] = image[:, row[0] : row[-1] + 1, column[0] : column[-1] + 1]
+    blocks = (planes[0].astype(np.float32) + planes[1] + planes[2]) / np.float32(3)  # of grey values
     if image.dtype == np.uint8:
-        grey /= 255
-    blocks = grey.reshape(*rows.shape, *columns.shape)  # (m, block, n, block)
+        blocks /= 255
     above, below, left, right = blocks[:, :-2], blocks[:, 2:], blocks[..., :-2], blocks[..., 2:]
     around = above[..., 1:-1] + below[..., 1:-1] + left[:, 1:-1] + right[:, 1:-1]
     laplacian = around - 4 * blocks[:, 1:-1, :, 1:-1]
     sharpness = float(laplacian.var(dtype=np.float64)) if laplacian.size else 0.0
-    return Light(float(f"{grey.mean(dtype=np.float64):.6g}"), float(f"{sharpness:.6g}"))
+    return Light(float(f"{blocks.mean(dtype=np.float64):.6g}"), float(f"{sharpness:.6g}"))
 
 
 def _looked_at(side: int) -> NDArray[np.int64]:
