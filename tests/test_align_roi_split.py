@@ -96,12 +96,13 @@ def test_a_region_is_in_the_checkpoint_and_what_lies_outside_does_not_count(tmp_
     assert len(str(error.value)) < 600
 
 
-def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone):
+def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone, caplog):
     reference = category / "train/good/000.png"
     copy = tmp_path / "reference.png"
     copy.write_bytes(reference.read_bytes())
     align = f"data.align={{reference: {copy}, method: translation, min_quality: 0.15}}"
     job = run(tiny(category.parent, tmp_path / "run", align, "data.resize=48", "data.crop=40"))
+    assert "from outside a picture" not in caplog.text
     plain = run(tiny(category.parent, tmp_path / "plain", "data.resize=48", "data.crop=40"))
     copy.unlink()
     evaluate(tmp_path / "run", tmp_path / "same")
@@ -154,9 +155,10 @@ def test_a_fold_is_trained_and_tested_on(tiles, tmp_path, tiny_backbone):
         run(tiny(tiles, tmp_path / "no", settings[0]))
 
 
-def test_a_reference_that_was_chosen_is_in_the_checkpoint(tmp_path, tiny_backbone, category):
+def test_a_reference_that_was_chosen_is_in_the_checkpoint(tmp_path, tiny_backbone, category, caplog):
     out = tmp_path / "run"
     job = run(tiny(tmp_path / "data", out, "data.align=auto", "data.resize=48", "data.crop=48"))
+    assert "strips which alignment moves in from outside a picture count in its score: set data.crop" in caplog.text
     told = json.loads((out / "metrics.json").read_text())["alignment"]
     assert job.data.preprocess.alignment is not None
     assert told["reference"] == str(job.data.reference.path)
