@@ -353,8 +353,8 @@ class MVTecDataModule(LightningDataModule):
         aligned = preprocess.alignment
         if aligned and preprocess.roi is None and preprocess.geometry(aligned.size).share == 1:
             self.warnings.append(
-                "images are aligned and inspected up to the edge of the reference, so that strips which alignment moves "
-                "in from outside a picture count in its score: set data.crop below data.resize, or data.roi"
+                "images are aligned and inspected up to the edge of the reference, so that strips which alignment "
+                "moves in from outside a picture count in its score: set data.crop below data.resize, or data.roi"
             )
 
     def _find_reference(self) -> None:
