@@ -1,5 +1,6 @@
 """The newest frame, whatever the source does: slow models, lost connections, streams that freeze."""
 
+import gc
 import logging
 import threading
 import time
@@ -273,6 +274,23 @@ def test_a_stream_that_is_cut_goes_on():
         assert frames.counts.arrived == total(frames.counts)
     # Each picture that was sent arrived once: those in flight when a connection was cut belong to neither count.
     assert 0 <= camera.sent - frames.counts.arrived <= 200
+
+
+def test_a_connection_that_was_lost_leaves_nothing_behind():
+    """No cycle of objects, which would keep the decoder until Python looks for garbage: that may take hours."""
+    gc.collect()
+    gc.disable()
+    try:
+        with motion_jpeg() as camera, Capture(camera.address) as frames:
+            for cuts in range(1, 4):
+                before = frames.counts.arrived
+                wait_until(lambda before=before: frames.counts.arrived > before + 3)
+                camera.cut.set()
+                wait_until(lambda cuts=cuts: frames.connection.reconnects == cuts)
+            there = [one for one in gc.get_objects() if type(one) is sources._Reading]
+    finally:
+        gc.enable()
+    assert len(there) <= 1  # that of the connection that stands
 
 
 def test_a_server_that_is_down_is_waited_for(monkeypatch):

@@ -256,7 +256,10 @@ def _live(
             taken = reading.clock.taken(shot.time) - reading.held if timed and shot.time is not None else shot.arrived
             yield Picture(shot.image, min(taken, shot.arrived))
         if reading.error is not None:
-            raise reading.error
+            try:
+                raise reading.error
+            finally:
+                del reading  # else it and its error keep each other, and the decoder, until garbage is collected
 
 
 class _Reading:
