@@ -23,7 +23,7 @@ pytestmark = [
 ]
 #: Where pictures of the page go, if a folder is named, to be looked at.
 SHOTS = os.environ.get("ODDPATCH_SHOTS")
-FITTED, PATIENCE = 240_000, 60_000  # milliseconds
+PATIENCE = 240_000  # milliseconds: what is waited for comes, however slow the machine is
 playwright.expect.set_options(timeout=PATIENCE)
 
 
@@ -39,7 +39,7 @@ def served(tmp_path_factory):
     process = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(folder), "HOME": str(folder)}
     )
-    for _ in range(600):
+    for _ in range(2400):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
@@ -47,7 +47,7 @@ def served(tmp_path_factory):
         time.sleep(0.1)
     yield f"http://127.0.0.1:{port}", folder
     process.send_signal(signal.SIGINT)
-    process.wait(20)
+    process.wait(PATIENCE / 1000)
     assert not list(folder.glob("oddpatch-demo-*"))
 
 
@@ -93,8 +93,6 @@ def number_of(page, label):
 
 
 def upload(page, files):
-    # A form that was sent is emptied a moment after the page shows what came of it, with whatever was added meanwhile.
-    playwright.expect(page.get_by_test_id("stFileChip")).to_have_count(0)
     page.locator("input[type=file]").last.set_input_files(files)
     page.get_by_test_id("stFileChip").first.wait_for()
     playwright.expect(page.get_by_test_id("stFileChipIconSpinner")).to_have_count(0)
@@ -108,7 +106,7 @@ def test_boards_are_fitted_inspected_and_looked_at(page):
     page.get_by_role("button", name="Cancel").wait_for()
     page.get_by_test_id("stProgress").first.wait_for()
     shoot(page, "fit")
-    page.get_by_text("Defects found").wait_for(timeout=FITTED)
+    page.get_by_text("Defects found").wait_for()
     assert number_of(page, "Defects found").endswith(" of 4")
     assert number_of(page, "False alarms").endswith(" of 3")
     assert fits_the_window(page)
@@ -159,7 +157,7 @@ def test_own_images_are_uploaded_fitted_and_inspected_and_others_are_refused(pag
     page.get_by_role("combobox").first.click()
     page.get_by_role("option", name="PatchCore", exact=True).click()
     page.get_by_role("button", name="Fit").click()
-    page.get_by_text("These parts are").wait_for(timeout=FITTED)
+    page.get_by_text("These parts are").wait_for()
     upload(page, sorted((tile / "test/spot").glob("*.png")))
     page.get_by_text("defective", exact=True).click()
     page.get_by_role("button", name="Inspect").click()
