@@ -19,9 +19,11 @@ from torch import distributed
 from oddpatch.data import datamodule as module
 from oddpatch.data import loading
 from oddpatch.data.datamodule import MVTecDataModule
+from oddpatch.data.few import FewImages
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.types import Batch
 
 MEAN, STD = [0.5] * 3, [0.5] * 3
 BOTTLE_ROOT = Path(__file__).parents[2] / "../shared/data/mvtec"
@@ -344,6 +346,38 @@ def test_a_split_decides_what_is_trained_on(root):
         ("3.png", 0),
         ("4.png", 0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("category", "settings", "told"),
+    [
+        ("part", {"views": {"rotations": [90]}, "roi": "roi.png"}, "moves other parts into data.roi: leave"),
+        (["part", "other"], {"roi": "roi.png"}, "data.roi is of one part, and data.category has 2: set data.roi=null"),
+        ("part", {"split": "split.json", "validation": 0.5}, "names the validation images: set data.validation=null"),
+    ],
+)
+def test_settings_that_do_not_go_together(root, category, settings, told):
+    Image.new("L", (30, 30), 255).save(root / "roi.png")
+    names = {"train/good/0.png": "train", "test/good/0.png": "test", "test/hole/0.png": "validation"}
+    rows = [{"path": path, "part": part} for path, part in names.items()]
+    (root / "split.json").write_text(json.dumps({"files": rows}))
+    settings = {name: root / value if isinstance(value, str) else value for name, value in settings.items()}
+    with pytest.raises(ConfigError, match=told):
+        MVTecDataModule(root, category, MEAN, STD, **settings).setup()
+
+
+def test_what_is_only_for_good_images_is_refused_to_others(root):
+    data = make(root, views={"rotations": [90]})
+    data.learns_from_defects = True
+    with pytest.raises(ConfigError, match=r"without gradients: set learning\.augment instead"):
+        data.setup()
+    data = make(root)
+    data.trainer = types.SimpleNamespace(training=True)
+    batch = Batch(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), torch.arange(2), ["a", "b"])
+    with pytest.raises(DataError, match="b is among the training images but is not good: move it to test/"):
+        data.on_before_batch_transfer(batch, 0)
+    with pytest.raises(ConfigError, match="train_images=0 and test_images=1 must be at least 1"):
+        FewImages(0, 1, root=root, category="part", mean=MEAN, std=STD)
 
 
 def test_what_is_absent_says_how_to_obtain_it(root):

@@ -370,6 +370,13 @@ def test_tensors_of_other_shapes(shape):
         to_array(torch.zeros(shape))
 
 
+def test_pixels_of_other_kinds():
+    with pytest.raises(DataError, match=r"grey with premultiplied alpha .* is not supported: save it as grey"):
+        to_rgb_float(Image.new("LA", (W, H)).convert("La"))
+    with pytest.raises(DataError, match="complex128 has no known full scale: convert to uint8"):
+        to_rgb_float(np.zeros((H, W), complex))
+
+
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int8", "uint32"])
 def test_arrays_without_known_full_scale(dtype):
     with pytest.raises(DataError, match="no known full scale"):

@@ -102,6 +102,15 @@ def test_a_file_is_read_the_same(tmp_path, mode):
     assert found.dtype == expected.dtype
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"interpolation": "cubic"}, "interpolation='cubic' is not known: choose"), ({"tiles": {}}, "without torch")],
+)
+def test_what_only_torch_prepares_is_refused(changed, told):
+    with pytest.raises(ConfigError, match=told):
+        HostPreprocess(**{**Preprocess(mean=MEAN, std=STD, resize=40, crop=32).settings(), **changed})
+
+
 def test_what_leaves_the_size_open_is_refused():
     settings = Preprocess(mean=MEAN, std=STD, resize=40, crop=None, fit="letterbox").settings()
     with pytest.raises(ConfigError, match="the image size is not settled"):

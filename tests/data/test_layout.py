@@ -437,3 +437,8 @@ def test_ten_thousand_files_are_quick(tmp_path):
     start = time.process_time()
     scan(tmp_path, "part")
     assert time.process_time() - start < 2
+
+
+def test_a_folder_without_types_says_what_is_expected(tmp_path):
+    with pytest.raises(DataError, match=f"expected {tmp_path}/good and {tmp_path}/TYPE"):
+        scan_types(tmp_path)

@@ -205,3 +205,9 @@ def test_a_manifest_that_names_a_file_twice_is_refused(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"files": rows}))
     with pytest.raises(DataError, match=r"s\.json: names train/good/0\.png twice: remove one"):
         read_parts(tmp_path / "s.json")
+
+
+def test_one_image_of_a_type_cannot_be_shared_out():
+    samples = [Sample(Path(f"test/hole/{i}.png"), 1, "hole", None) for i in range(2)]
+    with pytest.raises(ConfigError, match=r"validation=0\.5 cannot share out 1 test image of type scratch: give"):
+        take_share([*samples, Sample(Path("test/scratch/0.png"), 1, "scratch", None)], 0.5)
