@@ -78,9 +78,34 @@ def test_each_once_in_their_order(tmp_path, caplog):
         counts = frames.counts
     assert (counts.arrived, counts.taken, counts.dropped) == (6, 6, 0)
     assert caplog.messages == [
+        f"{tmp_path}: left out, unknown suffix: {tmp_path}/old.txt; more such are counted",
         f"{tmp_path}: 1 image was there before, not inspected: `oddpatch predict` inspects them",
-        f"{tmp_path}: 2 files left out: unknown suffix",
+        f"{tmp_path}: 2 left out, unknown suffix: {tmp_path}/old.txt, {tmp_path}/note.txt",
     ]
+
+
+def test_what_is_left_out_while_it_is_watched_is_named(tmp_path, caplog):
+    line, outside = tmp_path / "line", tmp_path / "outside"
+    write(outside / "linked.png", 7)
+    line.mkdir()
+    with caplog.at_level(logging.WARNING), watching(line) as frames:
+        (line / "broken.png").symlink_to(tmp_path / "absent.png")
+        (line / "gone").symlink_to(tmp_path / "absent")
+        (line / "loop").symlink_to(line)
+        (line / "link").symlink_to(outside)
+        for number in range(5):
+            (line / f"{number}.json").touch()
+        assert names(frames, 1) == ["linked.png"]
+        time.sleep(0.5)
+    told = {message.split("left out, ")[1].split(":")[0] for message in caplog.messages if "more such" in message}
+    assert told == {"broken link", "unknown suffix", "link back to a folder that holds it"}
+    ended = [message for message in caplog.messages if "more such" not in message]
+    assert f"{line}: 1 left out, link back to a folder that holds it: {line}/loop" in ended
+    (broken,) = [message for message in ended if "broken" in message]
+    assert broken.startswith(f"{line}: 2 left out, broken link: ")
+    (unknown,) = [message for message in ended if "unknown" in message]
+    assert unknown.startswith(f"{line}: 5 left out, unknown suffix: ")
+    assert unknown.endswith(", 2 more")
 
 
 def test_half_a_file_is_waited_for(tmp_path):

@@ -6,12 +6,12 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from oddpatch.data.decoding import is_image_name, read_file, read_pixels
-from oddpatch.data.walk import listing, walk
+from oddpatch.data.walk import BROKEN_LINK, LeftOut, listing, walk
 from oddpatch.errors import DataError
 from oddpatch.watch.sources import ConnectionLostError, Picture
 from oddpatch.wording import counted
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 SETTLED, PATIENCE = 0.2, 10.0
 #: Seconds after which the whole folder is looked through again: the system does not tell of every file on a network.
 ROUND = 30.0
+#: Files left out that are named at the end, for each reason.
+NAMED = 3
 
 #: Inode, size and time of the last change of a file: what changes with its content.
 Stamp = tuple[int, int, int]
@@ -44,7 +46,8 @@ class Folder:
     A file is read once it has not changed for a while. If it cannot be decoded, it is waited for: half of it may be
     there. What stays broken, and what is gone before it was read, is an error in place of its image. One that is
     written again under its name is a new image. Whatever was there before is left out, and so are files that are no
-    images by their names; both are logged. A picture was taken when its file was noticed.
+    images by their names, broken links and folders that cannot be read; all are logged. A picture was taken when its
+    file was noticed.
     """
 
     keep_all, moving = True, False
@@ -53,7 +56,9 @@ class Folder:
         self.name, self._path = str(path), path
         self._known: dict[Path, Stamp] | None = None
         self._falling: dict[Path, _Falling] = {}
-        self._left_out: Counter[str] = Counter()  # by reason
+        self._left_out: set[LeftOut] = set()  # of what is there now
+        self._unread: dict[str, list[str]] = {}  # names of the first, by reason
+        self._counts: Counter[str] = Counter()  # of all, by reason
 
     def pictures(self, stop: threading.Event) -> Iterator[Picture]:
         """See `Source`."""
@@ -78,15 +83,20 @@ class Folder:
         except FileNotFoundError:
             raise ConnectionLostError("the folder is gone") from None
         finally:
-            for reason, count in self._left_out.items():
-                log.warning("%s: %s left out: %s", self.name, counted(count, "file"), reason)
-            self._left_out.clear()
+            for reason, count in self._counts.items():
+                more = f", {count - len(self._unread[reason])} more" if count > len(self._unread[reason]) else ""
+                log.warning(
+                    "%s: %d left out, %s: %s%s", self.name, count, reason, ", ".join(self._unread[reason]), more
+                )
+            self._counts.clear()
+            self._unread.clear()
 
     def _look(self) -> list[Path]:
         """The images there are; before the first look there were none to know of."""
         found = walk(self._path)
+        self._leave_out(found.left_out)
+        self._left_out.intersection_update(found.left_out)
         if self._known is None:
-            self._left_out.update(reason for _, reason in found.left_out)
             self._known = {path: stamp for path in found.files if (stamp := _stamp(path)) is not None}
             if self._known:
                 log.warning(
@@ -103,12 +113,27 @@ class Folder:
         if before is not None:
             if stamp != before.stamp:
                 before.stamp, before.since, before.error = stamp, time.monotonic(), None
+        elif stamp is None and path.is_symlink():  # whose target is not there
+            self._leave_out([LeftOut(path, BROKEN_LINK)])
         elif stamp is not None and stamp != self._known.get(path):
             if is_image_name(path.name):
                 self._falling[path] = _Falling(stamp[0], stamp, time.time(), time.monotonic())
             elif path.is_file():
                 self._known[path] = stamp
-                self._left_out.update(item.reason for item in listing(path.parent).left_out if item.path == path)
+                self._leave_out(item for item in listing(path.parent).left_out if item.path == path)
+
+    def _leave_out(self, items: Iterable[LeftOut]) -> None:
+        """Count what is left out from now on, and name the first for each reason at once: a watch ends late."""
+        for item in items:
+            if item in self._left_out:
+                continue
+            self._left_out.add(item)
+            self._counts[item.reason] += 1
+            first = self._unread.setdefault(item.reason, [])
+            if not first:
+                log.warning("%s: left out, %s: %s; more such are counted", self.name, item.reason, item.path)
+            if len(first) < NAMED:
+                first.append(str(item.path))
 
     def _settled(self) -> Iterator[Picture]:
         """The pictures of files that have not changed for long enough."""
