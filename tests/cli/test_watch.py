@@ -66,6 +66,17 @@ def test_a_line_for_each_frame_and_a_summary(finished, watch):
     assert last.endswith(", 0 skipped, 0 failed, 0 waiting; 0 reconnects")
 
 
+def test_how_much_of_the_frames_is_inspected_is_said(finished, watch):
+    write_video(finished / "strip.mp4", [np.full((48, 480, 3), 90, np.uint8)] * 2, crf="1")
+    done = watch(finished / "run", finished / "strip.mp4", "--fast")
+    assert [json.loads(line)["inspected"] for line in done.stdout.splitlines()] == [pytest.approx(0.1, abs=0.005)] * 2
+    told = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert [line[:46] for line in told] == [
+        "warning: 1 of 1 images were inspected in part,", "warning: 2 of 2 images were inspected in part,",
+    ]  # fmt: skip
+    assert "warning" not in watch(finished / "run", finished / "good.mp4", "--fast").stderr
+
+
 def test_the_scores_are_those_of_predict(finished, watch, monkeypatch, capsys):
     lines = [json.loads(line) for line in watch(finished / "run", finished / "line.mp4", "--fast").stdout.splitlines()]
     monkeypatch.setattr(sys, "argv", ["oddpatch", "predict", str(finished / "run"), str(finished / "line.mp4")])

@@ -146,6 +146,15 @@ def test_uploads_are_inspected_and_a_label_makes_them_count(page, run, tiles):
     assert counts(opened)["Defects found"].endswith(" of 8")
 
 
+def test_how_much_of_the_images_is_inspected_is_said(page, run):
+    opened = page(run)
+    assert "in part" not in texts(opened)
+    session = opened.session_state["session"]
+    session.found[0].record["inspected"] = 0.3
+    opened.run()
+    assert f"1 of {len(session.found)} images were inspected in part" in texts(opened)
+
+
 def test_hostile_uploads_are_refused_by_name_and_touch_nothing_outside_the_session(page, run):
     opened = page(run)
     outside = {path: path.stat().st_mtime_ns for path in run.parent.rglob("*")}

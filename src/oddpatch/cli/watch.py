@@ -105,6 +105,7 @@ def watch(
       oddpatch watch RUN boards: --when-still 300
     """
     from oddpatch.inference.detector import AnomalyDetector
+    from oddpatch.inference.outputs import Tally
     from oddpatch.watch import capture
     from oddpatch.watch.events import Verdict
     from oddpatch.watch.serving import Server, listen
@@ -119,10 +120,11 @@ def watch(
     check_warnings(warn, warn_score)
     watched = make_source(source, fast)
     capture.check(watched, cut, trigger, give_up)
-    seen = None if drift is None else _seen(drift)
+    before = None if drift is None else _seen(drift)
     listening = None if serve is None else listen(serve)
     sinks: list[Sink] = []
     watching, monitor = None, None
+    seen, told = Tally(), None
     try:
         sinks += make_sinks(webhook, mqtt, pictures, MEGABYTES if pictures_mb is None else pictures_mb, queue)
         detector = AnomalyDetector.load(
@@ -131,7 +133,7 @@ def watch(
         )  # fmt: skip
         thresholds = find_thresholds(detector, warn, warn_score)
         drawn = pictures is not None or serve is not None
-        monitor = None if drift is None else _monitor(detector, drift, seen)
+        monitor = None if drift is None else _monitor(detector, drift, before)
         watching = Watch(detector, watched, thresholds, cut, trigger, give_up=give_up, maps=drawn, drift=monitor)
         terminal = sys.stdout.isatty() and not json_lines
         tell(
@@ -146,6 +148,10 @@ def watch(
         with watching, _status_line(watching.status):
             for event in watching:
                 _tell(event, terminal)
+                if "error" not in event.record:
+                    seen.add(*(event.record[key] for key in ("path", "is_anomalous", "inspected")))
+                if told is None and (told := seen.partly_inspected(detector.scorer.settings)) is not None:
+                    tell(f"warning: {told}", err=True)  # at once: a watch ends late
                 for sink in sinks:
                     sink.put(event)
                 if monitor is not None and drift is not None and (event.drift or monitor.parts % KEPT_EVERY == 0):
@@ -163,6 +169,8 @@ def watch(
         if monitor is not None and drift is not None:
             _keep(monitor, drift)
     tell(summary(watching.status()), err=True)
+    if (little := seen.partly_inspected(detector.scorer.settings)) != told:
+        tell(f"warning: {little}", err=True)
     for sink in sinks:
         if counts := sink.counts():
             tell(f"{sink.name}: {', '.join(f'{count} {what}' for what, count in counts.items())}", err=True)

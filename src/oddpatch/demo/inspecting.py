@@ -16,7 +16,7 @@ from oddpatch.figures.canvas import ALARM
 from oddpatch.figures.explanation import NORMAL, close_up
 from oddpatch.figures.overlay import Picture, overlay
 from oddpatch.inference.detector import AnomalyDetector, Detection
-from oddpatch.inference.outputs import to_record
+from oddpatch.inference.outputs import Tally, to_record
 from oddpatch.inference.sources import Frame
 
 #: Longer side of the pictures of the gallery, in pixels.
@@ -137,6 +137,14 @@ def look(detector: AnomalyDetector, item: Item) -> Look:
 def by_score(found: Sequence[Inspected]) -> list[Inspected]:
     """Those that were inspected, the most anomalous first."""
     return sorted((one for one in found if "score" in one.record), key=lambda one: -one.score)
+
+
+def partly_inspected(found: Iterable[Inspected], detector: AnomalyDetector) -> str | None:
+    """One line if much of some images was not inspected, as `oddpatch predict` has it."""
+    tally = Tally()
+    for one in found:
+        tally.add(one.item.name, one.record["is_anomalous"], one.record["inspected"])
+    return tally.partly_inspected(detector.scorer.settings)
 
 
 class Nearest(NamedTuple):

@@ -31,6 +31,8 @@ def show_results(session: Session) -> None:
             st.warning(plain(one.record["error"]), icon=":material/block:")
     if not found or session.detector is None:
         return
+    if (little := inspecting.partly_inspected(found, session.detector)) is not None:
+        st.warning(plain(little), icon=":material/crop:")
     threshold = _threshold(session, found)
     _counts(found, threshold)
     _chart(found, threshold)
