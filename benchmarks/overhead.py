@@ -49,7 +49,7 @@ def floor(run: Any) -> None:
     model = run.module.model
     with torch.inference_mode():
         for loader in (run.data.train_dataloader(), run.data.test_dataloader()):
-            loader.dataset.preprocess = _skip(model.preprocess.image_size)
+            loader.dataset.preprocess = _skip(model.preprocess.image_size, model.preprocess.alignment is not None)
             for batch in loader:
                 model.backbone(batch.image.to(run.module.device))
             loader.dataset.preprocess = model.preprocess
@@ -77,13 +77,17 @@ def measure(args: argparse.Namespace) -> None:
         print(f"{len(samples)} images, {args.model} on {args.backbone}: median ratio {ratios[len(ratios) // 2]:.2f}")
 
 
-def _skip(size: tuple[int, int]) -> Any:
+def _skip(size: tuple[int, int], aligned: bool) -> Any:
     """A stand-in for preprocessing that only gives a tensor of the right shape: the floor decodes and no more."""
+    import numpy as np
     import torch
 
+    from oddpatch.data.alignment import Registration
     from oddpatch.data.decoding import read_image
     from oddpatch.data.light import Light
     from oddpatch.data.transforms import Placement
+
+    registration = Registration(np.eye(3), 1.0) if aligned else None
 
     class Skip:
         image_size = size
@@ -91,9 +95,9 @@ def _skip(size: tuple[int, int]) -> Any:
 
         def prepare(self, path: Path) -> tuple[torch.Tensor, Placement]:
             image = read_image(path, keep_uint8=True)
-            return torch.zeros(3, *size), Placement((image.shape[1], image.shape[2]), Light(0, 0))
+            return torch.zeros(3, *size), Placement((image.shape[1], image.shape[2]), Light(0, 0), registration)
 
-        def mask(self, mask: Any, registration: None) -> torch.Tensor:
+        def mask(self, mask: Any, registration: Any) -> torch.Tensor:
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about
 
         def uniform_mask(self, value: int, original_size: Any) -> torch.Tensor:

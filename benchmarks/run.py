@@ -33,6 +33,7 @@ PARTS = {
     "patchcore_10": "fit_and_test:patchcore_10",
     "bounded": "fit_and_test:bounded",
     "others": "fit_and_test:others",
+    "boards": "fit_and_test:boards",
     "predict": "predict:rows",
     "archive": "archive:rows",
     "export": "exports:rows",
