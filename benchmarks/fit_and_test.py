@@ -84,7 +84,7 @@ OTHERS = [
 ]  # fmt: skip
 CAM = Method("CAM, trained on 4/5 of the images", ["model=cam", "experiment=cam_lite0", *ALONE])
 #: What is rendered for `boards`, and how it is read.
-NUM_BOARDS = {"train": 80, "test_good": 20, "test_per_defect": 12}
+NUM_BOARDS: dict[str, Any] = {"train": 80, "test_good": 20, "test_per_defect": 12}
 BOARDS = ["data.align=auto"]
 
 

@@ -132,7 +132,8 @@ def soak(detector: AnomalyDetector, frames: int, cut_after: int = 1000) -> None:
                     )  # fmt: skip
                 if count == frames:
                     break
-            slope, _ = np.polyfit(*np.array(seen[len(seen) // 2 :]).T, 1)
+            counts, sizes = np.array(seen[len(seen) // 2 :]).T
+            slope = np.polyfit(counts, sizes, 1)[0]
             print(f"  second half: {1e6 * slope:+.1f} kB in 1,000 frames")
             print(f"  {watching.status().reconnects} reconnects, {watching.status().arrived} frames arrived")
 

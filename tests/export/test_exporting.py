@@ -17,7 +17,7 @@ from oddpatch.errors import ConfigError, DataError, ParityError
 from oddpatch.export import exporting
 from oddpatch.export.exporting import export
 from oddpatch.export.graph import Inspection, least_above
-from oddpatch.inference.artifact import read_artifact
+from oddpatch.inference.artifact import ArtifactScorer, read_artifact
 from oddpatch.inference.recalibration import calibrate
 from oddpatch.inference.update import good_images
 
@@ -221,6 +221,7 @@ def test_a_version_with_new_thresholds_is_exported_with_these(finished, artifact
     np.testing.assert_array_equal(
         artifact.scorer.calibration.image_scores, version.scorer.calibration.image_scores.astype(np.float64)
     )
+    assert isinstance(artifact.scorer, ArtifactScorer)
     assert artifact.scorer.metadata["calibrations"] == done.history
     (decided,) = artifact.scorer.run([artifact.scorer.prepare(images(finished)[0])])["is_anomalous"]
     assert decided == version(images(finished)[0]).is_anomalous

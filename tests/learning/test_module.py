@@ -149,7 +149,12 @@ def test_neither_fit_nor_test_computes_features_with_gradients(tmp_path, monkeyp
     make_dataset(tmp_path / "data")
     job = pipeline.build(tiny(tmp_path / "data", tmp_path / "run", "calibration=none"))
     compute, modes = job.module.compute_features, []
-    job.module.compute_features = lambda batch: modes.append(torch.is_grad_enabled()) or compute(batch)
+
+    def watched(batch):
+        modes.append(torch.is_grad_enabled())
+        return compute(batch)
+
+    job.module.compute_features = watched
     job.fit()
     fitted = len(modes)
     job.test()
