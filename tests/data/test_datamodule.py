@@ -371,11 +371,11 @@ def test_what_is_only_for_good_images_is_refused_to_others(root):
     data.learns_from_defects = True
     with pytest.raises(ConfigError, match=r"without gradients: set learning\.augment instead"):
         data.setup()
-    data = make(root)
-    data.trainer = types.SimpleNamespace(training=True)
+    fitting: Any = make(root)
+    fitting.trainer = types.SimpleNamespace(training=True)
     batch = Batch(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), torch.arange(2), ["a", "b"])
     with pytest.raises(DataError, match="b is among the training images but is not good: move it to test/"):
-        data.on_before_batch_transfer(batch, 0)
+        fitting.on_before_batch_transfer(batch, 0)
     with pytest.raises(ConfigError, match="train_images=0 and test_images=1 must be at least 1"):
         FewImages(0, 1, root=root, category="part", mean=MEAN, std=STD)
 
