@@ -83,8 +83,7 @@ OTHERS = [
     }.items()
 ]  # fmt: skip
 CAM = Method("CAM, trained on 4/5 of the images", ["model=cam", "experiment=cam_lite0", *ALONE])
-#: What is rendered for `boards`, and how it is read.
-NUM_BOARDS: dict[str, Any] = {"train": 80, "test_good": 20, "test_per_defect": 12}
+#: How rendered boards are read.
 BOARDS = ["data.align=auto"]
 
 
@@ -130,7 +129,7 @@ def boards(options: Options) -> Iterator[Row]:
 
     root = BUILD / "bench/boards"
     if not (root / "pcb").is_dir():
-        render_dataset(root / "pcb", "pcb", **NUM_BOARDS)
+        render_dataset(root / "pcb", "pcb", train=80, test_good=20, test_per_defect=12)
     methods = [Method(method.name, [*method.overrides, *ALONE]) for method in (PADIM, PATCHCORE_10)] + OTHERS
     methods = [Method(f"boards: {method.name}", [*method.overrides, *BOARDS]) for method in methods]
     yield from measure_each(methods, replace(options, root=root, category="pcb"))
