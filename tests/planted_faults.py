@@ -650,6 +650,100 @@ FAULTS = [
         "yield lambda function, items: pool.map(function, items, chunksize=4)",
         "yield lambda function, items: reversed(list(pool.map(function, items, chunksize=4)))", "test_pool.py",
     ),
+    # Secrets, refusals, receivers, uploads at the line
+    Fault(
+        "a slow model falls behind", "watch/slot.py",
+        "                self._items.clear()\n                self._count(arrived=1, dropped=1)\n            else:",
+        "                self._count(arrived=1, waiting=1)\n            else:", "watch/test_slot.py",
+    ),
+    Fault(
+        "frames between triggers are in no count", "watch/slot.py",
+        "self._count(arrived=1, skipped=1)", "pass", "watch/test_slot.py",
+    ),
+    Fault(
+        "a camera that is restarted ends the watch", "watch/capture.py",
+        "if isinstance(error, RefusedError) and not ever:", "if isinstance(error, RefusedError):",
+        "watch/test_capture.py -k later_is_not",
+    ),
+    Fault(
+        "pauses between connections never end to grow", "watch/capture.py",
+        "min(FIRST_PAUSE * 2**attempts, LONGEST_PAUSE)", "FIRST_PAUSE * 2**attempts", "watch/test_capture.py -k pauses",
+    ),
+    Fault(
+        "a playlist is read like a camera", "watch/sources.py",
+        '(container.format.name == "hls" or container.duration is not None)', "container.duration == 0",
+        "watch/test_capture.py -k pieces",
+    ),
+    Fault(
+        "a device is opened as a file", "watch/sources.py",
+        '_live(self.name, {}, "v4l2", stop', "_live(self.name, {}, None, stop", "watch/test_capture.py -k video4linux",
+    ),
+    Fault(
+        "a lost connection keeps its decoder", "watch/sources.py",
+        "del reading  # else", "pass  # else", "watch/test_capture.py -k leaves_nothing",
+    ),
+    Fault(
+        "a secret in a query is not seen", "watch/addresses.py",
+        "if value and _SECRET.search(name):", "if value and _SECRET.fullmatch(name):", "watch/test_addresses.py",
+    ),
+    Fault(
+        "a password is not quoted", "watch/addresses.py",
+        'quote(os.environ[found[1]], safe="/" if in_path else "")', "os.environ[found[1]]", "watch/test_addresses.py",
+    ),
+    Fault(
+        "half a file is read", "watch/folder.py",
+        "if still > PATIENCE:", "if still > 0:", "watch/test_folder.py -k half",
+    ),
+    Fault(
+        "the same stop is judged again", "watch/triggers.py",
+        "        self._told = True\n", "", "watch/test_triggers.py",
+    ),
+    Fault(
+        "an alarm is forgotten before it is accepted", "watch/sinks/sender.py",
+        "                failures += 1\n", "                failures += 1\n                self.outbox.done(alarm)\n",
+        "watch/sinks/test_webhook.py -k 'may_pass and 500'",
+    ),
+    Fault(
+        "each part is compared with the good images alone", "drift/monitor.py",
+        "        self._counts[gap] += 1\n", "", "drift/test_monitor.py -k reimplementation",
+    ),
+    Fault(
+        "rejected parts count as drift of the score", "drift/monitor.py",
+        "if not rejected and (self.threshold is None or score < self.threshold):", "if not failed:",
+        "drift/test_monitor.py -k reimplementation",
+    ),
+    Fault(
+        "bets are no longer fair", "drift/martingale.py",
+        "np.exp(shifts * score - shifts**2 / 2)", "np.exp(shifts * score - shifts**2 / 4)",
+        "drift/test_martingale.py -k mean_of_one",
+    ),
+    Fault(
+        "the state of another calibration is taken", "drift/monitor.py",
+        'same = state["calibration"] == self._calibration', "same = True", "drift/test_monitor.py -k another_monitor",
+    ),
+    Fault(
+        "images that were fitted to set the threshold", "inference/recalibration.py",
+        "            if filecmp.cmp(image, path, shallow=False):\n", "            if image == path:\n",
+        "cli/test_drift.py -k cannot_be_calibrated",
+    ),
+    Fault(
+        "the history of thresholds begins again", "inference/recalibration.py",
+        '[*about.get("calibrations", []), step]', "[step]", "cli/test_drift.py -k remembers_the_last",
+    ),
+    Fault(
+        "the name of an upload becomes a path", "demo/uploads.py",
+        'path = folder / f"{count + len(kept):05}{PurePath(file.name).suffix.lower()}"', "path = folder / file.name",
+        "demo/test_uploads.py -k 'path or numbers'",
+    ),
+    Fault(
+        "an upload of any size", "demo/uploads.py",
+        "if file.size > FILE_BYTES:", "if file.size < 0:", "demo/test_uploads.py -k no_image",
+    ),
+    Fault(
+        "files beyond what a session holds are sent", "demo/sessions.py",
+        "if self.num_files + len(others) > FILES or self.num_bytes + sum(others) > BYTES:",
+        "if self.num_files + len(others) > FILES:", "demo/test_demo_page.py -k so_many_files",
+    ),
 ]  # fmt: skip
 
 
