@@ -133,7 +133,7 @@ def soak(detector: AnomalyDetector, frames: int, cut_after: int = 1000) -> None:
                 if count == frames:
                     break
             counts, sizes = np.array(seen[len(seen) // 2 :]).T
-            slope = np.polyfit(counts, sizes, 1)[0]
+            slope, _ = np.polyfit(counts, sizes, 1)
             print(f"  second half: {1e6 * slope:+.1f} kB in 1,000 frames")
             print(f"  {watching.status().reconnects} reconnects, {watching.status().arrived} frames arrived")
 
