@@ -109,6 +109,20 @@ def drop_unwritten() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def open_closed_streams() -> None:
+    """Open the standard streams that were closed when the program began: else the next file would get their number.
+
+    What is printed cannot be written then, which is an error like that of a full disk; messages on stderr are lost.
+    """
+    for name, mode, flags in (
+        ("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)
+    ):  # fmt: skip
+        if getattr(sys, name) is None:
+            stream = os.fdopen(os.open(os.devnull, flags), mode)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+
 def go_on_unread() -> None:
     """Have what cannot be printed any more go nowhere: for programs whose results are files, not what they print.
 

@@ -19,6 +19,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the number of files that may be open (ulimit -n), or lower data.num_workers",
     errno.EIO: "see to the disk",
+    errno.EBADF: "it is closed, send it to a file or to /dev/null",
 }
 
 #: The extra that a package comes with, by the name that it is imported by.

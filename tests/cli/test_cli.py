@@ -69,6 +69,12 @@ def test_a_full_device_is_an_error_in_one_line(lines):
     assert done.stderr == "error: the output: No space left on device: free disk space, or choose another folder\n"
 
 
+def test_a_standard_output_that_is_closed_is_an_error_in_one_line():
+    done = call("talk", preexec_fn=lambda: os.close(1), stdout=None)
+    assert done.returncode == 2
+    assert done.stderr == "error: the output: Bad file descriptor: it is closed, send it to a file or to /dev/null\n"
+
+
 @pytest.mark.parametrize("doing", [["talk"], ["talk", "--lines", "1"], ["crash"]])
 def test_a_reader_that_has_gone_ends_a_command_quietly(doing):
     reading, writing = os.pipe()

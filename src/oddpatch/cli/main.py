@@ -24,7 +24,7 @@ from oddpatch.cli.reproduce import reproduce
 from oddpatch.cli.train import PASSED_ON, evaluate, train
 from oddpatch.cli.update import update
 from oddpatch.cli.watch import watch
-from oddpatch.ending import conclude, drop_unwritten, ending_when_told
+from oddpatch.ending import conclude, drop_unwritten, ending_when_told, open_closed_streams
 from oddpatch.environment import read_env
 from oddpatch.errors import in_one_line
 from oddpatch.files import escape_on_terminal, shown
@@ -75,6 +75,7 @@ def main() -> None:
 
     `train` and `eval` end as Hydra's programs do, with 1.
     """
+    open_closed_streams()
     escape_on_terminal()
     if logging.lastResort is not None:  # what prints the warnings of a program that sets up no logging
         logging.lastResort.addFilter(show_names)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import oddpatch
-from oddpatch.ending import ending_when_told, go_on_unread
+from oddpatch.ending import ending_when_told, go_on_unread, open_closed_streams
 from oddpatch.environment import read_env
 from oddpatch.errors import ConfigError, in_one_line
 from oddpatch.files import escape_on_terminal, shown
@@ -36,6 +36,7 @@ def explain_overrides(main: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(main)
     def wrapped(*cfg: DictConfig) -> Any:
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints the error itself, in several lines
+        open_closed_streams()
         go_on_unread()
         escape_on_terminal()
         sys.argv[1:] = as_typed(sys.argv[1:], top_level(CONFIGS / f"{name}.yaml"))
