@@ -39,20 +39,8 @@ def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part
         for start in range(0, width, step)
     ]  # (h, B, part of W, C) each
     moved = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (h, B, W, C)
-    moved = _resize_first(_turned(moved), columns, interpolation)  # (w, B, C, h)
+    moved = _resize_first(moved.permute(2, 1, 3, 0), columns, interpolation)  # (w, B, C, h)
     return moved.permute(1, 2, 3, 0)
-
-
-def _turned(moved: Tensor) -> Tensor:
-    """(h, B, W, C) as (W, B, C, h)."""
-    flat = moved.reshape(len(moved), -1)
-    if flat.is_cpu:
-        import cv2  # slow to import; a fifth of torch's time
-
-        turned = torch.from_numpy(cv2.transpose(flat.numpy()))
-    else:
-        turned = flat.mT
-    return turned.reshape(*moved.shape[1:], len(moved)).transpose(0, 1)
 
 
 def to_unit(image: Tensor) -> Tensor:
