@@ -96,6 +96,11 @@ def test_a_region_is_in_the_checkpoint_and_what_lies_outside_does_not_count(tmp_
     assert len(str(error.value)) < 600
 
 
+def noise():
+    """An image that registers to no other."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8))
+
+
 def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone, caplog):
     reference = category / "train/good/000.png"
     copy = tmp_path / "reference.png"
@@ -122,12 +127,12 @@ def test_an_alignment_is_in_the_checkpoint(category, tmp_path, tiny_backbone, ca
         assert found.aligned == registration.told >= 0.15
         assert to_record(Frame(path.name, path), found)["aligned"] == registration.told
     with pytest.raises(DataError, match="registers to the reference image with quality 0"):
-        detector(Image.effect_noise((48, 48), 60).convert("RGB"))
+        detector(noise())
     assert AnomalyDetector.load(tmp_path / "plain")(path).aligned is None
 
 
 def test_an_image_that_does_not_register_is_named_or_skipped(category, tmp_path, tiny_backbone):
-    Image.effect_noise((48, 48), 60).convert("RGB").save(category / "test/good/anomalous.png")
+    noise().save(category / "test/good/anomalous.png")
     align = f"data.align={{reference: {category}/train/good/000.png, method: translation, min_quality: 0.15}}"
     settings = [align, "data.resize=48", "data.crop=40", "calibration=none"]
     with pytest.raises(

@@ -52,7 +52,7 @@ class Reader(nn.Module):
         self.backbone = nn.Identity()
         self.backbone.weights_origin = weights
         self.detector = RedChannel(self.preprocess, mapped)
-        self.calibration = Calibration()
+        self.calibration, self.products = Calibration(), None
 
     def features(self, images):
         return self.backbone(images)
@@ -268,7 +268,7 @@ def test_negative_numbers_are_refused(tmp_path):
 
 def test_rank_zero_brings_together_what_all_devices_kept(finished, tmp_path, monkeypatch):
     data, model = mixed(), Reader()
-    ranks = [KeptExamples(4, 4) for _ in range(2)]
+    ranks = [KeptExamples(4, 3) for _ in range(2)]
     for number, kept in enumerate(ranks):
         keep(kept, data.batch(list(range(number, 30, 2))), model, data)
 

@@ -22,6 +22,7 @@ PREPROCESS = {
 CALIBRATION = {
     "image_scores": [0.1, 0.5], "pixel_scores": [0.1, 0.5], "f1_threshold": None, "target_fpr": 0.1,
     "absent": None, "promise": "marginal", "statistics": {"brightness": [0.5, 0.4], "sharpness": [0.01, 0.02]},
+    "products": [], "product_ratios": [],
 }  # fmt: skip
 METADATA = {
     "format": 2, "version": "0", "precision": "float32", "image_size": [SIDE, SIDE], "localizes": True,
@@ -142,6 +143,8 @@ def test_an_onnx_file_of_another_program_is_refused(tmp_path):
         changed(calibration={**CALIBRATION, "statistics": {"brightness": [0.5]}}),
         changed(calibration={**CALIBRATION, "statistics": {"brightness": [0.5, "x"]}}),
         changed(calibration={**CALIBRATION, "statistics": {"another": [0.5, 0.4]}}),
+        changed(calibration={**CALIBRATION, "products": [1, "a"]}),
+        changed(calibration={**CALIBRATION, "product_ratios": [0.5, 0.1]}),
         changed(calibrations=[1]), changed(calibrations=[{"when": 1, "folder": "x"}]),
     ],
 )  # fmt: skip
