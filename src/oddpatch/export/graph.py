@@ -28,8 +28,8 @@ class Inspection(nn.Module):
         product_threshold: so is one of a ratio above it, see `oddpatch.models.products`; None where there is none.
     """
 
-    mean: Tensor
-    std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
     least: Tensor
     least_ratio: Tensor
 
@@ -40,7 +40,8 @@ class Inspection(nn.Module):
         self.backbone, self.detector = model.backbone.for_size(preprocess.image_size), model.detector
         self.products = model.products
         self.image_size, self.threshold = preprocess.image_size, threshold
-        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+        # Not "mean": of that name, torch's exporter makes constants of its own.
+        for name, values in (("pixel_mean", preprocess.mean), ("pixel_std", preprocess.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None])
         if threshold is not None:
             self.register_buffer("least", torch.tensor(least_above(threshold)))
@@ -60,7 +61,7 @@ class Inspection(nn.Module):
 
         Score (B,), anomaly map (B, 1, h, w), ratio (B,) and number (B,) of the product, decision (B,) bool.
         """
-        features = self.backbone((image - self.mean) / self.std)
+        features = self.backbone((image - self.pixel_mean) / self.pixel_std)
         score, anomaly_map = self.detector(features, self.image_size)
         found = [score.float(), *([] if anomaly_map is None else [anomaly_map.float()])]
         decision = None if self.threshold is None else score.float() >= self.least
