@@ -30,7 +30,7 @@ test-system: .venv/.installed
 
 coverage: .venv/.installed
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not system" --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -213,7 +213,7 @@ FAULTS = [
     # Several devices
     Fault(
         "size of a bounded coreset from what is held", "models/state.py",
-        "coreset.num_seen = sum(seen)", "coreset.num_seen = sum(held)", "learning/test_detectors.py -k share_of_all",
+        "coreset.num_seen = sum(seen)", "coreset.num_seen = sum(held)", "learning/test_detectors.py -m slow -k share_of_all",
     ),
     Fault(
         "the smallest of all ranks", "ops/ranks.py",
@@ -369,7 +369,7 @@ FAULTS = [
     ),
     Fault(
         "a run is not waited for", "locking.py",
-        "_acquire(folder / RUN, patience).release()\n        yield", "yield", "sweep/test_job.py -k 'died_is_waited'",
+        "_acquire(folder / RUN, patience).release()\n        yield", "yield", "sweep/test_job.py -m slow -k 'died_is_waited'",
     ),
     Fault(
         "an extra is not named", "errors.py",
@@ -427,7 +427,7 @@ FAULTS = [
     Fault(
         "ranks do not read the grid they receive", "models/base.py",
         "detector.is_fitted = True\n            detector.read_buffers()", "detector.is_fitted = True",
-        "learning/test_detectors.py -k padim",
+        "learning/test_detectors.py -m slow -k padim",
     ),
     Fault(
         "a patch is looked for at x for y", "inference/explain.py",
@@ -472,16 +472,16 @@ FAULTS = [
     # Sweeps
     Fault(
         "changed data is not noticed", "sweep/identity.py",
-        "\\0{stat.st_size}\\0{stat.st_mtime_ns}", "", "sweep/test_job.py -k what_has_changed",
+        "\\0{stat.st_size}\\0{stat.st_mtime_ns}", "", "sweep/test_job.py -m slow -k what_has_changed",
     ),
     Fault(
         "resume is a setting of the job", "sweep/identity.py",
-        'NOT_THE_JOBS = ("hydra", "resume")', 'NOT_THE_JOBS = ("hydra",)', "sweep/test_job.py -k identity_is",
+        'NOT_THE_JOBS = ("hydra", "resume")', 'NOT_THE_JOBS = ("hydra",)', "sweep/test_job.py -m slow -k identity_is",
     ),
     Fault(
         "a changed split is not noticed", "sweep/identity.py",
         "for key, text in _texts(data) if key", "for key, text in () if key",
-        "sweep/test_job.py -k identity_is",
+        "sweep/test_job.py -m slow -k identity_is",
     ),
     Fault(
         "a job twice is two", "sweep/plan.py",
@@ -589,11 +589,11 @@ FAULTS = [
     Fault(
         "a threshold is rounded to float32", "export/graph.py",
         "return float(nearest if float(nearest) > threshold else np.nextafter(nearest, np.float32(np.inf)))",
-        "return float(nearest)", "export/test_exporting.py -k two_float32",
+        "return float(nearest)", "export/test_exporting.py -m slow -k two_float32",
     ),
     Fault(
         "an artifact may decide otherwise", "export/parity.py",
-        " and not self.changed", "", "export/test_exporting.py -k decides_otherwise",
+        " and not self.changed", "", "export/test_exporting.py -m slow -k decides_otherwise",
     ),
     # The page, the command line, configs
     Fault(

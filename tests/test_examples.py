@@ -22,6 +22,8 @@ from oddpatch.export.exporting import export
 from oddpatch.models.trainable import TrainableDetector
 from oddpatch.types import Prediction
 
+pytestmark = pytest.mark.slow
+
 MODULES = [module.name for module in pkgutil.walk_packages([str(ROOT / "src/oddpatch")], "oddpatch.")]
 #: What the package exports, and what a config names.
 PUBLIC = sorted(

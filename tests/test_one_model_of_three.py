@@ -21,6 +21,8 @@ from oddpatch.inference.recalibration import calibrate
 from oddpatch.inference.records import read_records
 from oddpatch.inference.update import good_images
 
+pytestmark = pytest.mark.slow
+
 COLORS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 210)}
 STRANGER = (240, 230, 90)
 

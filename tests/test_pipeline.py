@@ -246,6 +246,7 @@ def test_a_broken_test_file_is_named_and_can_be_skipped(tmp_path, tiny_backbone)
     assert "002.png" in metrics["skipped"][0]
 
 
+@pytest.mark.slow
 def test_constant_images_give_finite_scores(tmp_path, tiny_backbone):
     folder = make_dataset(tmp_path)
     for path in folder.glob("train/good/*.png"):
@@ -387,6 +388,7 @@ def latin(path):
     return named
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8_are_written_escaped(tmp_path, tiny_backbone):
     folder = make_dataset(tmp_path / "data")
     latin(folder / "train/good/000.png")

@@ -13,6 +13,8 @@ from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.export import exporting
 from oddpatch.inference.bench import measure, size_on_disk
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

@@ -129,6 +129,7 @@ def test_a_pipe_gets_json_alone(finished):
     assert done.returncode in (0, 1)
 
 
+@pytest.mark.slow
 def test_a_run_without_threshold_says_why_and_how_to_get_one(tmp_path, predict):
     good = make_dataset(tmp_path / "data", good=4) / "test/good"
     settings = ["backbone=resnet18", "model=gaussian"]

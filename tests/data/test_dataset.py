@@ -96,7 +96,7 @@ def test_corrupt_image_raises_one_line(samples, workers):
     assert "remove it" in message
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_corrupt_images_are_skipped_and_reported(samples, workers):
     for number in (0, 1, 2, 6):  # with batches of 3, the first has nothing left
         samples[number].path.write_bytes(b"")

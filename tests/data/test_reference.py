@@ -11,6 +11,8 @@ from oddpatch.errors import DataError
 from oddpatch.scenes import load_scene
 from oddpatch.scenes.optics import Camera, Light
 
+pytestmark = pytest.mark.slow
+
 SIZE, COUNT = 224, 6
 
 

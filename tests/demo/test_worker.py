@@ -42,6 +42,7 @@ def test_a_fit_that_is_ended_leaves_no_process(tiles, tmp_path, last):
     assert not process.is_running()
 
 
+@pytest.mark.slow
 def test_a_fit_ends_with_the_page(tmp_path):
     code = f"""
 import sys, time

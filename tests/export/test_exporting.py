@@ -21,6 +21,8 @@ from oddpatch.inference.artifact import ArtifactScorer, read_artifact
 from oddpatch.inference.recalibration import calibrate
 from oddpatch.inference.update import good_images
 
+pytestmark = pytest.mark.slow
+
 FORMATS = ["onnx", "openvino", "torch"]
 
 

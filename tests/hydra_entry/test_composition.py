@@ -108,6 +108,7 @@ def test_a_sweep_without_its_package_says_how_to_install_it():
         composition.need_extra("ray_not_there")
 
 
+@pytest.mark.slow
 def test_the_command_of_a_wandb_sweep_composes():
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     content = yaml.safe_load((ROOT / "sweeps/wandb.yaml").read_text())

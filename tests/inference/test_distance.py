@@ -14,6 +14,8 @@ from oddpatch.cli.main import app
 from oddpatch.errors import ConfigError
 from oddpatch.export.exporting import export
 
+pytestmark = pytest.mark.slow
+
 PATCHCORE = ["model=patchcore", "model.selector=none", "model.finest_stride=4", "data.crop=null"]
 
 

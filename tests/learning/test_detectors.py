@@ -134,7 +134,7 @@ def three(tmp_path_factory):
     return gather(tmp_path_factory.mktemp("three"), 3)
 
 
-WORLDS = [pytest.param("two"), pytest.param("three", marks=pytest.mark.slow)]
+WORLDS = [pytest.param(world, marks=pytest.mark.slow) for world in ("two", "three")]
 
 
 def require_equal(found, expected):

@@ -110,6 +110,7 @@ def test_a_killed_rank_ends_the_run_at_once_with_one_line(script):
     assert not left_running(script.parent)
 
 
+@pytest.mark.slow
 def test_an_error_the_user_can_mend_is_one_line(script):
     done = run(script, "what=refuse")
     assert done.returncode == 1

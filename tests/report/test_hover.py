@@ -42,6 +42,7 @@ def report(tmp_path_factory):
         yield root
 
 
+@pytest.mark.system
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make test-system installs it")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_pointing_at_a_picture_tells_the_value_of_the_map(report, width):

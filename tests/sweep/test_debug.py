@@ -46,6 +46,7 @@ def test_a_few_images_are_at_least_one(tiles, tmp_path, tiny_backbone):
         run(tiny(tiles, tmp_path, "debug=smoke", "data.test_images=0"))
 
 
+@pytest.mark.slow
 def test_a_profile_tells_where_the_time_goes(tiles, tmp_path, tiny_backbone, capsys):
     run(tiny(tiles, tmp_path, "debug=profile", pictures=True))
     told = capsys.readouterr().out

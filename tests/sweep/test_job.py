@@ -24,6 +24,8 @@ from oddpatch.sweep import identity, job
 from oddpatch.sweep.process import Ending
 from oddpatch.sweep.record import Record
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stand(monkeypatch):

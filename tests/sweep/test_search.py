@@ -99,6 +99,7 @@ def test_a_search_finds_goes_on_and_is_worth_the_mean_of_categories(monkeypatch,
     assert len(table(tmp_path / "s")) == 4  # of the second run
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path, stand, root):
     stand.endings["model.num_features=7"] = Ending(1, "no such number")
     wanted = ("sweep=optuna", *root, "model.num_features=6,7", "model.epsilon=interval(0.1,1.0)")

@@ -102,6 +102,7 @@ def test_health_is_that_of_the_source(start, status, code):
     assert health["error"] in (None, "no route", f"the source is {running.status.connection}")
 
 
+@pytest.mark.slow
 def test_a_model_that_hangs_is_no_health(start, monkeypatch):
     monkeypatch.setattr(live, "STUCK", 1.5)
     monkeypatch.setattr(live, "PERIOD", 0.05)
@@ -184,6 +185,7 @@ def test_of_a_second_the_highest_score_and_the_worst_verdict_are_shown(start):
     assert running.state()["points"][1][1] is None
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(start):
     running = start()
     for number in range(1000):
