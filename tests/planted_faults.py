@@ -213,7 +213,8 @@ FAULTS = [
     # Several devices
     Fault(
         "size of a bounded coreset from what is held", "models/state.py",
-        "coreset.num_seen = sum(seen)", "coreset.num_seen = sum(held)", "learning/test_detectors.py -m slow -k share_of_all",
+        "coreset.num_seen = sum(seen)", "coreset.num_seen = sum(held)",
+        "learning/test_detectors.py -m slow -k share_of_all",
     ),
     Fault(
         "the smallest of all ranks", "ops/ranks.py",
@@ -369,7 +370,8 @@ FAULTS = [
     ),
     Fault(
         "a run is not waited for", "locking.py",
-        "_acquire(folder / RUN, patience).release()\n        yield", "yield", "sweep/test_job.py -m slow -k 'died_is_waited'",
+        "_acquire(folder / RUN, patience).release()\n        yield", "yield",
+        "sweep/test_job.py -m slow -k 'died_is_waited'",
     ),
     Fault(
         "an extra is not named", "errors.py",
