@@ -93,7 +93,7 @@ class PixelTransform:
         return torch.from_numpy(np.ascontiguousarray(changed.transpose(2, 0, 1))).to(image.device)
 
     def _apply(self, pixels: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
-        # Made anew for each image: several threads prepare images, and what a transform has drawn it keeps in itself.
+        # One for each image: several threads prepare images, and what a transform has drawn it keeps in itself.
         transform = _make(self.settings)
         transform.set_random_seed(seed)
         changed: np.ndarray[Any, Any] = transform(image=pixels)["image"]
