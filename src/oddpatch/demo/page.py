@@ -36,17 +36,25 @@ def show() -> None:
     if session is None:
         st.warning(f"{SESSIONS} people are using this demo already. Please reload the page in a few minutes.")
         return
-    if server.setting.run is not None:
-        _open_run(session, server.setting.run)
-    else:
-        _set_up(session)
-    for line in session.refused:
-        st.warning(plain(line), icon=":material/block:")
+    # Each part has a place of its own: were one of them longer or shorter than in the last turn, what follows would be
+    # drawn above its old picture, and both be seen until the turn ends.
+    setting, refused, inspection, results = (st.container() for _ in range(4))
+    with setting:
+        if server.setting.run is not None:
+            _open_run(session, server.setting.run)
+        else:
+            _set_up(session)
+    with refused:
+        for line in session.refused:
+            st.warning(plain(line), icon=":material/block:")
     if session.fit is not None:
-        _follow(session)
+        with inspection:
+            _follow(session)
     elif session.detector is not None:
-        _inspect(session)
-        show_results(session)
+        with inspection:
+            _inspect(session)
+        with results:
+            show_results(session)
 
 
 def _session() -> Session | None:

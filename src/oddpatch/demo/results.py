@@ -26,9 +26,10 @@ TRUTH = {0: "good", 1: "defective", None: "not known"}
 def show_results(session: Session) -> None:
     """Draw what was found, and have the visitor move the threshold."""
     found = inspecting.by_score(session.found)
-    for one in session.found:
-        if "error" in one.record:
-            st.warning(plain(one.record["error"]), icon=":material/block:")
+    with st.container():  # so that what follows stays in its place however many lines there are
+        for one in session.found:
+            if "error" in one.record:
+                st.warning(plain(one.record["error"]), icon=":material/block:")
     if not found or session.detector is None:
         return
     if (little := inspecting.partly_inspected(found, session.detector)) is not None:
