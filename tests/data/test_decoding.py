@@ -415,6 +415,109 @@ def test_truncated_files_never_give_a_partial_image(tmp_path, rng, kind, keep):
         one_line(error, path)
 
 
+JPEGS = {
+    "colour": {},
+    "grey": {},
+    "cmyk": {},
+    "restarts": {"restart_marker_blocks": 3},
+    "progressive": {"progressive": True},
+    "optimised": {"optimize": True},
+}
+
+
+def jpeg(kind, pixels):
+    mode = {"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB")
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, "JPEG", **JPEGS[kind])
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_jpeg_whose_pixels_end_early_is_damaged(tmp_path, rng, kind):
+    path = tmp_path / "a.jpg"
+    whole = jpeg(kind, rng.integers(0, 256, (90, 75, 3)).astype(np.uint8))
+    start = whole.rindex(b"\xff\xda") if kind == "progressive" else whole.index(b"\xff\xda")
+    for share in (0.1, 0.5, 0.9):
+        part = whole[: start + 20 + int(share * (len(whole) - start - 20))]
+        for data in (part, part + bytes(10_000), part + b"\xff\xd9"):
+            path.write_bytes(data)
+            for read in (read_image, read_mask):
+                with pytest.raises(DataError) as error:
+                    read(path)
+                one_line(error, path)
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("value", [127, 128])
+def test_a_whole_jpeg_that_is_grey_at_its_end_is_read(tmp_path, rng, kind, value):
+    pixels = rng.integers(0, 256, (90, 75, 3)).astype(np.uint8)
+    pixels[40:] = value
+    (tmp_path / "a.jpg").write_bytes(jpeg(kind, pixels) + b"and more, as of a phone")
+    assert read_image(tmp_path / "a.jpg").shape == (3, 90, 75)
+
+
+def test_a_jpeg_that_lacks_a_part_between_restarts_is_damaged(tmp_path, rng):
+    whole = jpeg("restarts", rng.integers(0, 256, (90, 75, 3)).astype(np.uint8))
+    (tmp_path / "a.jpg").write_bytes(whole[: whole.index(b"\xff\xd1")] + whole[whole.index(b"\xff\xd3") :])
+    with pytest.raises(DataError, match="parts of its image are missing") as error:
+        read_image(tmp_path / "a.jpg")
+    one_line(error, tmp_path / "a.jpg")
+
+
+def test_a_jpeg_with_a_second_picture_behind_it_is_read(tmp_path, rng):
+    first, second = (Image.fromarray(rng.integers(0, 256, (90, 75, 3)).astype(np.uint8)) for _ in range(2))
+    first.save(tmp_path / "a.mpo", save_all=True, append_images=[second])
+    assert read_image(tmp_path / "a.mpo").shape == (3, 90, 75)
+    data = (tmp_path / "a.mpo").read_bytes()
+    end = data.index(b"\xff\xd9\xff\xd8")
+    (tmp_path / "a.mpo").write_bytes(data[: end - 3000] + data[end:])
+    with pytest.raises(DataError, match="ends before its last row"):
+        read_image(tmp_path / "a.mpo")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 4}, {"tile": (16, 16)}], ids=["strips", "tiles"])
+@pytest.mark.parametrize("tag", ["offsets", "counts"])
+def test_a_tiff_that_lacks_a_part_is_damaged(tmp_path, rng, dtype, layout, tag):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, rng.integers(1, 200, (20, 40)).astype(dtype), compression="zlib", **layout)
+    read_image(path)
+    with tifffile.TiffFile(path) as file:
+        name = {"offsets": 324, "counts": 325} if "tile" in layout else {"offsets": 273, "counts": 279}
+        found = file.pages.first.tags[name[tag]]
+        place, size = found.valueoffset + found.valuebytecount // found.count, found.valuebytecount // found.count
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + bytes(size) + data[place + size :])  # of the second part: none
+    with pytest.raises(DataError, match=r"damaged, it holds \d of \d parts of its image") as error:
+        read_image(path)
+    one_line(error, path)
+
+
+def test_a_tiff_of_more_rows_than_it_holds_is_damaged(tmp_path, rng):
+    path = tmp_path / "a.tif"
+    Image.fromarray(colour(rng)).save(path)
+    with tifffile.TiffFile(path) as file:
+        place = file.pages.first.tags["ImageLength"].valueoffset
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + bytes([H + 3]) + data[place + 1 :])
+    with pytest.raises(DataError, match=r"damaged, it holds \d of \d parts of its image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_deflated_tiff_whose_checksum_differs_is_damaged(tmp_path, rng, dtype):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, colour(rng, dtype), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        end = file.pages.first.dataoffsets[0] + file.pages.first.databytecounts[0]
+    data = bytearray(path.read_bytes())
+    data[end - 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="incorrect data check") as error:
+        read_image(path)
+    one_line(error, path)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"II*\0", b"P6\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
 )

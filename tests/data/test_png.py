@@ -74,20 +74,71 @@ def test_other_files_are_left_to_pillow(name, tmp_path):
         assert read_planes(tmp_path / "image.png").shape == (3, 17, 11)
 
 
-def test_damaged_files_are_left_to_pillow_which_says_why(tmp_path):
-    whole = png(PIXELS)
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 1
-    head = whole[:33]  # up to the end of IHDR
-    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PIXELS))
-    cut_stream = head + chunk(b"IDAT", rows[: len(rows) // 2]) + chunk(b"IEND", b"")  # every chunk is whole
-    no_end = whole[:-12]
-    for data in (whole[: len(whole) // 2], bytes(flipped), cut_stream, no_end, whole[:20], head, whole[:8]):
-        assert read_plain_png(data, 1000) is None
-    for data in (whole[: len(whole) // 2], bytes(flipped), cut_stream):
-        (tmp_path / "image.png").write_bytes(data)
+def raw(pixels, colour, depth, height=None, interlaced=False):
+    """A PNG written by hand: samples (H, W, C) of a type of colour, and a header that may say another height."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = b""
+    for top, left, down, right in passes if interlaced else [(0, 0, 1, 1)]:
+        for row in pixels[top::down, left::right]:
+            packed = np.packbits(row) if depth == 1 else row.astype(">u2" if depth == 16 else "u1")
+            rows += b"\0" + packed.tobytes() if row.size else b""
+    header = struct.pack(">IIBBBBB", pixels.shape[1], height or len(pixels), depth, colour, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(range(48))) if colour == 3 else b""
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", header),
+            palette,
+            chunk(b"IDAT", zlib.compress(rows)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "colour", "depth", "interlaced"),
+    [
+        pytest.param(1, 0, 8, False, id="grey"),
+        pytest.param(3, 2, 8, False, id="colour"),
+        pytest.param(1, 3, 8, False, id="palette"),
+        pytest.param(2, 4, 8, False, id="grey and alpha"),
+        pytest.param(4, 6, 8, False, id="colour and alpha"),
+        pytest.param(1, 0, 1, False, id="one bit"),
+        pytest.param(1, 0, 16, False, id="deep grey"),
+        pytest.param(3, 2, 16, False, id="deep colour"),
+        pytest.param(3, 2, 8, True, id="interlaced"),
+        pytest.param(1, 0, 1, True, id="one bit, interlaced"),
+    ],
+)
+@pytest.mark.parametrize("last", ["as it comes", "zeros"])
+def test_a_file_of_fewer_rows_than_its_header_says_is_damaged(tmp_path, channels, colour, depth, interlaced, last):
+    path = tmp_path / "image.png"
+    pixels = np.random.default_rng(1).integers(0, 2 if depth == 1 else 16, (11, 17, channels))
+    pixels[-1] = 0 if last == "zeros" else pixels[-1]
+    path.write_bytes(raw(pixels, colour, depth, interlaced=interlaced))
+    assert read_planes(path).shape == (3, 11, 17)
+    for height in (12, 19):
+        path.write_bytes(raw(pixels, colour, depth, height, interlaced))
         with pytest.raises(DataError, match=r"image\.png: .*replace or remove it"):
-            read_planes(tmp_path / "image.png")
+            read_planes(path)
+
+
+@pytest.mark.parametrize("kind", ["plain", "palette", "alpha", "16 bits", "turned by EXIF", "animated"])
+def test_a_file_cut_anywhere_or_with_any_bit_turned_is_damaged(tmp_path, kind):
+    whole = png(PIXELS) if kind == "plain" else OTHERS[kind]
+    path = tmp_path / "image.png"
+    for place in range(8, len(whole), 7):
+        turned = bytearray(whole)
+        turned[place] ^= 1 << place % 8
+        for data in (whole[:place], whole[:place] + bytes(len(whole) - place), bytes(turned)):
+            path.write_bytes(data)
+            with pytest.raises(DataError, match=r"image\.png: .*replace or remove it|over the limit"):
+                read_planes(path)
+    cut_stream = whole[:33] + chunk(b"IDAT", zlib.compress(bytes(90))) + chunk(b"IEND", b"")
+    for data in (cut_stream, whole[:33] + chunk(b"IEND", b""), whole[:8] + whole[33:]):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"image\.png: "):
+            read_planes(path)
 
 
 def test_a_large_file_is_refused_before_it_is_decoded():

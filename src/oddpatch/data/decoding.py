@@ -12,7 +12,9 @@ Images become (3, H, W) float32 RGB in [0, 1], as tensors, or as arrays where to
   SGI, AVIF, HEIC, JPEG XL) are read at the 8 bits Pillow gives.
 * HEIC and JPEG XL are read where a plugin of Pillow is installed.
 
-A file that is truncated or damaged is an error, never a partial image.
+A file that is truncated or damaged is an error, never a partial image, as far as its format can tell: checksums, sizes,
+the number of rows and strips, and marks of the end are checked (PNG, TIFF, JPEG). Where a byte was changed and nothing
+in the format says so, as in BMP, PPM, GIF, WebP and inside JPEG and JPEG 2000, other pixels are read.
 """
 
 import importlib
@@ -27,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from oddpatch.data.deep import Array, open_lazily, read_deep, read_with_opencv
-from oddpatch.data.png import read_plain_png
+from oddpatch.data.deep import PNG_MAGIC, Array, open_lazily, read_deep, read_with_opencv
+from oddpatch.data.jpeg import JPEG_MAGIC, check_complete, find_end
+from oddpatch.data.png import check_rows, read_plain_png
 from oddpatch.data.reading import FileContent, read_bytes, read_within
 from oddpatch.errors import DataError
 from oddpatch.limits import free_memory
@@ -326,8 +329,15 @@ def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Arra
     deep = read_deep(data, limit)
     if deep is not None:
         return _checked(deep)
+    end = find_end(data) if data.startswith(JPEG_MAGIC) else None
     try:
-        return _upright(open_lazily(data, _pillow_formats(), limit))
+        image = open_lazily(data, _pillow_formats(), limit)
+        image.load()
+        if data.startswith(PNG_MAGIC):
+            check_rows(data, image)
+        elif end is not None:
+            check_complete(data, image, end)
+        return _upright(image)
     except UnidentifiedImageError:
         if Path(path).suffix.lower() in _OPENCV_SUFFIXES:
             return _checked(read_with_opencv(data))

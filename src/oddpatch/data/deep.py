@@ -3,6 +3,8 @@
 import io
 import math
 import threading
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ Array = NDArray[Any]
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 274
+DAMAGED = "damaged ({}): replace or remove it"
+#: Bytes to inflate at a time; they give a thousand times as many at most.
+_PIECE = 2**14
 _pillow_lock = threading.RLock()
 
 
@@ -65,6 +70,24 @@ def open_lazily(file: bytes | str | Path, formats: tuple[str, ...], max_pixels: 
     return image
 
 
+def inflated(parts: Iterable[memoryview], most: int) -> int:
+    """Bytes that a stream of zlib holds, counted no further than `most`.
+
+    Raises:
+        DataError: the stream is damaged.
+    """
+    stream, held = zlib.decompressobj(), 0
+    try:
+        for part in parts:
+            for start in range(0, len(part), _PIECE):
+                if held > most or stream.eof:
+                    return held
+                held += len(stream.decompress(part[start : start + _PIECE]))
+    except zlib.error as error:
+        raise DataError(DAMAGED.format(error)) from error
+    return held
+
+
 def _turn(array: Array, orientation: int) -> Array:
     """Turn an array (H, W, ...) by an EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
@@ -79,8 +102,6 @@ def _turn(array: Array, orientation: int) -> Array:
 def _deep_png(data: bytes, max_pixels: int) -> Array:
     image = open_lazily(data, ("PNG",), max_pixels)
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    # Some releases of OpenCV return the readable part of a broken PNG; checking the checksums costs no decoding.
-    open_lazily(data, ("PNG",), max_pixels).verify()
     return _turn(read_with_opencv(data), orientation)
 
 
@@ -93,19 +114,28 @@ def _deep_ppm(data: bytes, max_pixels: int) -> Array | None:
 
 
 def _deep_tiff(data: bytes, max_pixels: int) -> Array | None:
-    """First page of a TIFF deeper than 8 bits, upright; None if Pillow reads it without loss."""
+    """First page of a TIFF deeper than 8 bits, upright; None if Pillow reads it without loss.
+
+    Raises:
+        DataError: parts of the image are missing, of any depth: tifffile and Pillow leave them black.
+    """
     import tifffile  # slow to import, and only deep TIFFs need it
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
-        if page.bitspersample <= 8:
-            return None
-        if page.bitspersample not in (16, 32, 64):
+        if page.bitspersample > 8 and page.bitspersample not in (16, 32, 64):
             raise DataError(f"{page.bitspersample} bits a sample are not supported: save it with 8, 16 or 32")
         check_pixels(page.imagelength, page.imagewidth, max_pixels)
-        held, wanted = len(page.dataoffsets), math.prod(page.chunked) if page.imagelength and page.imagewidth else 0
-        if held < wanted:  # tifffile would go through all of them: millions, in a small file that says so
+        wanted = math.prod(page.chunked) if page.imagelength and page.imagewidth else 0
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))[:wanted]
+        held = sum(start > 0 < length for start, length in parts)
+        if held < wanted and page.compression != tifffile.COMPRESSION.OJPEG:  # of which one stream holds all parts
             raise DataError(f"damaged, it holds {held} of {wanted} parts of its image: replace or remove it")
+        if page.bitspersample <= 8:
+            if page.compression in (tifffile.COMPRESSION.ADOBE_DEFLATE, tifffile.COMPRESSION.DEFLATE):
+                for start, length in parts:  # libtiff looks at no checksum
+                    inflated([memoryview(data)[start : start + length]], math.prod(page.chunks))
+            return None
         try:
             array = page.asarray()
         except ValueError as error:
