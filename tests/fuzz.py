@@ -446,17 +446,19 @@ def checkpoints() -> list[Any]:
     from oddpatch.backbones.timm import TimmBackbone
     from oddpatch.data.transforms import Preprocess
     from oddpatch.models.anomaly_model import AnomalyModel
+    from oddpatch.models.base import Detector
     from oddpatch.models.calibration import Calibration
     from oddpatch.models.gaussian import GaussianAD
     from oddpatch.models.padim import PaDiM
     from oddpatch.models.spade import SPADE
 
     found = [hostile.sound(Path("/data"))]
-    for detector_class, chosen in (
+    methods: list[tuple[type[Detector], dict[str, Any]]] = [
         (PaDiM, {"num_features": 5}),
         (GaussianAD, {}),
         (SPADE, {"k": 2, "finest_stride": 1}),
-    ):
+    ]
+    for detector_class, chosen in methods:
         content = hostile.sound(Path("/data"))
         backbone = TimmBackbone(hostile.BACKBONE["name"], hostile.BACKBONE["layers"], weights="random")
         detector = detector_class(backbone.info.channels, backbone.info.strides, **chosen)

@@ -24,7 +24,9 @@ from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.calibration import Calibration
 from oddpatch.models.patchcore import PatchCore
 
-BACKBONE = {"_target_": "oddpatch.backbones.timm.TimmBackbone", "name": "test_resnet.r160_in1k", "layers": [1, 2]}
+BACKBONE: dict[str, Any] = {
+    "_target_": "oddpatch.backbones.timm.TimmBackbone", "name": "test_resnet.r160_in1k", "layers": [1, 2],
+}  # fmt: skip
 PATCHCORE = {"_target_": "oddpatch.models.patchcore.PatchCore", "coreset_size": 8, "finest_stride": 1, "seed": 0}
 NAMES = {"model": "patchcore", "backbone": "tiny", "data": "mvtec", "category": "tile", "experiment": None}
 Change = Callable[[dict[str, Any]], Any]
@@ -202,7 +204,7 @@ def payloads(canary: Path) -> dict[str, Change]:
         "set": {"os.system"},
         "ordered mapping": OrderedDict(call),
         "ordered mapping in a list": [OrderedDict(call)],
-        "default mapping": defaultdict(dict, call),
+        "default mapping": defaultdict(list, call),
         "size": torch.Size([1, 2]),
         "bytes": b"x",
         "bytearray": bytearray(b"x"),

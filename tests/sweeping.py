@@ -9,6 +9,7 @@ from pathlib import Path
 
 from conftest import CONFIGS, ROOT, make_dataset
 from hydra.core.global_hydra import GlobalHydra
+from narrowing import present
 
 from oddpatch.sweep.process import Ending
 
@@ -101,7 +102,7 @@ def loaded(*overrides: str):
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3", job_name="train"):
-        hydra = GlobalHydra.instance().hydra
+        hydra = present(GlobalHydra.instance().hydra)
         config = hydra.compose_config("train", [*overrides, "hydra.mode=MULTIRUN"], RunMode.MULTIRUN)
         HydraConfig.instance().set_config(config)
         return hydra.config_loader, config

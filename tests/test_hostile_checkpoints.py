@@ -12,6 +12,7 @@ import torch
 from conftest import CONFIGS, ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from narrowing import present
 
 from oddpatch import AnomalyDetector, factory
 from oddpatch.cli import main as cli
@@ -47,10 +48,10 @@ def place(tmp_path_factory, tiles):
 
 @pytest.fixture(scope="module")
 def eval_main():
-    spec = importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py")
+    spec = present(importlib.util.spec_from_file_location("eval_script", ROOT / "eval.py"))
     module = importlib.util.module_from_spec(spec)
     sys.modules["eval_script"] = module
-    spec.loader.exec_module(module)
+    present(spec.loader).exec_module(module)
     return module.main
 
 

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import av
 import cv2
 import numpy as np
+from narrowing import present
 
 SIZE = (96, 128)  # (H, W)
 
@@ -38,7 +39,7 @@ def write_video(path, images, rate=25, codec="libx264", pixels="yuv420p", **opti
                 stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else pixels
                 stream.codec_context.thread_count = 1
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
+        container.mux(present(stream).encode(None))
     return path
 
 

@@ -19,16 +19,13 @@ if TYPE_CHECKING:
 
 #: Begins the address of a run on the Hugging Face Hub.
 HUB = "hf://"
+_NO_FOLDER = "this detector has no run's folder: make it by AnomalyDetector.fit, or load a folder"
 
 
 class AnomalyDetector(detector.AnomalyDetector):
     """A fitted model with its preprocessing and thresholds, as a function of an image.
 
     Args and errors of the constructor are those of `oddpatch.inference.detector.AnomalyDetector`.
-
-    Attributes:
-        run: folder of the run that it was loaded from; None for a detector of a model.
-        result: what the test of `fit` found; None for a detector that was loaded.
 
     Examples:
         >>> from oddpatch import AnomalyDetector
@@ -38,9 +35,31 @@ class AnomalyDetector(detector.AnomalyDetector):
         True
     """
 
-    run: Path | None = None
-    result: "TestResult | None" = None
+    _run: Path | None = None
+    _result: "TestResult | None" = None
     _kept: "tempfile.TemporaryDirectory[str] | None" = None  # a run that was not saved
+
+    @property
+    def run(self) -> Path:
+        """What it was loaded from: the folder of a run, a checkpoint or an artifact.
+
+        Raises:
+            ConfigError: it was made of a model.
+        """
+        if self._run is None:
+            raise ConfigError(_NO_FOLDER)
+        return self._run
+
+    @property
+    def result(self) -> "TestResult":
+        """What the test of `fit` found.
+
+        Raises:
+            ConfigError: it was loaded.
+        """
+        if self._result is None:
+            raise ConfigError("this detector was loaded, not tested: call its evaluate with the folder of a category")
+        return self._result
 
     @classmethod
     def fit(cls, images: "Images", **settings: Any) -> Self:
@@ -68,7 +87,7 @@ class AnomalyDetector(detector.AnomalyDetector):
         kept = tempfile.TemporaryDirectory(prefix="oddpatch-run-")
         result = fitting.fit(images, settings, Path(kept.name))
         fitted = cls.load(kept.name)
-        fitted._kept, fitted.result = kept, result
+        fitted._kept, fitted._result = kept, result
         return fitted
 
     @classmethod
@@ -108,7 +127,7 @@ class AnomalyDetector(detector.AnomalyDetector):
             folder = Path(kept.name)
             hub.fetch(hub.parse_address(run), folder)
         loaded = super().load(folder, device=device, engine=engine, trust=trust, **settings)
-        loaded.run, loaded._kept = folder, kept
+        loaded._run, loaded._kept = folder, kept
         return loaded
 
     def evaluate(self, category: str | Path, **settings: Any) -> "TestResult":
@@ -173,6 +192,6 @@ class AnomalyDetector(detector.AnomalyDetector):
         return hub.push(self._run_folder(), hub.parse_address(repo), private)
 
     def _run_folder(self) -> Path:
-        if self.run is None or not self.run.is_dir():
-            raise ConfigError("this detector has no run's folder: make it by AnomalyDetector.fit, or load a folder")
+        if not self.run.is_dir():
+            raise ConfigError(_NO_FOLDER)
         return self.run

@@ -49,7 +49,7 @@ def fit(images: Images, settings: Mapping[str, Any], folder: Path) -> TestResult
         run.calibrate()
         run.save()
         run.test()
-    return _result(run)
+    return run.module.result
 
 
 def evaluate(run: Path, category: str | Path, settings: Mapping[str, Any]) -> TestResult:
@@ -67,7 +67,7 @@ def evaluate(run: Path, category: str | Path, settings: Mapping[str, Any]) -> Te
         _in_one_process(cfg)
         job = pipeline.rebuild(cfg)
         job.test()
-    return _result(job)
+    return job.module.result
 
 
 def _with(settings: Mapping[str, Any], root: Path, category: str, plus: str = "") -> dict[str, Any]:
@@ -81,11 +81,6 @@ def _with(settings: Mapping[str, Any], root: Path, category: str, plus: str = ""
 def _in_one_process(cfg: Any) -> None:
     if (size := num_ranks(cfg.trainer)) > 1:
         raise ConfigError(f"trainer.devices asks for {size} processes, and this is one: use train.py and eval.py")
-
-
-def _result(run: pipeline.Run) -> TestResult:
-    assert run.module.result is not None, "a test ends with a result"
-    return run.module.result
 
 
 def _find(images: Images, folder: Path) -> tuple[Path, str, Walk | None]:

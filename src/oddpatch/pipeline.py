@@ -85,13 +85,13 @@ class Run(NamedTuple):
 
     def summary(self, guide: bool = False) -> None:
         """Print what was measured and where the files are; with `guide` what to do next, except in a sweep's job."""
-        if self.trainer.is_global_zero and self.module.result is not None:
+        if self.trainer.is_global_zero and self.module.is_tested:
             guide = guide and not (self.folder / RECORD).exists()
             print_summary(self.module.result, self.folder, self.module.timing, guide=guide)
 
     def measured(self, name: str) -> float | None:
         """The value of a metric; None if it has none."""
-        return self.module.result.metrics.get(name) if self.module.result else None
+        return self.module.result.metrics.get(name) if self.module.is_tested else None
 
 
 def build(cfg: DictConfig, images: Walk | None = None) -> Run:

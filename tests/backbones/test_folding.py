@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from narrowing import present
 from torch import nn
 
 from oddpatch.backbones.base import Backbone
@@ -22,8 +23,8 @@ def trained(backbone):
     drawn = torch.Generator().manual_seed(0)
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=drawn)
-            module.running_var.uniform_(0.5, 2, generator=drawn)
+            present(module.running_mean).normal_(0, 0.1, generator=drawn)
+            present(module.running_var).uniform_(0.5, 2, generator=drawn)
             nn.init.uniform_(module.weight, 0.5, 1.5, generator=drawn)
             nn.init.normal_(module.bias, 0, 0.1, generator=drawn)
     return backbone

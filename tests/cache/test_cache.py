@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import TinyBackbone, make_dataset
+from narrowing import present
 from safetensors import safe_open
 from test_pipeline import config, predictions, run, tiny_backbone  # noqa: F401 - a fixture
 
@@ -152,7 +153,7 @@ def test_a_cache_that_is_too_small_says_so_and_which_size_works(tmp_path, caplog
     kept = run(15_000)
     assert 0 < kept < 20
     assert f"20 computed, {kept} of these kept" in caplog.text
-    told = re.search(r"give cache.max_gib=(\S+), or more", caplog.text).group(1)
+    told = present(re.search(r"give cache.max_gib=(\S+), or more", caplog.text)).group(1)
     assert run(1000, "new") == 0, "no room for a single one"
     caplog.clear()
     assert run(int(float(told) * GIB)) == 20

@@ -3,6 +3,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path, PurePath
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -14,6 +15,7 @@ from finished_runs import make_result
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from narrowing import pixels
 from PIL import Image
 from torch import nn
 
@@ -69,9 +71,10 @@ class Data(L.LightningDataModule):
 
     def __init__(self, levels, types, masks=True, batch_size=4):
         super().__init__()
+        mask = Path("mask") if masks else None
         self.levels, self.batch_size, self.masks = levels, batch_size, masks
         self.samples = self.test_samples = [
-            Sample(f"/data/{name}/{i:03}.png", int(name != "good"), name, "mask" if masks and name != "good" else None)
+            Sample(Path(f"/data/{name}/{i:03}.png"), int(name != "good"), name, mask if name != "good" else None)
             for i, name in enumerate(types)
         ]
 
@@ -94,13 +97,14 @@ class Data(L.LightningDataModule):
 
     def test_dataloader(self):
         indices = torch.arange(len(self.levels)).split(self.batch_size)
-        return torch.utils.data.DataLoader([self.batch(rows.tolist()) for rows in indices], batch_size=None)
+        batches: Any = [self.batch(rows.tolist()) for rows in indices]
+        return torch.utils.data.DataLoader(batches, batch_size=None)
 
     def batch(self, rows):
         images, masks = zip(*map(self.item, rows), strict=True)
         samples = [self.test_samples[i] for i in rows]
-        labels = torch.tensor([it.label for it in samples])
-        return Batch(torch.stack(images), torch.stack(masks), labels, torch.tensor(rows), [it.path for it in samples])
+        labels, paths = torch.tensor([it.label for it in samples]), [str(it.path) for it in samples]
+        return Batch(torch.stack(images), torch.stack(masks), labels, torch.tensor(rows), paths)
 
 
 def mixed(count=30, **settings):
@@ -110,9 +114,10 @@ def mixed(count=30, **settings):
 
 
 def run(data, folder, model=None, loggers=(), worst=1, typical=1):
+    read: Any = model or Reader()
     pictures = Pictures(str(folder), worst=worst, typical=typical)
     metrics = {"image": ImageMetrics(), "pixel": PixelMetrics()}
-    module = AnomalyModule(model or Reader(), metrics, config={"model": {"name": "reader"}})
+    module = AnomalyModule(read, metrics, config={"model": {"name": "reader"}})
     trainer = L.Trainer(
         accelerator="cpu", logger=list(loggers), callbacks=[Log(), pictures], enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
@@ -178,8 +183,11 @@ def test_few_images_are_kept_and_none_after_the_test(finished):
         numbers.append(sum(len(pool.kept) for pool in pools))
     assert max(numbers) == numbers[5] == 4 + 4 + 3 * 5
     example = kept.candidates.misses.examples()[0]
-    for array in (example.image, example.mask, example.anomaly_map):
-        base = array.base if isinstance(array.base, torch.Tensor) else array.base.base
+    for array in map(pixels, (example.image, example.mask, example.anomaly_map)):
+        base = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        assert isinstance(base, torch.Tensor)
         assert base.untyped_storage().nbytes() == array.nbytes  # not a view, which would keep the whole batch
     assert finished[0].kept_examples.candidates.misses.examples() == []
 
@@ -323,7 +331,7 @@ def calibrated(levels, worst=2, count=4, set_by=None):
     if set_by is not None:
         model.calibration.target_fpr = set_by / (len(levels) + 1)
     good = [
-        ScoredImage(it.path, 0, "good", score, i)
+        ScoredImage(str(it.path), 0, "good", score, i)
         for i, (it, score) in enumerate(zip(data.samples, scores, strict=True))
     ]
     shown = kept.choose_good(good, model.calibration.set_by, count, (SIZE, SIZE))

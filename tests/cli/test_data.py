@@ -132,8 +132,8 @@ def test_align_writes_a_category_and_tells_the_quality(tmp_path):
     assert all(float(quality) > 0.6 for quality, *_ in told.values())
     run("align", source, out, *reference)
     assert not set(scan(tmp_path, "out").warnings) - set(scan(tmp_path, "board").warnings)
-    pixels = [np.asarray(Image.open(folder / "train/good/step0.camera_solo.png")) for folder in (source, out)]
-    np.testing.assert_array_equal(*pixels)
+    before, after = (np.asarray(Image.open(folder / "train/good/step0.camera_solo.png")) for folder in (source, out))
+    np.testing.assert_array_equal(before, after)
     for path in (out / "ground_truth").rglob("*.png"):
         assert set(np.unique(np.asarray(Image.open(path)))) == {0, 255}
     manifest = json.loads((out / "oddpatch_manifest.json").read_text())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, write_image
+from narrowing import present
 from PIL import Image
 from test_pipeline import config, tiny, tiny_backbone  # noqa: F401
 
@@ -15,11 +16,13 @@ from oddpatch import factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.cli import main as cli
 from oddpatch.data.decoding import read_image
+from oddpatch.data.light import Light
 from oddpatch.data.transforms import Placement, Preprocess
 from oddpatch.errors import ConfigError
 from oddpatch.inference import update
 from oddpatch.inference.explain import find_matches, most_anomalous, patch_box, pixel_of
 from oddpatch.inference.update import new_version
+from oddpatch.models.patchcore import PatchCore
 from oddpatch.results.examples import Box, Match
 
 GRID, PATCHES = (8, 8), 64  # of 32 x 32 pixels at stride 4
@@ -30,6 +33,11 @@ def fit(cfg):
     job.fit()
     job.save()
     return job.folder
+
+
+def patchcore_of(model):
+    assert isinstance(model.detector, PatchCore)
+    return model.detector
 
 
 def patchcore_config(tiles, out, *overrides):
@@ -103,7 +111,7 @@ def test_matches_are_the_nearest_patches_of_all_training_images(tiles, tmp_path,
     with torch.no_grad():
         bank = torch.cat([patches(tiles / name) for name in about["train_images"]])
         distances, nearest = torch.cdist(patches(test).double(), bank.double()).min(dim=1)
-    matches = find_matches(model, model.detector, model.preprocess(read_image(test)), about["train_images"])
+    matches = find_matches(model, patchcore_of(model), model.preprocess(read_image(test)), about["train_images"])
     assert len(matches) == PATCHES
     np.testing.assert_allclose([m.distance for m in matches], distances, rtol=1e-4)
     assert [m.train_image for m in matches] == [about["train_images"][i // PATCHES] for i in nearest.tolist()]
@@ -144,7 +152,7 @@ def test_a_patch_that_is_not_there(run, tiles, monkeypatch, capsys, given, messa
 
 def test_a_pixel_of_the_file_is_found_in_the_crop():
     preprocess = Preprocess(resize=32, crop=16, mean=[0.5] * 3, std=[0.2] * 3)
-    placement = Placement((64, 64), None)
+    placement = Placement((64, 64), Light(0.5, 0.1))
     assert pixel_of((32, 20), preprocess, placement) == pytest.approx((8.25, 2.25))
     with pytest.raises(ConfigError, match="inspects nothing there"):
         pixel_of((3, 20), preprocess, placement)
@@ -154,7 +162,7 @@ def test_the_oddest_patch_lies_on_the_defect(run, tiles):
     model, about = factory.restore(run)
     mask = np.asarray(Image.open(tiles / "tile/ground_truth/spot/000_mask.png").resize((32, 32)))
     image = model.preprocess(read_image(tiles / "tile/test/spot/000.png"))
-    box = most_anomalous(find_matches(model, model.detector, image, about["train_images"]), 1, 8)[0].patch
+    box = most_anomalous(find_matches(model, patchcore_of(model), image, about["train_images"]), 1, 8)[0].patch
     near = mask[max(int(box.top) - 4, 0) : int(box.top) + 8, max(int(box.left) - 4, 0) : int(box.left) + 8]
     assert near.any()
 
@@ -277,7 +285,7 @@ def test_an_updated_run_can_be_tested_and_updated_again(run, more, tmp_path, mon
     code, _, _ = oddpatch(monkeypatch, capsys, "update", tmp_path / "run-v2", more, "--coreset-size", 100)
     assert code == 0
     model, about = factory.restore(tmp_path / "run-v3")
-    assert len(model.detector.memory_bank) == 100
+    assert len(patchcore_of(model).memory_bank) == 100
     assert [step["images"] for step in about["updates"]] == [3, 3]
     assert len(about["train_images"]) == 18
 
@@ -431,4 +439,4 @@ def test_versions_are_counted_up(tmp_path):
 
 
 def test_the_commands_are_registered():
-    assert {"explain", "update"} <= {command.callback.__name__ for command in cli.app.registered_commands}
+    assert {"explain", "update"} <= {present(command.callback).__name__ for command in cli.app.registered_commands}

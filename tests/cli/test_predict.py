@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import ROOT, make_dataset, make_read_only
+from narrowing import present
 from PIL import Image
 from test_pipeline import run, tiny
 from videos import write_video
@@ -32,7 +33,7 @@ def finished(tmp_path_factory):
 
 
 class Done(NamedTuple):
-    returncode: int
+    returncode: int | str
     stdout: str
     stderr: str
 
@@ -285,7 +286,7 @@ def test_a_prediction_that_is_ended_leaves_whole_lines_and_files(finished, tmp_p
          "1", "--save", "overlay", "--out", tmp_path / "out"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
-    first = process.stdout.readline()
+    first = present(process.stdout).readline()
     process.send_signal(how)
     rest, told = process.communicate(timeout=60)
     assert process.returncode == code

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from alarms import receiving
 from conftest import ROOT, make_dataset
+from narrowing import present
 from PIL import Image
 from test_pipeline import run, tiny
 from test_predict import Done
@@ -232,7 +233,7 @@ def test_asked_to_end_it_ends_in_order(finished, tmp_path, which):
             "100",
         ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-        assert json.loads(process.stdout.readline())["source"] == camera.address
+        assert json.loads(present(process.stdout).readline())["source"] == camera.address
         process.send_signal(which)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -240,7 +241,7 @@ def test_asked_to_end_it_ends_in_order(finished, tmp_path, which):
     counts = re.search(
         r"(\d+) frames? arrived: (\d+) judged.*?, (\d+) dropped, (\d+) skipped, (\d+) failed, (\d+) waiting", errors
     )
-    arrived, *rest = map(int, counts.groups())
+    arrived, *rest = map(int, present(counts).groups())
     assert arrived == sum(rest) > 0
     assert "terminated" not in errors
 

@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -59,11 +60,14 @@ def one_line(error, path):
     return message
 
 
+WRITTEN: dict[str, Any] = {".webp": {"lossless": True}}
+
+
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".tif", ".TIFF", ".ppm", ".webp", ".tga"])
 def test_colour_in_lossless_formats_and_any_letter_case(tmp_path, rng, suffix):
     path = tmp_path / f"a{suffix}"
     pixels = colour(rng)
-    Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    Image.fromarray(pixels).save(path, **WRITTEN.get(suffix, {}))
     assert_image(path, expect(pixels, 255))
 
 
@@ -415,7 +419,7 @@ def test_truncated_files_never_give_a_partial_image(tmp_path, rng, kind, keep):
         one_line(error, path)
 
 
-JPEGS = {
+JPEGS: dict[str, dict[str, Any]] = {
     "colour": {},
     "grey": {},
     "cmyk": {},

@@ -1,8 +1,11 @@
 """How images come to one size: every pixel accounted for, there and back."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from narrowing import present
 from torch.nn import functional as F
 
 from oddpatch.data.geometry import Frame, Geometry, make_frame
@@ -12,7 +15,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
 from oddpatch.types import IGNORE
 
-PLAIN = {"mean": [0.0] * 3, "std": [1.0] * 3}
+PLAIN: dict[str, Any] = {"mean": [0.0] * 3, "std": [1.0] * 3}
 
 
 def noise(height, width, seed=0):
@@ -135,7 +138,7 @@ def test_share_is_that_of_all_images_and_names_the_remedy():
     assert "data.crop=null inspects all of it" in line
     whole = Preprocess(256, None, **PLAIN)
     whole.adapt([(512, 256)])
-    line = describe_share(whole, inspected_share(whole, [(512, 256)] * 2))
+    line = describe_share(whole, present(inspected_share(whole, [(512, 256)] * 2)))
     assert line == "100.0% of the area of the images is inspected, at 512x256 pixels"
     assert inspected_share(crop, []) is None
     assert inspected_share(Preprocess(None, 56, **PLAIN), [(40, 40)]) is None  # cannot be prepared: loading says so

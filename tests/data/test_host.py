@@ -1,5 +1,7 @@
 """The preprocessing of an artifact's host gives the numbers of the model's own, for every way to lay out an image."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from oddpatch.errors import ConfigError, DataError
 
 RANDOM = np.random.default_rng(0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LAYOUTS = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "crop": {"resize": 40, "crop": 32},
     "crop_bicubic": {"resize": 64, "crop": [48, 32], "interpolation": "bicubic"},
     "stretch": {"resize": [32, 48], "crop": None},

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 from conftest import REAL_DATA, write_image
+from narrowing import pixels
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -252,8 +253,8 @@ def test_pictures_of_one_part_are_said_to_be_alike(tmp_path):
 def test_depth_of_the_test_images(category):
     for path in (category / "train/good").iterdir():
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        cv2.imwrite(str(path), image.astype(np.uint16) * 4)
-    deep = cv2.imread(str(category / "test/good/0.png"), cv2.IMREAD_UNCHANGED).astype(np.uint16) * 16
+        cv2.imwrite(str(path), pixels(image).astype(np.uint16) * 4)
+    deep = pixels(cv2.imread(str(category / "test/good/0.png"), cv2.IMREAD_UNCHANGED)).astype(np.uint16) * 16
     cv2.imwrite(str(category / "test/good/0.png"), deep)
     (finding,) = [f for f in check(category).findings if f.kind == "depth"]
     assert finding.detail == "values up to 4095, the training images up to 1023: set data.full_scale=4095"

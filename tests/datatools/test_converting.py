@@ -11,6 +11,7 @@ import pytest
 from conftest import REAL_DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowing import present
 from PIL import Image
 
 from oddpatch.data.layout import scan
@@ -311,7 +312,7 @@ def test_real_deeppcb(tmp_path):
     expected = np.zeros((640, 640), bool)
     for x1, y1, x2, y2 in boxes:
         expected[y1 : y2 + 1, x1 : x2 + 1] = True
-    np.testing.assert_array_equal(np.asarray(Image.open(first.mask_path)) > 0, expected)
+    np.testing.assert_array_equal(np.asarray(Image.open(present(first.mask_path))) > 0, expected)
 
 
 def test_mvtec_ad2(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from conftest import REAL_DATA
 from hypothesis import given
 from hypothesis import strategies as st
+from narrowing import present
 from PIL import Image
 
 from oddpatch.data.layout import scan
@@ -143,7 +144,7 @@ def test_real_sample(tmp_path):
     write_plan(plan, tmp_path / "out", tmp_path, "unity")
     found = scan(tmp_path / "out", "crates")
     assert [s.path.name for s in found.train + found.test] == ["step0.camera_solo.png"] * 2
-    assert (np.asarray(Image.open(found.test[0].mask_path)) > 0).sum() == 35950 + 47768
+    assert (np.asarray(Image.open(present(found.test[0].mask_path))) > 0).sum() == 35950 + 47768
 
 
 @pytest.mark.real

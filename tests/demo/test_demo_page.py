@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_dataset, restore_tiny_backbone, use_tiny_backbone
+from narrowing import present
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -313,7 +314,7 @@ def test_boards_are_rendered_fitted_and_inspected(real_page):
 
 def test_the_folder_of_a_session_goes_with_it(tmp_path):
     opened = sessions.Sessions()
-    session = opened.open("a", tmp_path)
+    session = present(opened.open("a", tmp_path))
     assert session.folder.stat().st_mode & 0o777 == 0o700
     (session.folder / "good").mkdir()
     fit = session.fit = Finished(session.folder)
@@ -330,7 +331,7 @@ def test_the_folder_of_a_session_goes_with_it(tmp_path):
 def test_a_session_takes_so_many_files_and_bytes_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(sessions, "FILES", 3)
     monkeypatch.setattr(sessions, "BYTES", 100)
-    session = sessions.Sessions().open("a", tmp_path)
+    session = present(sessions.Sessions().open("a", tmp_path))
     assert [session.expect(str(number), 10) for number in range(6)] == [True] * 4 + [False] * 2
     assert session.turned_away == 2
     assert session.expect("0", 10)  # sent once more

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 
 import pytest
 from finished_runs import write_run
+from narrowing import present
 
 from oddpatch.demo import server, sessions
 from oddpatch.errors import CheckpointError, ConfigError, installing
@@ -65,7 +66,7 @@ def served(tmp_path_factory):
         text=True,
     )
     said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
+    reader = threading.Thread(target=lambda: said.extend(present(process.stdout)), daemon=True)
     reader.start()
     for _ in range(600):
         with socket.socket() as probe:
@@ -117,7 +118,7 @@ def test_uploads_beyond_what_a_session_holds_are_refused_before_they_are_read(mo
 
     monkeypatch.setattr(sessions, "FILES", 1)
     opened = sessions.Sessions()
-    session = opened.open("mine", tmp_path)
+    session = present(opened.open("mine", tmp_path))
     route = Route("/{path:path}", lambda _: PlainTextResponse("taken"), methods=["GET", "PUT", "DELETE"])
     client = TestClient(server.UploadLimit(Starlette(routes=[route]), opened))
     put = "/_stcore/upload_file/mine/"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from narrowing import present
 
 from oddpatch.demo.worker import Fit
 
@@ -54,11 +55,11 @@ print(fit._process.pid, flush=True)
 time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    child = psutil.Process(int(parent.stdout.readline()))
+    child = psutil.Process(int(present(parent.stdout).readline()))
     wait(lambda: (tmp_path / "boards").exists())
     parent.kill()
     parent.wait()
-    parent.stdout.close()
+    present(parent.stdout).close()
     child.wait(20)
     assert not child.is_running()
 

@@ -4,6 +4,7 @@ import json
 import math
 from bisect import bisect_left
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,7 +190,8 @@ def test_a_state_with_other_bets_is_refused():
 def test_what_cannot_work_is_refused():
     with pytest.raises(ConfigError, match="nothing to compare parts with: train again"):
         DriftMonitor(GoodScores(np.empty(0), np.empty(0), math.nan, 0.01, "train again"), None)
-    for setting in ({"defects": 0.0}, {"false_alarms": 1.0}):
+    refused: list[dict[str, Any]] = [{"defects": 0.0}, {"false_alarms": 1.0}]
+    for setting in refused:
         with pytest.raises(ConfigError, match="must lie between 0 and 1"):
             DriftMonitor(good_scores(), 5.5, **setting)
     with pytest.raises(ConfigError, match="no good image of the calibration scores below threshold=-9"):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,8 +209,9 @@ def test_images_that_were_moved_are_found_below_another_root(finished, tmp_path)
     ],
 )
 def test_settings_that_cannot_work_are_refused(finished, given, told):
+    settings: dict[str, Any] = {name: Path(v) if name == "out" else v for name, v in given.items()}
     with pytest.raises(ConfigError, match=told):
-        export(finished / "run", **{name: Path(v) if name == "out" else v for name, v in given.items()})
+        export(finished / "run", **settings)
 
 
 def test_a_version_with_new_thresholds_is_exported_with_these(finished, artifacts, tmp_path):

@@ -81,7 +81,7 @@ def test_names_of_a_sweep_are_what_was_typed(name):
     ],
 )  # fmt: skip
 def test_what_hydra_is_meant_to_read_is_left_to_it(argument, monkeypatch):
-    read_so = OverridesParser.create().parse_override if "=" in argument else str
+    read_so = OverridesParser.create().parse_override
     for found in (as_typed([argument], TOP)[0], as_typed(["-m", argument], TOP)[1]):
         if "=" in argument:
             assert read_so(found).value() == read_so(argument).value()

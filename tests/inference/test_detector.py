@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import fields
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,8 @@ def test_detectors_leave_the_model_as_it_is(finished):
     model, _ = factory.restore(finished / "run")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings, described = dict(vars(model.calibration)), model.calibration.to_dict()
-    for wanted in ({}, {"target_fpr": 0.3}, {"threshold": 0.0, "max_pixels": 10}):
+    settings_of_detectors: list[dict[str, Any]] = [{}, {"target_fpr": 0.3}, {"threshold": 0.0, "max_pixels": 10}]
+    for wanted in settings_of_detectors:
         AnomalyDetector(model, **wanted)
         assert model.calibration.to_dict() == described
         assert dict(vars(model.calibration)) == settings

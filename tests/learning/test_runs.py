@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from conftest import CONFIGS, ROOT, TinyBackbone, make_dataset
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from narrowing import present
 
 from oddpatch import pipeline
 from oddpatch.hydra_entry import building
@@ -189,7 +190,7 @@ def test_train_py_ends_when_a_rank_is_killed(data, tmp_path):
     ranks_of, deadline = psutil.Process(process.pid).children, time.monotonic() + 120
     while not list((tmp_path / "run").glob("csv")):  # the Trainer is there, and both ranks have met
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, present(process.stdout).read()
         time.sleep(0.02)
     family = ranks_of(recursive=True)
     victim = next(rank for rank in ranks_of() if rank.environ()["RANK"] == "1")

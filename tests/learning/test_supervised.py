@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import TinyBackbone, make_dataset, use_tiny_backbone
+from narrowing import present
 from test_pipeline import config, predictions
 from torch import nn
 from torchvision.transforms import v2
@@ -146,11 +147,16 @@ def of_detector(path):
     return {name: value for name, value in read_checkpoint(path)["state_dict"].items() if "detector" in name}
 
 
+def items_of(dataset, indices):
+    """Those of images that can be read."""
+    return [present(item) for item in dataset.__getitems__(indices)]
+
+
 def validation_loss(job):
     """The loss of the labelled validation images, by hand."""
     data, model = job.data, job.module.model
     dataset = MVTecDataset(data.validation_samples, data.preprocess)
-    items = [dataset[i] for i in range(len(dataset))]
+    items = items_of(dataset, range(len(dataset)))
     images, labels = torch.stack([it.image for it in items]), torch.tensor([float(it.label) for it in items])
     with torch.no_grad():
         return float(nn.BCEWithLogitsLoss()(model.detector.logits(model.backbone(images)), labels))
@@ -182,7 +188,7 @@ def test_training_that_was_killed_goes_on_as_if_it_had_not_been(root, tmp_path):
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with child:
-        assert child.stdout.readline().startswith("in epoch 3")
+        assert present(child.stdout).readline().startswith("in epoch 3")
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     checkpoints = tmp_path / "killed/checkpoints"
@@ -336,14 +342,14 @@ def test_images_are_altered_together_with_their_masks_from_the_seed(images):
     flipped = AugmentedImages(images, [v2.RandomHorizontalFlip(1.0)], shuffle)
     altered = AugmentedImages(images, [v2.RandomHorizontalFlip(), v2.ColorJitter(0.5)], shuffle)
     state, indices = torch.get_rng_state(), range(10, 24)
-    for plain, mirrored in zip(images.__getitems__(indices), flipped.__getitems__(indices), strict=True):
+    for plain, mirrored in zip(items_of(images, indices), items_of(flipped, indices), strict=True):
         torch.testing.assert_close(mirrored.image, plain.image.flip(2))
         assert torch.equal(mirrored.mask, plain.mask.flip(2))
         assert type(mirrored.image) is type(mirrored.mask) is torch.Tensor
-    first, again = altered.__getitems__(indices), altered.__getitems__(list(indices)[::-1])[::-1]
+    first, again = items_of(altered, indices), items_of(altered, indices[::-1])[::-1]
     assert all(torch.equal(a.image, b.image) for a, b in zip(first, again, strict=True))
     shuffle.set_epoch(1)
-    assert not any(torch.equal(a.image, b.image) for a, b in zip(first, altered.__getitems__(indices), strict=True))
+    assert not any(torch.equal(a.image, b.image) for a, b in zip(first, items_of(altered, indices), strict=True))
     assert torch.equal(torch.get_rng_state(), state)
     assert first[0].image.amin() >= -1.0001, "colours are altered in [0, 1], before they are normalised"
 

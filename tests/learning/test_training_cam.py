@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TinyBackbone, make_dataset, use_tiny_backbone
+from narrowing import present
 from test_pipeline import config, predictions
 
 from oddpatch import factory, pipeline
@@ -160,7 +161,7 @@ def test_killed_in_the_third_epoch_and_started_again_it_ends_with_the_same_numbe
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with child:
-        assert child.stdout.readline().startswith("in epoch 3")
+        assert present(child.stdout).readline().startswith("in epoch 3")
         child.send_signal(signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "killed/checkpoints").iterdir()] == ["last.ckpt"]

@@ -1,5 +1,7 @@
 """Conformal thresholds keep their promise on simulated scores; p-values and scores never tie."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -67,14 +69,14 @@ def test_the_confident_threshold_is_the_lowest_whose_bound_holds(count):
     assert threshold.value == min(holds)
     assert threshold.promised <= 0.05
     with pytest.raises(ConfigError, match=r"calibration\.promise='sure' is not known: choose marginal or confident"):
-        conformal_threshold([1.0], 0.05, "sure")
+        conformal_threshold([1.0], 0.05, "sure")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [59, 150, 400])
 def test_what_each_promise_says_holds_in_a_simulation(count):
     """The marginal one on average over sets of good images; the confident one for 95 in 100 of them."""
     rng, draw, target = np.random.default_rng(0), stats.lognorm(1.0), 0.05
-    rates: dict[str, list[float]] = {"marginal": [], "confident": []}
+    rates: dict[Literal["marginal", "confident"], list[float]] = {"marginal": [], "confident": []}
     for _ in range(2000):
         scores = draw.rvs(count, random_state=rng)
         for promise, realised in rates.items():

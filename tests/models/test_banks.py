@@ -1,5 +1,7 @@
 """Memory banks of layers against the released codes of AnomalyDINO, ProCon and SuperADD."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -123,7 +125,7 @@ def test_superadd_scores_as_the_released_code():
 
 def test_an_image_is_left_out_by_itself():
     train, kept = vector_maps("train"), torch.tensor([0, 1, 2, 4, 5, 6, 7])
-    settings = {"rule": "soft_projection", "k": 4, "finest_stride": 1}
+    settings: dict[str, Any] = {"rule": "soft_projection", "k": 4, "finest_stride": 1}
     whole = fitted(MemoryBanks([24] * 4, [4] * 4, **settings), train)
     without = fitted(MemoryBanks([24] * 4, [4] * 4, **settings), [m[kept] for m in train])
     found = whole.score_left_out([m[3:4] for m in train], torch.tensor([3]), SIZE)

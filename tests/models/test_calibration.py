@@ -67,7 +67,7 @@ def test_the_confident_promise_is_stated_and_kept(tmp_path, caplog):
         299,
     )
     with pytest.raises(ConfigError, match=r"calibration\.promise='sure'"):
-        Calibration("holdout", promise="sure")
+        Calibration("holdout", promise="sure")  # type: ignore[arg-type]
 
 
 @pytest.fixture

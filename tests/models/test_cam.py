@@ -1,5 +1,7 @@
 """CAM against the released code's numbers and a plain computation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def test_the_last_convolutions_learn_and_nothing_else_of_the_backbone(count):
 
 
 def test_batchnorm_of_a_network_stays_as_it_is():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    network: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     network.requires_grad_(False)
     CAM([4], [1], trained_layers=2).adapt_backbone(network)
     assert {n for n, p in network.named_parameters() if p.requires_grad} == {"0.weight", "0.bias", "2.weight", "2.bias"}

@@ -168,7 +168,7 @@ def allocated_at_the_peak(action):
 
 #: Large enough that what does not grow with the data does not count, small enough to be fitted in seconds.
 WIDE: dict[str, Any] = {"channels": [128, 256], "strides": [8, 16], "size": 256, "images": 40}
-WIDE_SETTINGS = {
+WIDE_SETTINGS: dict[str, dict[str, Any]] = {
     "padim": {"num_features": 100},
     "patchcore": {"coreset_ratio": 0.02, "finest_stride": 8},
     "patchcore_ensemble": {"maps": [1, 1], "member": {"coreset_ratio": 0.02, "finest_stride": 8}},

@@ -15,7 +15,7 @@ from oddpatch.models.padim import PaDiM
 from oddpatch.models.patchcore import PatchCore
 from oddpatch.models.spade import SPADE
 
-JOINED = {"embedding": "joined", "smoothing": 1.0, "finest_stride": 4}
+JOINED: dict[str, Any] = {"embedding": "joined", "smoothing": 1.0, "finest_stride": 4}
 #: Methods whose score without an image is exactly that of a fit without it.
 REFITTED = {
     "padim": lambda: PaDiM(CHANNELS, STRIDES, num_features=12, smoothing=1.0),

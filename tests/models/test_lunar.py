@@ -1,5 +1,7 @@
 """LUNAR against the numbers of the reference program and plain computations."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from oddpatch.models.calibration import Calibration
 from oddpatch.models.lunar import LUNAR, ScoreNetwork, WeightNetwork, draw_negatives, ranges, train_network
 from oddpatch.ops.neighbours import nearest
 
-SMALL = {"coreset_size": 150, "steps": 20, "finest_stride": 4}
+SMALL: dict[str, Any] = {"coreset_size": 150, "steps": 20, "finest_stride": 4}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A fitted method that goes over to another distance gives what SciPy gives for it; others refuse."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def rows(maps):
     return maps.permute(0, 2, 3, 1).reshape(-1, 5).double().numpy()
 
 
-plain = {"smoothing": 0, "finest_stride": 1}
+plain: dict[str, Any] = {"smoothing": 0, "finest_stride": 1}
 METHODS = {
     "patchcore": partial(PatchCore, selector="none", embedding="joined", patch_size=1, **plain),
     "rad": partial(RAD, window=None, **plain),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from narrowing import present
 from scipy.spatial.distance import cdist
 
 from oddpatch.errors import DataError
@@ -105,7 +106,7 @@ def test_good_images_are_taken_for_strangers_at_the_stated_rate():
         scores = GoodScores(
             np.zeros(60), np.empty(0), np.nan, target, None, products=tuple(NAMES), product_ratios=products.good.numpy()
         )
-        threshold = scores.product_at(target)
+        threshold = present(scores.product_at(target))
         new = torch.cat([drawn(10, i, 100_000 + seed + i, one) for i, one in enumerate(vary)])
         rates.append(float((products.match([new])[0] > threshold.value).float().mean()))
     error = np.std(rates) / len(rates) ** 0.5

@@ -24,7 +24,7 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.hydra_entry import building
 from oddpatch.models.pyod import PyOD
 
-SMALL = {"coreset_size": 300, "finest_stride": 4, "smoothing": 0}
+SMALL: dict[str, Any] = {"coreset_size": 300, "finest_stride": 4, "smoothing": 0}
 
 
 def composed(described):

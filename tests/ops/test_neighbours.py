@@ -189,6 +189,9 @@ def test_no_queries() -> None:
     assert distances.shape == indices.shape == (0, 2)
 
 
+UNKNOWN: Any = "manhattan"
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -196,7 +199,7 @@ def test_no_queries() -> None:
         (lambda q, b: nearest(q, b, 0), ConfigError, "k=0"),
         (lambda q, b: nearest(q[:, :2], b), ConfigError, r"\(Q, 3\)"),
         (lambda q, b: nearest(q, b[:0]), ConfigError, "at least one point"),
-        (lambda q, b: nearest(q, b, metric="manhattan"), ConfigError, "choose one of euclidean, cosine"),
+        (lambda q, b: nearest(q, b, metric=UNKNOWN), ConfigError, "choose one of euclidean, cosine"),
         (lambda q, b: nearest(q * math.nan, b), DataError, "queries: row 0"),
         (lambda q, b: nearest(q, b * math.inf), DataError, "memory bank: row 0"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, use_tiny_backbone
+from narrowing import present
 from test_pipeline import run, tiny
 
 from oddpatch.factory import restore
@@ -65,7 +66,8 @@ def test_pointing_at_a_picture_tells_the_value_of_the_map(report, width):
             img.scroll_into_view_if_needed()
             box = img.bounding_box()
             page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.7 * box["height"])
-            value, x, y = re.fullmatch(r"([\d.e+-]+) at (\d+), (\d+)", article.locator("output").inner_text()).groups()
+            told = re.fullmatch(r"([\d.e+-]+) at (\d+), (\d+)", article.locator("output").inner_text())
+            value, x, y = present(told).groups()
             assert (int(x), int(y)) == (int(0.3 * 32), int(0.7 * 32))
             assert float(value) == pytest.approx(expected[int(y), int(x)], abs=0.006 * float(expected.max()))
             assert article.locator("i").count() == article.locator("img.read").count() == 4

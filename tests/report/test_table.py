@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from finished_runs import MVTEC, PATCHCORE, WIDE_RESNET, write_all, write_run
+from narrowing import present
 from rich.console import Console
 
 from oddpatch.errors import CheckpointError, ConfigError
@@ -96,6 +97,8 @@ def test_averages_are_given_only_where_every_category_is_there(tmp_path):
     places = {category: 0.9 + place / 1000 for place, category in enumerate(MVTEC)}
     everything = column.average("mvtec_ad", MVTEC, "image_auroc")
     textures = column.average("mvtec_ad", sorted(TEXTURES), "image_auroc")
+    assert isinstance(everything, Value)
+    assert isinstance(textures, Value)
     assert everything.mean == pytest.approx(sum(places.values()) / 15)
     assert textures.mean == pytest.approx(sum(places[name] for name in TEXTURES) / 5)
     assert column.average("mvtec_ad", [*MVTEC, "pcb"], "image_auroc") == Share(15, 16)
@@ -242,13 +245,14 @@ def luminance(color):
 
 def test_html_is_well_formed_self_contained_and_readable(report):
     page = to_html(report)
-    body = re.search(r"<body>.*</body>", page, re.DOTALL).group().replace("<br>", "<br/>")
+    body = present(re.search(r"<body>.*</body>", page, re.DOTALL)).group().replace("<br>", "<br/>")
     ET.fromstring(body)
     assert "http" not in page
     assert "<script" not in page
     assert 'name="viewport"' in page
     for step in range(101):
-        background, text = re.fullmatch(r"background: rgb\((.*)\); color: (#\w+)", heat_style(step / 100)).groups()
+        style = re.fullmatch(r"background: rgb\((.*)\); color: (#\w+)", heat_style(step / 100))
+        background, text = present(style).groups()
         lightness = luminance(tuple(map(int, background.split(", ")))) + 0.05
         black, white = lightness / 0.05, 1.05 / lightness
         assert (black if text == "#000" else white) == max(black, white) >= 4.5

@@ -1,6 +1,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from oddpatch.scenes import SCENES, load_scene, render_dataset
 from oddpatch.scenes.dataset import Job, design_scene, render_one
 
 SIZE = 128
-COUNTS = {"train": 3, "test_good": 2, "test_per_defect": 2, "size": SIZE, "seed": 5}
+COUNTS: dict[str, Any] = {"train": 3, "test_good": 2, "test_per_defect": 2, "size": SIZE, "seed": 5}
 DEFECTS = [
     ("pcb", "missing_objects"),
     ("pcb", "misplaced_objects"),

@@ -1,6 +1,7 @@
 """The settings to try a run with: a few images, a profile, a limit on the test."""
 
 import json
+from pathlib import Path
 
 import pytest
 import test_pipeline
@@ -19,8 +20,8 @@ tiny_backbone = test_pipeline.tiny_backbone
 
 
 def test_a_few_of_each_type_are_spread_and_in_order():
-    samples = [Sample(f"{i:02}", i % 2, "spot" if i % 2 else "good", None) for i in range(20)]
-    assert [sample.path for sample in few(samples, 2)] == ["00", "01", "10", "11"]
+    samples = [Sample(Path(f"{i:02}"), i % 2, "spot" if i % 2 else "good", None) for i in range(20)]
+    assert [str(sample.path) for sample in few(samples, 2)] == ["00", "01", "10", "11"]
     assert few(samples, 50) == samples
 
 

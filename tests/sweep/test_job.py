@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 from conftest import make_dataset
 from hydra.core.utils import JobReturn, JobStatus
+from narrowing import present
 from omegaconf import OmegaConf
 from sweeping import Stand, basic_launcher, dataset, statuses, sweep, table
 
@@ -85,7 +87,7 @@ def test_what_is_finished_is_skipped_and_counts_as_well(monkeypatch, tmp_path, s
 
 def test_what_has_changed_runs_again(monkeypatch, tmp_path, stand, root):
     def change(what, folder):
-        record = Record.read(folder)
+        record = present(Record.read(folder))
         if what == "data":
             os.utime(next((tmp_path / "data/tile/train/good").glob("*.png")), ns=(1, 1))
         elif what == "code":
@@ -105,7 +107,7 @@ def test_what_has_changed_runs_again(monkeypatch, tmp_path, stand, root):
         change(what, folder)
         assert sweep(monkeypatch, tmp_path / "s", *root) == 0
         assert len(stand.ran) == times, what
-        assert Record.read(folder).attempt == times
+        assert present(Record.read(folder)).attempt == times
         assert not list(folder.glob(".*.partial"))
     assert sweep(monkeypatch, tmp_path / "s", *root) == 0
     assert len(stand.ran) == times
@@ -148,7 +150,7 @@ def test_a_job_whose_metrics_cannot_be_read_has_failed(monkeypatch, tmp_path, st
 )  # fmt: skip
 def test_a_record_of_other_types_counts_as_not_run(tmp_path, name, value, caplog):
     Record("done", identity.Identity("a", "b", None), ["seed=1"], objective=1).write(tmp_path)
-    assert Record.read(tmp_path).objective == 1
+    assert present(Record.read(tmp_path)).objective == 1
     content = json.loads((tmp_path / "job.json").read_text())
     (tmp_path / "job.json").write_text(json.dumps({**content, name: value}))
     assert Record.read(tmp_path) is None
@@ -176,7 +178,7 @@ def test_a_holder_of_an_impossible_number_is_dead():
 def test_a_job_of_another_sweep_is_left_to_it(monkeypatch, tmp_path, stand, root):
     assert sweep(monkeypatch, tmp_path / "s", *root) == 0
     folder = next((tmp_path / "s").glob("padim*"))
-    record = Record.read(folder)
+    record = present(Record.read(folder))
     record.status = "running"
     record.write(folder)
     with job_lock(folder):
@@ -251,15 +253,19 @@ def test_the_data_of_a_job_may_hold_broken_links_and_loops(tmp_path):
 
 def test_identity_is_of_settings_data_and_code(tmp_path, tiles, monkeypatch):
     cfg = OmegaConf.create({"data": {"root": str(tiles), "category": "tile"}, "seed": 0, "resume": True})
+
+    def changed(*settings: Any) -> Any:
+        return OmegaConf.merge(cfg, *settings)
+
     first = identity.identify(cfg)
     assert first.change_from(first) is None
-    assert identity.identify(OmegaConf.merge(cfg, {"resume": False})) == first
-    assert identity.identify(OmegaConf.merge(cfg, {"seed": 1})).change_from(first) == "the config has changed"
-    absent = identity.identify(OmegaConf.merge(cfg, {"data": {"category": "none"}}))
+    assert identity.identify(changed({"resume": False})) == first
+    assert identity.identify(changed({"seed": 1})).change_from(first) == "the config has changed"
+    absent = identity.identify(changed({"data": {"category": "none"}}))
     assert absent.data is None
     split = tmp_path / "split.json"
     split.write_text("{}")
-    named = OmegaConf.merge(cfg, {"data": {"split": str(split)}})
+    named = changed({"data": {"split": str(split)}})
     before = identity.identify(named)
     split.write_text("{...}")
     assert identity.identify(named).change_from(before) == "the data has changed"
@@ -299,7 +305,7 @@ def owner(tmp_path):
 
     def start(code):
         started.append(subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE))
-        assert started[-1].stdout.readline() == b"held\n"
+        assert present(started[-1].stdout).readline() == b"held\n"
         return started[-1]
 
     yield start
@@ -312,7 +318,7 @@ def test_a_lock_is_exclusive_and_goes_with_its_owner(tmp_path, owner):
     with job_lock(tmp_path), pytest.raises(JobBusyError, match=f"process {os.getpid()} on"), job_lock(tmp_path):
         pass
     other = owner(HOLD.format("job_lock") + "\nlock.__enter__()" + SIGNED + "time.sleep(60)")
-    assert held_by(tmp_path).pid == other.pid
+    assert present(held_by(tmp_path)).pid == other.pid
     other.kill()
     other.wait()
     assert held_by(tmp_path) is None
@@ -323,7 +329,7 @@ def test_a_lock_is_exclusive_and_goes_with_its_owner(tmp_path, owner):
 def test_a_lock_does_not_live_on_in_a_process_that_its_owner_forked(tmp_path, owner):
     fork = "\nimport os\nif os.fork() == 0:\n    print('held', flush=True)\n    time.sleep(20)\ntime.sleep(60)"
     other = owner(HOLD.format("hold") + fork)
-    assert held_by(tmp_path).pid == other.pid
+    assert present(held_by(tmp_path)).pid == other.pid
     other.kill()
     other.wait()
     assert held_by(tmp_path) is None

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, make_dataset
 from fakes import Fake
 from hydra.core.utils import JobStatus
+from narrowing import present
 from sweeping import TINY, statuses, table
 
 from oddpatch.sweep.record import Record
@@ -86,7 +87,7 @@ def test_in_turn_a_job_that_is_killed_takes_no_other_with_it(start, data, tmp_pa
     assert "it was killed by SIGKILL: is there enough memory?" in table(tmp_path)[0]["reason"]
     assert "1 done, 1 failed" in told
     folder = tmp_path / table(tmp_path)[1]["job"]
-    assert json.loads((folder / "metrics.json").read_text())["image_auroc"] == Record.read(folder).objective
+    assert json.loads((folder / "metrics.json").read_text())["image_auroc"] == present(Record.read(folder)).objective
     # A run of W&B's own, whole and of the sweep's group.
     logs = [path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb")]
     assert len(logs) == 1
@@ -108,7 +109,7 @@ def test_a_sweep_that_is_ended_leaves_nothing_half_done_and_goes_on(start, data,
     assert code == 0, told
     assert "runs again: it was killed" in told
     assert list(statuses(tmp_path).values()) == ["done", "done"]
-    assert sorted(Record.read(path.parent).attempt for path in tmp_path.glob("*/job.json")) == [1, 3]
+    assert sorted(present(Record.read(path.parent)).attempt for path in tmp_path.glob("*/job.json")) == [1, 3]
     assert not any(is_alive(int(path.suffix[1:])) for path in tmp_path.glob("here.*"))
     assert not list(tmp_path.rglob(".*.partial"))
 
@@ -118,7 +119,7 @@ def test_two_sweeps_into_one_folder_share_the_jobs(start, data, tmp_path):
     first, second = (start(tmp_path, *data, "seed=0,1,2") for _ in range(2))
     assert finish(first)[0] == 0
     assert finish(second)[0] == 0
-    records = [Record.read(path.parent) for path in tmp_path.glob("*/job.json")]
+    records = [present(Record.read(path.parent)) for path in tmp_path.glob("*/job.json")]
     assert [(record.status, record.attempt) for record in records] == [("done", 1)] * 3
 
 
@@ -175,11 +176,11 @@ def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, clu
     assert len(found) == 8
     assert {status for name, status in found.items() if "=6000" in name} == {"failed"}
     assert {status for name, status in found.items() if "=10" in name} == {"done"}, told
-    attempts = [Record.read(path.parent).attempt for path in tmp_path.glob("*/job.json")]
+    attempts = [present(Record.read(path.parent)).attempt for path in tmp_path.glob("*/job.json")]
     assert sorted(attempts)[-1] == 2, "the job of the lost node runs again"
     assert told.count("was lost; its jobs run again on others") == 1
     assert "raylet" not in told, "Ray's own pages about it"
-    threads = {Record.read(path.parent).threads for path in tmp_path.glob("*/job.json")}
+    threads = {present(Record.read(path.parent)).threads for path in tmp_path.glob("*/job.json")}
     assert threads == {"1"}
 
 

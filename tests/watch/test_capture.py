@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowing import pixels, present
 from scoring import green_detector
 from videos import MotionJpeg, motion_jpeg, number_of, numbered, write_video
 
@@ -62,6 +63,10 @@ def picture(value=0):
     return np.full((16, 16, 3), value, np.uint8)
 
 
+def next_of(frames):
+    return present(frames.take()).frame
+
+
 def total(counts):
     return counts.dropped + counts.skipped + counts.waiting + counts.taken
 
@@ -82,7 +87,7 @@ def test_a_slow_reader_gets_the_newest(tmp_path):
     with Capture(Stepped()) as frames:
         step.wait(30)
         ended(frames)
-        taken = frames.take()
+        taken = present(frames.take())
         assert (taken.number, np.asarray(taken.frame.image)[0, 0, 0], taken.frame.name) == (9, 9, "script#000009")
         assert frames.take() is None
         assert frames.counts == module.Counts(10, 9, 0, 0, 1)
@@ -194,10 +199,10 @@ def test_closing_ends_the_thread():
 def test_crop():
     image = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
     with Capture(Scripted([image]), Crop(2, 3, 5, 4)) as frames:
-        np.testing.assert_array_equal(frames.take().frame.image, image[3:7, 2:7])
+        np.testing.assert_array_equal(next_of(frames).image, image[3:7, 2:7])
     with Capture(Scripted([image]), Crop(12, 3, 5, 4)) as frames:
         told = "script#000000: the crop 12,3,5,4 does not lie within a picture of 16x16 pixels"
-        assert str(frames.take().frame.image) == told
+        assert str(next_of(frames).image) == told
     with pytest.raises(ConfigError, match="crop 0,0,0,5: give X,Y,WIDTH,HEIGHT"):
         Capture(Scripted(), Crop(0, 0, 0, 5))
 
@@ -205,7 +210,7 @@ def test_crop():
 def test_another_size_is_told(caplog):
     source = Scripted([picture(), np.zeros((8, 20, 3), np.uint8)], keep_all=True)
     with caplog.at_level(logging.WARNING), Capture(source) as frames:
-        assert [frame.image.shape for frame in frames] == [(16, 16, 3), (8, 20, 3)]
+        assert [pixels(frame.image).shape for frame in frames] == [(16, 16, 3), (8, 20, 3)]
     assert caplog.messages == ["script: pictures are 20x8 from now on, were 16x16"]
 
 
@@ -233,7 +238,7 @@ def test_pictures_of_another_size_in_one_stream(caplog):
     with motion_jpeg() as camera, Capture(camera.address) as frames:
         frames.take()
         camera.size = (64, 144)
-        wait_until(lambda: frames.take().frame.image.shape == (64, 144, 3))
+        wait_until(lambda: pixels(next_of(frames).image).shape == (64, 144, 3))
         assert frames.connection.reconnects == 0
     assert f"{camera.address}: pictures are 144x64 from now on, were 128x96" in caplog.text
 
@@ -242,7 +247,7 @@ def test_motion_jpeg_over_http_and_a_slow_reader():
     with motion_jpeg(rate=50) as camera, Capture(camera.address) as frames:
         ages = []
         while camera.sent < 150:
-            frame = frames.take().frame
+            frame = next_of(frames)
             ages.append(camera.sent - number_of(frame.image))
             assert frame.name.startswith(camera.address + "#")
             time.sleep(0.2)
@@ -379,7 +384,7 @@ def test_secrets_are_in_no_error(monkeypatch):
             address = f"http://admin:${{CAMERA_PASSWORD}}@127.0.0.1:{camera.port}/{path}"
             with Capture(address) as frames:
                 try:
-                    assert "hunter2" not in frames.take().frame.name
+                    assert "hunter2" not in next_of(frames).name
                 except ConfigError as error:
                     link: BaseException | None = error
                     while link is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from narrowing import present
 from test_capture import total, wait_until
 from videos import number_of, numbered, write_video
 
@@ -59,7 +60,7 @@ class Server:
         command = [python, ROOT / "tests/rtsp_server.py", video, str(self.port), *login]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean)
-        assert self.process.stdout.readline() == "ready\n"
+        assert present(self.process.stdout).readline() == "ready\n"
 
     def send(self, which):
         self.process.send_signal(which)
@@ -277,7 +278,7 @@ def test_no_secret_on_the_command_line_or_in_what_is_said(serve, videos, monkeyp
     environment = {**os.environ, "CAMERA_PASSWORD": "hunter2"}
     command = [sys.executable, script, address]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    first = process.stdout.readline()
+    first = present(process.stdout).readline()
     seen = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode()
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from narrowing import present
 from scoring import green_detector
 from test_capture import Scripted, picture, wait_until
 
@@ -69,7 +70,7 @@ def test_events_and_status():
     assert (events[1].image, events[1].detection) == (None, None)
     assert events[3].record["score"] == pytest.approx(80)
     assert events[3].record["is_anomalous"] is True
-    np.testing.assert_array_equal(to_uint8(events[2].image), level(46))
+    np.testing.assert_array_equal(to_uint8(present(events[2].image)), level(46))
     assert isinstance(status, Status)
     assert (status.arrived, status.dropped, status.skipped, status.waiting) == (5, 1, 0, 0)
     assert status.verdicts == {Verdict.ACCEPT: 1, Verdict.FAILED: 1, Verdict.WARN: 1, Verdict.REJECT: 1}

@@ -42,7 +42,6 @@ class Writer(L.Callback):
         """Of a successful test; where there was nothing to test on, no other hook runs."""
         assert isinstance(pl_module, AnomalyModule)
         if stage == "test" and trainer.is_global_zero:
-            assert pl_module.result is not None
             with pl_module.timed(self.stage) if self.stage else nullcontext():
                 self.write(pl_module.result, trainer)
 

@@ -168,7 +168,6 @@ def _neighbours(session: Session, one: Inspected) -> None:
     assert session.detector is not None
     st.markdown("**Nearest good patches**")
     run = session.detector.run
-    assert run is not None, "it was loaded from a run"
     if session.memory is None:
         try:
             session.memory = Memory(run)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import device
 
     from oddpatch.models.anomaly_model import AnomalyModel
+
+Given = TypeVar("Given", bound=ImageLike)  # so that a list of paths is a list of images
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +198,9 @@ class AnomalyDetector:
     @overload
     def __call__(self, image: ImageLike) -> Detection: ...
     @overload
-    def __call__(self, image: list[ImageLike]) -> list[Detection]: ...
+    def __call__(self, image: list[Given]) -> list[Detection]: ...
 
-    def __call__(self, image: ImageLike | list[ImageLike]) -> Detection | list[Detection]:
+    def __call__(self, image: ImageLike | list[Given]) -> Detection | list[Detection]:
         """Inspect one image or a list of images.
 
         Args:

@@ -87,8 +87,7 @@ class AnomalyModule(L.LightningModule):
         self.progress: ProgressFn = no_progress
         #: What tests keep and compute beside their metrics.
         self.wanted = Wanted()
-        #: What the last test found.
-        self.result: TestResult | None = None
+        self._result: TestResult | None = None
         self.kept_good, self.kept_examples = KeptExamples(0, 0), KeptExamples(0, 0)
         self._by_category: dict[str, tuple[str, Metrics]] = {}
         #: Seconds spent in each stage.
@@ -248,16 +247,32 @@ class AnomalyModule(L.LightningModule):
         set_by = self.model.calibration.set_by
         return [self.train_paths[i] for i in set_by] if set_by else []
 
+    @property
+    def is_tested(self) -> bool:
+        """Whether a test has ended, so that there is a result."""
+        return self._result is not None
+
+    @property
+    def result(self) -> TestResult:
+        """What the last test found.
+
+        Raises:
+            RuntimeError: none has ended.
+        """
+        if self._result is None:
+            raise RuntimeError("no test has ended")
+        return self._result
+
     # -- scoring and measuring --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Where there is nothing to test on, Lightning runs no test hook: what is known then is known now."""
         if stage == "test" and not self.data.test_samples:
-            self.result = make_result(self, {}, self.metrics.absent("the dataset has no test images"), [], {})
+            self._result = make_result(self, {}, self.metrics.absent("the dataset has no test images"), [], {})
 
     def on_test_start(self) -> None:
         """Forget an earlier test, and see who will need maps."""
-        self.result = None
+        self._result = None
         wanted, self._pixels_unknown = self.wanted, pixels_unknown(self.data.test_samples)
         if not self.model.detector.localizes:
             self._pixels_unknown = f"{type(self.model.detector).__name__} scores whole images only"
@@ -340,7 +355,7 @@ class AnomalyModule(L.LightningModule):
             }
             self._by_category = {}
         self.log_dict(metrics, rank_zero_only=True)
-        self.result = make_result(self, metrics, absent, rows, by_category)
+        self._result = make_result(self, metrics, absent, rows, by_category)
 
     def _matched(self) -> tuple[dict[int, str], set[int]]:
         """The product of each test image by index, where the model is of several, and those that belong to none."""

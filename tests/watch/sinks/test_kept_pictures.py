@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from alarms import make_event, wait_until
 from conftest import ROOT
+from narrowing import present
 from PIL import Image
 
 from oddpatch.errors import ConfigError, ResourceError
@@ -210,7 +211,7 @@ def test_an_overlay_shows_the_region_where_it_is(longest):
     event = make_event(0)
     event.image[:] = 128
     event.detection.normalized_map[:] = 0
-    picture = np.asarray(Image.open(io.BytesIO(to_jpeg(event, longest)))).astype(int)
+    picture = np.asarray(Image.open(io.BytesIO(present(to_jpeg(event, longest))))).astype(int)
     scale = picture.shape[1] / 64
     assert picture.shape[:2] == (round(48 * scale), round(64 * scale))
     changed = np.argwhere(np.abs(picture - 128).sum(axis=2) > 120)

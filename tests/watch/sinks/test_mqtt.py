@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from alarms import make_event, wait_until
 from conftest import ROOT, program
+from narrowing import present
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -250,10 +251,10 @@ def test_no_alarm_is_lost_while_broker_and_sender_die_by_turns(broker, tmp_path)
         command = [sys.executable, str(ROOT / "tests/alarms.py"), "mqtt", f"mqtt://127.0.0.1:{broker.port}",
                    str(tmp_path / "q.sqlite"), str(1000 * turn), "1000"]  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        put.append(json.loads(process.stdout.readline()))
+        put.append(json.loads(present(process.stdout).readline()))
         time.sleep(rng.uniform(0.3, 0.8))
         process.kill()
-        put += [json.loads(line) for line in process.stdout if line.endswith("\n")]
+        put += [json.loads(line) for line in present(process.stdout) if line.endswith("\n")]
         process.wait()
         time.sleep(0.2)
         listeners[-1].close()

@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowing import present
 
 from oddpatch.errors import ConfigError, DataError, ResourceError
 from oddpatch.watch.sinks import outbox as module
@@ -55,7 +56,7 @@ def test_the_queue_is_a_list_that_is_kept(tmp_path_factory, steps):
             box.close()
             box = Outbox(path)
         elif expected:
-            alarm = box.first()
+            alarm = present(box.first())
             assert alarm.id == expected.pop(0)
             box.done(alarm)
         assert len(box) == len(expected)
@@ -78,7 +79,7 @@ def test_beyond_the_limit_the_oldest_are_lost_and_it_is_told(tmp_path, caplog):
 def test_an_alarm_that_was_dropped_while_it_was_sent_takes_no_other_with_it(tmp_path):
     box = Outbox(tmp_path / "q.sqlite", limit=20)
     box.put("a", bytes(10))
-    sending = box.first()
+    sending = present(box.first())
     box.put("b", bytes(10))
     box.put("c", bytes(10))  # drops a
     box.done(sending)
@@ -131,7 +132,7 @@ def test_on_a_full_disk_alarms_go_on_and_are_safe_once_there_is_room(small_disk,
     assert "cannot be written" in told[0]
     assert len(box) == 200  # of which not all are on disk
     for name in names[:150]:
-        alarm = box.first()
+        alarm = present(box.first())
         assert alarm.id == name
         box.done(alarm)
     filler.unlink()
