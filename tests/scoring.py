@@ -13,12 +13,17 @@ from oddpatch.metrics.good_scores import GoodScores
 
 
 class GreenScorer:
-    """Takes `seconds` for an image, waits for `free`, and cannot inspect images wider than `widest`."""
+    """Takes `seconds` for an image, waits for `free`, and cannot inspect images wider than `widest`.
 
-    def __init__(self, seconds=0.0, good=range(100), target_fpr=0.01, widest=10**6):
+    With `ratios` by score it is of two products, of which no good image has a ratio above 0.1.
+    """
+
+    def __init__(self, seconds=0.0, good=range(100), target_fpr=0.01, widest=10**6, ratios=None):
         scores = np.array(good, np.float64) / 2
         absent = None if len(scores) else "it was fitted with calibration=none"
-        self.calibration = GoodScores(scores, np.array([]), np.nan, target_fpr, absent)
+        several = {} if ratios is None else {"products": ("nut", "bolt"), "product_ratios": np.linspace(0, 0.1, 100)}
+        self.calibration = GoodScores(scores, np.array([]), np.nan, target_fpr, absent, **several)
+        self.ratios = ratios or {}
         self.settings = {"roi": None, "fit": None}
         self.seconds, self.widest, self.free = seconds, widest, threading.Event()
         self.free.set()
@@ -32,7 +37,8 @@ class GreenScorer:
     def score(self, images):
         time.sleep(self.seconds)
         self.free.wait(60)
-        return [Scored(100 * float(to_unit(image.pixels)[1].mean()), None) for image in images]
+        scores = [100 * float(to_unit(image.pixels)[1].mean()) for image in images]
+        return [Scored(score, None, ratio=self.ratios.get(round(score), 0.0)) for score in scores]
 
     def lay_out(self, anomaly_map, image):
         raise NotImplementedError

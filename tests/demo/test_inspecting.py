@@ -33,6 +33,13 @@ def test_a_score_at_the_threshold_is_good_as_in_predict():
     }  # fmt: skip
 
 
+def test_a_part_of_no_product_is_anomalous_at_every_threshold():
+    stranger = Inspected(Item("x", Path("x.png"), 1, "kind"), {"score": 0.1, "reason": "belongs to no product"})
+    assert verdict(stranger, 0.5) == "anomalous"
+    assert confusion([stranger, inspected(0.4, 1)], 0.5) == (1, 1, 0, 0)
+    assert by_score([inspected(0.9, 1), stranger])[0] is stranger
+
+
 def test_the_most_anomalous_come_first_and_failures_not_at_all():
     found = [inspected(0.1, 0), inspected(None, 0), inspected(0.9, 1)]
     assert [one.score for one in by_score(found)] == [0.9, 0.1]

@@ -214,3 +214,25 @@ def test_a_record_that_is_refused_leaves_the_monitor_as_it_was():
 def test_an_alarm_in_words():
     drift = Drift("brightness", 99, 80, 0.5, 0.25)
     assert str(drift) == "drift of the brightness: 0.25 instead of 0.5 since part 81 (noticed at 100)"
+
+
+def test_good_parts_that_are_taken_for_strangers_are_expected_as_those_of_a_high_score_are():
+    rng = RNG(5)
+    good = GoodScores(
+        np.sort(rng.normal(3, 1, 100)), np.empty(0), math.nan, 0.1, None, products=("nut", "bolt"),
+        product_ratios=np.sort(rng.normal(0.7, 0.05, 100)),
+    )  # fmt: skip
+    threshold, limit = good.image_at(0.1).value, good.product_at(0.1).value
+
+    def line(count, shift=0.0):
+        for _ in range(count):
+            score, ratio = rng.normal(3, 1), rng.normal(0.7 + shift, 0.05)
+            strange = bool(ratio > limit or rng.random() < 0.05)  # 5 % are what a line may have
+            told = {"reason": "belongs to no product"} if strange else {}
+            yield {"score": score, "is_anomalous": bool(score > threshold) or strange, **told}
+
+    monitor = DriftMonitor(good, threshold)
+    assert watch(monitor, line(1500)) == []
+    again = DriftMonitor(good, threshold)
+    again.restore(json.loads(json.dumps(monitor.state())))
+    assert [alarm.stream for alarm in watch(again, line(300, shift=0.1))] == ["rejected"]

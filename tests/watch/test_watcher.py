@@ -80,6 +80,16 @@ def test_events_and_status():
         assert next(iter(again)).id not in {event.id for event in events}
 
 
+def test_a_part_of_no_product_is_rejected_whatever_its_score():
+    detector = green_detector(target_fpr=0.02, ratios={5: 0.2, 80: 0.2, 6: 0.9})  # by score
+    with Watch(detector, Scripted([level(5), level(80), level(6)], keep_all=True)) as watch:
+        events = list(watch)
+    assert [event.verdict.value for event in events] == ["accept", "reject", "reject"]
+    assert [event.record["is_anomalous"] for event in events] == [False, True, True]
+    assert events[2].record["reason"] == "belongs to no product"
+    assert watch.status().verdicts == {Verdict.ACCEPT: 1, Verdict.REJECT: 2}
+
+
 def test_a_frame_that_cannot_be_inspected_stops_nothing():
     wide = np.zeros((16, 64, 3), np.uint8)
     with Watch(green_detector(widest=32), Scripted([level(5), wide, level(5)], keep_all=True)) as watch:

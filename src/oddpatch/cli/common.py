@@ -1,7 +1,7 @@
 """Options that several commands share, and how they print."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,11 @@ Trust = Annotated[
 def tell(text: object, err: bool = False) -> None:
     """Print one line, which may hold the names of files: they change no terminal."""
     typer.echo(shown(text), err=err)
+
+
+def product_of(record: dict[str, Any]) -> str:
+    """Of which of several products an image is, or that it is of none, as part of a line; empty for a model of one."""
+    return "".join(f"  {shown(record[name])}" for name in ("product", "reason") if record.get(name))
 
 
 def warn_of_left_out(left_out: "Iterable[LeftOut]") -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oddpatch.cli.common import Trust, split_names, tell, warn_of_left_out
+from oddpatch.cli.common import Trust, product_of, split_names, tell, warn_of_left_out
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import shown
 from oddpatch.wording import counted, listed
@@ -237,6 +237,5 @@ def _tell(record: dict[str, Any], terminal: bool) -> None:
         regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
         color = "yellow" if record["is_anomalous"] else None
         verdict = "anomalous" if record["is_anomalous"] else "good"
-        product = "".join(f"  {shown(record[name])}" for name in ("product", "reason") if record.get(name))
-        line = f"{verdict:<9}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{product}{regions}"
+        line = f"{verdict:<9}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{product_of(record)}{regions}"
         typer.secho(line, fg=color)

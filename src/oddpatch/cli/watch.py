@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oddpatch.cli.common import Trust, tell
+from oddpatch.cli.common import Trust, product_of, tell
 from oddpatch.ending import end_as_meant
 from oddpatch.errors import ConfigError
 from oddpatch.files import parse_json, replacing, shown
@@ -239,7 +239,8 @@ def _tell(event: "Event", terminal: bool) -> None:
     else:
         regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
         p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
-        text = f"{event.verdict.value:<7}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{regions}"
+        name = shown(record["path"]) + product_of(record)
+        text = f"{event.verdict.value:<7}  {record['score']:9.4g}{p_value}  {name}{regions}"
     typer.secho(text, fg=COLOURS[event.verdict.value])
     for alarm in event.drift:
         typer.secho(f"drift    {alarm}", fg="magenta")

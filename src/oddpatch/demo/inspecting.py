@@ -48,6 +48,15 @@ class Inspected:
         """Of an image that was inspected."""
         return float(self.record["score"])
 
+    @property
+    def reason(self) -> str | None:
+        """Why it is anomalous whatever its score."""
+        return self.record.get("reason")
+
+    def is_anomalous(self, threshold: float) -> bool:
+        """What is said of it at a threshold."""
+        return self.score > threshold or self.reason is not None
+
 
 class Confusion(NamedTuple):
     """How images of which the truth is known are judged."""
@@ -90,17 +99,17 @@ def shrink(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def confusion(found: Iterable[Inspected], threshold: float) -> Confusion:
-    """Counts at a threshold, above which an image is called anomalous; images without a label are left out."""
+    """Counts of what is said at a threshold; images without a label are left out."""
     counts = np.zeros((2, 2), int)  # [defective, called anomalous]
     for one in found:
         if one.item.label is not None and "score" in one.record:
-            counts[one.item.label, int(one.score > threshold)] += 1
+            counts[one.item.label, int(one.is_anomalous(threshold))] += 1
     return Confusion(int(counts[1, 1]), int(counts[1, 0]), int(counts[0, 1]), int(counts[0, 0]))
 
 
 def verdict(one: Inspected, threshold: float) -> str:
     """What is said of an image at a threshold; "missed" or "false alarm" where it is known to be wrong."""
-    alarm = one.score > threshold
+    alarm = one.is_anomalous(threshold)
     if one.item.label is None or bool(one.item.label) == alarm:
         return "anomalous" if alarm else "good"
     return "false alarm" if alarm else "missed"
@@ -136,7 +145,8 @@ def look(detector: AnomalyDetector, item: Item) -> Look:
 
 def by_score(found: Sequence[Inspected]) -> list[Inspected]:
     """Those that were inspected, the most anomalous first."""
-    return sorted((one for one in found if "score" in one.record), key=lambda one: -one.score)
+    inspected = (one for one in found if "score" in one.record)
+    return sorted(inspected, key=lambda one: (one.reason is None, -one.score))
 
 
 def partly_inspected(found: Iterable[Inspected], detector: AnomalyDetector) -> str | None:

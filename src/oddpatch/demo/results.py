@@ -78,7 +78,7 @@ def _counts(found: Sequence[Inspected], threshold: float) -> None:
             st.metric("False alarms", f"{counts.false_alarms} of {good}", border=True, width=WIDTH)
             st.metric("Good parts passed", counts.passed, border=True, width=WIDTH)
         if unknown:
-            alarms = sum(one.score > threshold for one in unknown)
+            alarms = sum(one.is_anomalous(threshold) for one in unknown)
             st.metric("Anomalous, truth unknown", f"{alarms} of {len(unknown)}", border=True, width=WIDTH)
 
 
@@ -138,12 +138,14 @@ def _look(session: Session, one: Inspected, threshold: float, span: tuple[float,
     found = look.detection
     st.markdown(f"**{plain(one.item.name)}**")
     with st.container(horizontal=True):
-        verdict = "anomalous" if found.score > threshold else "good"
+        verdict = "anomalous" if one.is_anomalous(threshold) else "good"
         st.metric("Decision", verdict, width=120)
         st.metric("Score", f"{found.score:.4g}", width=100)
         if found.p_value is not None:
             st.metric("p-value", f"{found.p_value:.3g}", width=100, help="How often a good part scores as high.")
         st.metric("Truth", TRUTH[one.item.label], width=120)
+    if one.reason is not None:
+        st.caption(f"It is anomalous whatever its score: it {one.reason}.")
     left, right = st.columns(2)
     left.image(look.image, "image", "stretch", output_format="JPEG")
     if found.normalized_map is None:

@@ -22,6 +22,7 @@ from oddpatch.drift.martingale import (
 )
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.metrics.good_scores import GoodScores
+from oddpatch.metrics.thresholds import Threshold
 
 #: Parts that a rate of false alarms is of.
 PARTS = 10_000
@@ -54,9 +55,9 @@ class DriftMonitor:
 
     Each of several streams is tested for itself: the score and how the image was taken (brightness, sharpness, and the
     quality of the alignment where there is one) of *accepted* parts against those of the calibration, and the share of
-    *rejected* parts, those called anomalous or not inspected, against the false alarms that are to be expected and the
-    share of defects. Parts above the threshold are left out of the former, and so are good images of the calibration:
-    what is left is exchangeable still, and defects are no drift.
+    *rejected* parts, those called anomalous or not inspected, against the false alarms that are to be expected, those
+    of a model of several products included, and the share of defects. Parts above the threshold are left out of the
+    former, and so are good images of the calibration: what is left is exchangeable still, and defects are no drift.
 
     The probability that any stream raises a false alarm among t parts is at most `false_alarms` (1 + t / 10,000), if
     good images of the calibration and of the line are exchangeable (for scores left out of a fit, see docs/drift.md)
@@ -108,7 +109,9 @@ class DriftMonitor:
             )
         columns = {"score": good.image_scores, **good.statistics}
         self.streams = {name: Stream(values[accepted], draw) for name, values in columns.items()}
-        self.rejected = Share(defects, good.image_scores, threshold)
+        self.rejected = Share(
+            defects, good.image_scores, threshold, good.product_ratios, good.product_at(good.target_fpr)
+        )
         #: All of them, by name.
         self.watched: dict[str, Stream | Share] = {**self.streams, REJECTED: self.rejected}
         #: Good images of the calibration that accepted parts are compared with.
@@ -152,7 +155,9 @@ class DriftMonitor:
         self.anomalous += rejected and not failed
         score = values.get("score", math.inf)
         alarms = (
-            [self._alarm(REJECTED, self.rejected)] if self.rejected.add(rejected, score, part, self.alarm_at) else []
+            [self._alarm(REJECTED, self.rejected)]
+            if self.rejected.add(rejected, score, record.get("reason") is not None, part, self.alarm_at)
+            else []
         )
         # A score on the threshold is accepted, but no good image on it is compared with.
         if not rejected and (self.threshold is None or score < self.threshold):
@@ -306,25 +311,42 @@ class Share(_Watched):
         defects: share of the parts that may be defective.
         scores: (n,) of good images.
         threshold: above which parts are rejected; None where only those are that cannot be inspected.
+        ratios: (m,) of good images, where the model is of several products, see `oddpatch.models.products`.
+        stranger: above which a part belongs to no product, and is rejected, too.
     """
 
-    def __init__(self, defects: float, scores: NDArray[np.float64], threshold: float | None) -> None:
+    def __init__(
+        self,
+        defects: float,
+        scores: NDArray[np.float64],
+        threshold: float | None,
+        ratios: NDArray[np.float64],
+        stranger: Threshold | None,
+    ) -> None:
         super().__init__(len(EXCESSES), head_start=0)
         self._defects = defects
         self._level = math.inf if threshold is None else float(scores[scores <= threshold].max())
         #: See `allowed_share`. Where scores do not decide, no good part is rejected.
         self._above = 0 if threshold is None else 1 + int((scores > self._level).sum())
         self._weight = 1 + len(scores)
+        #: The same of the ratios: a good part is rejected for its score or as a stranger, so both are allowed.
+        self._strange = 0 if stranger is None else 1 + int((ratios > stranger.value).sum())
+        self._strange_weight = 1 + len(ratios)
         self.before = self._allowed()
 
     def _allowed(self) -> float:
-        return float(allowed_share(self._defects, np.array(self._above), np.array(self._weight)))
+        share = allowed_share(self._defects, np.array(self._above), np.array(self._weight))
+        strangers = (1 - self._defects) * self._strange / self._strange_weight
+        return min(float(share) + strangers, 1 - 1e-9)  # where all may be rejected, there is nothing to bet on
 
-    def add(self, rejected: bool, score: float, part: int, alarm_at: float) -> bool:
+    def add(self, rejected: bool, score: float, stranger: bool, part: int, alarm_at: float) -> bool:
         """Whether it raises an alarm; the score of a part that was not inspected is infinite."""
         bets = bets_on_rejection(np.array(rejected), np.array(self._allowed()))
         self._above += score > self._level
         self._weight += 1
+        if stranger or not rejected:  # what is rejected for another reason may be no good part, and says nothing here
+            self._strange += stranger
+            self._strange_weight += 1
         return self._see(float(rejected), bets, part, alarm_at)
 
     def level(self, since: int = 0) -> float:
@@ -334,9 +356,10 @@ class Share(_Watched):
 
     def state(self) -> dict[str, Any]:
         """See `_Watched`."""
-        return {**super().state(), "above": self._above, "weight": self._weight}
+        counts = [self._above, self._weight, self._strange, self._strange_weight]
+        return {**super().state(), "counts": counts}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `_Watched`."""
         super().restore(state)
-        self._above, self._weight = int(state["above"]), int(state["weight"])
+        self._above, self._weight, self._strange, self._strange_weight = (int(count) for count in state["counts"])

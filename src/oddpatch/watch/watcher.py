@@ -33,13 +33,13 @@ class Thresholds:
     warn: float
     reject: float
 
-    def verdict(self, score: float) -> Verdict:
-        """What is to happen to a part of this score.
+    def verdict(self, score: float, reason: str | None = None) -> Verdict:
+        """What is to happen to a part of this score, or that is anomalous for a reason, whatever its score.
 
         >>> [Thresholds(1.0, 2.0).verdict(score).value for score in (1.0, 1.5, 2.5)]
         ['accept', 'warn', 'reject']
         """
-        if score > self.reject:
+        if score > self.reject or reason is not None:
             return Verdict.REJECT
         return Verdict.WARN if score > self.warn else Verdict.ACCEPT
 
@@ -185,7 +185,7 @@ class Watch:
         found = self._detector.inspect(frame, lambda _, image, __: images.append(image), self._maps)
         now = time.time()
         taken = now if frame.time is None else frame.time
-        verdict = Verdict.FAILED if isinstance(found, DataError) else self.thresholds.verdict(found.score)
+        verdict = Verdict.FAILED if isinstance(found, DataError) else self.thresholds.verdict(found.score, found.reason)
         record = to_record(frame, found)
         return Event(
             id=f"{self._id}-{number}", source=self.source, number=number, time=taken, delay=max(now - taken, 0.0),
