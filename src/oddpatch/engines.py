@@ -6,6 +6,9 @@ from typing import Any
 
 from oddpatch.limits import cores
 
+#: What a network of torch is run with.
+ENGINES = ("torch", "openvino")
+
 
 def threads() -> int:
     """How many threads an engine computes with: what OMP_NUM_THREADS says, as for torch, else one per core."""

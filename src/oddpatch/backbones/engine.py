@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from oddpatch.backbones.folding import fold
-from oddpatch.engines import openvino_core
+from oddpatch.engines import ENGINES, openvino_core
 from oddpatch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("torch", "openvino")
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 

@@ -1,6 +1,7 @@
 """`AnomalyDetector`: a finished run as a function of an image."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from oddpatch.data.decoding import read_file
 from oddpatch.data.light import Light, measure
+from oddpatch.engines import ENGINES
 from oddpatch.errors import ConfigError, DataError, NameTooLongError
 from oddpatch.inference.artifact import is_artifact, load_artifact
 from oddpatch.inference.regions import Region, find_regions
@@ -66,6 +68,8 @@ _ROWS = 32
 SaveFn = Callable[[Frame, NDArray[Any], Detection], None]
 
 
+#: Devices as torch names them, of the kinds that it computes on.
+_DEVICE = re.compile(r"(cpu|cuda|xpu|mps)(:\d+)?")
 #: Settings of thresholds, see `AnomalyDetector`.
 THRESHOLDS = ("threshold", "pixel_threshold", "target_fpr")
 
@@ -85,6 +89,14 @@ def check_thresholds(
             raise ConfigError(f"{name}=nan is no score: give a number")
     if target_fpr is not None:
         check_target_fpr(target_fpr)
+
+
+def _check_place(device: str, engine: str | None) -> None:
+    """See that there is such a device, by its name, and such an engine, before torch is loaded, which takes seconds."""
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError(f"device={device!r}: choose cpu, cuda, or cuda:1 for the second GPU")
+    if engine not in (None, *ENGINES):
+        raise ConfigError(f"engine={engine!r}: choose one of {', '.join(ENGINES)}")
 
 
 class AnomalyDetector:
@@ -185,15 +197,18 @@ class AnomalyDetector:
             if distance is not None:
                 raise ConfigError(f"{run} compares patches as its run did: for another distance load the run's folder")
             return cls(load_artifact(Path(run), engine), **settings)
+        _check_place(str(device), engine)
+        from oddpatch.inference.torch_scorer import TorchScorer, usable
+
+        place = usable(device)  # before a model is loaded for it
         from oddpatch.factory import restore
-        from oddpatch.inference.torch_scorer import TorchScorer
 
         model, about = restore(Path(run), trust, **({} if engine is None else {"engine": engine}))
         if distance is not None:
             from oddpatch.inference.distance import measure_by
 
             measure_by(model, about, distance)
-        return cls(TorchScorer(model, device, own=True), **settings)
+        return cls(TorchScorer(model, place, own=True), **settings)
 
     @overload
     def __call__(self, image: ImageLike) -> Detection: ...

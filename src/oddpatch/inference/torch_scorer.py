@@ -20,6 +20,20 @@ from oddpatch.models.anomaly_model import AnomalyModel
 log = logging.getLogger(__name__)
 
 
+def usable(device: str | torch.device) -> torch.device:
+    """A device that computes.
+
+    Raises:
+        ConfigError: there is none of this name here.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]  # the rest of what torch says is for its developers
+        raise ConfigError(f"device={str(device)!r} cannot be used ({reason}): choose cpu") from error
+    return torch.device(device)
+
+
 class TorchScorer(Preparing):
     """Scores with a fitted model in torch.
 
@@ -34,14 +48,10 @@ class TorchScorer(Preparing):
 
     def __init__(self, model: AnomalyModel, device: str | torch.device = "cpu", own: bool = False) -> None:
         super().__init__()
-        try:
-            self.device, now = torch.device(device), model.detector.fitted.device
-            there = now.type == self.device.type and self.device.index in (None, now.index)
-            as_it_is = own or (there and not any(module.training for module in model.modules()))
-            self.model = (model if as_it_is else deepcopy(model)).to(self.device).eval()
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"device={device!r} cannot be used ({reason}): choose cpu") from error
+        self.device, now = usable(device), model.detector.fitted.device
+        there = now.type == self.device.type and self.device.index in (None, now.index)
+        as_it_is = own or (there and not any(module.training for module in model.modules()))
+        self.model = (model if as_it_is else deepcopy(model)).to(self.device).eval()
         self.calibration = self.model.good_scores
         self.settings = self.model.preprocess.settings()
         if (transform := self.model.preprocess.transform) is not None and transform.warning:
