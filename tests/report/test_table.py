@@ -67,11 +67,14 @@ def test_datasets_are_recognised_by_their_test_images_too():
     assert dataset_of("bottle", 83) == "mvtec_ad"
     assert dataset_of("bottle", 12) == "own"
     assert dataset_of("pcb1", 200) == "visa"
+    assert dataset_of("vial", 140) == "mvtec_ad2"
     assert dataset_of("housing", 83) == "own"
     assert sum(size.train for size in MVTEC.values()) == 3629  # as MVTec AD's authors count
     assert sum(size.test for size in MVTEC.values()) == 1725
     visa = DATASETS["visa"].categories.values()
     assert (sum(size.train for size in visa), sum(size.test for size in visa)) == (8659, 2162)
+    second = DATASETS["mvtec_ad2"].categories.values()
+    assert (sum(size.train for size in second), sum(size.test for size in second)) == (2528, 1084)
 
 
 def test_columns_are_settings_and_their_labels_say_what_differs(tmp_path):
