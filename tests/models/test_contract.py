@@ -5,7 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from methods import CHANNELS, FITTED, INSPECTING_REGIONS, METHODS, SIZE, STRIDES, features, fit, make, plant
+from methods import (
+    CHANNELS,
+    FITTED,
+    INSPECTING_REGIONS,
+    METHODS,
+    SETTINGS,
+    SIZE,
+    STRIDES,
+    config,
+    features,
+    fit,
+    make,
+    plant,
+)
 from torch.profiler import ProfilerActivity, profile
 
 from oddpatch.errors import ConfigError, NotFittedError
@@ -149,6 +162,27 @@ def test_leaving_out_is_refused_by_default():
     assert not Foreign(CHANNELS, STRIDES).leaves_out
     with pytest.raises(ConfigError, match="Foreign cannot leave an image out: set calibration=cross"):
         Foreign(CHANNELS, STRIDES).score_left_out(features(1), torch.tensor([0]), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "draws"),
+    [
+        ("anomalydino", {}, False),
+        ("anomalydino", {"reduced_dim": 4}, True),
+        ("procon", {}, True),
+        ("padim", {}, True),
+        ("padim", {"num_features": None}, False),
+        ("padim", {"num_features": None, "reduction": "semi_orthogonal"}, False),
+        ("patchcore", {}, True),
+        ("patchcore", {"selector": "none"}, False),
+        ("lunar", {}, True),
+    ],
+)
+def test_a_method_says_whether_another_seed_gives_another_fit(name, settings, draws):
+    first, second = (make(name, seed=seed, **settings) for seed in (0, 1))
+    assert type(first).draws({**config(name).model, **SETTINGS.get(name, {}), **settings}) is draws
+    one, other = (fit(detector)(features(4, seed=7), SIZE).anomaly_map for detector in (first, second))
+    assert torch.equal(one, other) is not draws
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -56,7 +56,19 @@ def test_recipes_are_found_by_name_or_by_what_it_begins_with():
 
 
 @pytest.mark.usefixtures("weights")
-@pytest.mark.parametrize(("name", "seeds"), [("patchcore_wr50_10", (0, 1, 2)), ("spade_wr50", (0,)), ("rad_b16", (0,))])
+@pytest.mark.parametrize(
+    ("name", "seeds"),
+    [
+        ("patchcore_wr50_10", (0, 1, 2)),
+        ("patchcore_ensemble", (0, 1, 2)),
+        ("procon_b14_1", (0, 1, 2)),
+        ("padim_r18", (0, 1, 2)),
+        ("spade_wr50", (0,)),
+        ("rad_b16", (0,)),
+        ("anomalydino_s14_448", (0,)),  # keeps every patch
+        ("padim_effnet_b5", (0,)),  # keeps every feature
+    ],
+)
 def test_a_method_that_draws_numbers_runs_with_three_seeds(bottle, name, seeds):
     recipe = prepare(name, bottle)
     assert recipe == Recipe(name, ("bottle",), seeds)

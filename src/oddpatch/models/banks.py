@@ -1,7 +1,7 @@
 """Memory banks of layers that are kept apart: what methods of frozen transformers have in common."""
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -190,6 +190,11 @@ class MemoryBanks(PatchDetector):
                     room[layer].copy_(points[picks])
                     self.source[bank, :, layer] = index[picks]
         self.finish()
+
+    @classmethod
+    def draws(cls, settings: Mapping[str, Any]) -> bool:
+        """Projections, and the choice of patches where not all are kept."""
+        return settings["reduced_dim"] is not None or settings["selector"] != "none"
 
     def _select(self, points: Tensor, count: int, bank: int, progress: ProgressFn) -> Tensor:
         drawn = torch.Generator().manual_seed(self.seed + bank)

@@ -1,9 +1,9 @@
 """What every method shares: `Detector` and `PatchDetector`, which know feature maps only."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,14 @@ class Detector(nn.Module, ABC):
         self.left_out_expected = False
         #: Row i is what a method keeps of training image i for `score_left_out`; it is not saved.
         self.register_buffer("left_out", torch.empty(0), persistent=False)
+
+    @classmethod
+    def draws(cls, settings: Mapping[str, Any]) -> bool:
+        """Whether another `seed` gives another fit, with these arguments, defaults among them.
+
+        True for every method that has a seed, unless it says when nothing is drawn.
+        """
+        return "seed" in settings
 
     def restrict(self, mask: Tensor) -> None:
         """Inspect nothing but the pixels where mask (H, W) bool is true; to be called before `update`.

@@ -1,8 +1,9 @@
 """PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +106,11 @@ class PaDiM(Detector):
         self.register_buffer("num_images", torch.tensor(0), persistent=False)
         self.moments = RunningMoments(torch.float32)
         self.samples = Rows("cpu")  # embeddings (P, D) of each image, where these are few
+
+    @classmethod
+    def draws(cls, settings: Mapping[str, Any]) -> bool:
+        """The reduction, unless all features are kept."""
+        return settings["num_features"] is not None
 
     def _draw_reduction(self, reduction: str, seed: int) -> None:
         total = sum(self.channels)

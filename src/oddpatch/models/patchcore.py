@@ -1,9 +1,9 @@
 """PatchCore: distance to the nearest of a coreset of good patches (Roth et al., arXiv 2106.08265)."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -243,6 +243,11 @@ class PatchCore(PatchDetector):
             return count
         assert self.coreset_ratio is not None
         return max(1, int(self.coreset_ratio * total))
+
+    @classmethod
+    def draws(cls, settings: Mapping[str, Any]) -> bool:
+        """The choice of patches, unless all are kept."""
+        return settings["selector"] != "none"
 
     def _require_neighbours(self, bank: int) -> None:
         for name, number in (("k", self.k), ("num_neighbors", self.num_neighbors)):

@@ -29,6 +29,7 @@ from oddpatch.hydra_entry.calling import composed
 from oddpatch.hydra_entry.composition import CONFIGS
 from oddpatch.hydra_entry.overrides import quoted
 from oddpatch.known import with_defaults
+from oddpatch.models.base import Detector
 from oddpatch.report.columns import Value
 from oddpatch.report.datasets import DATASETS, Size
 from oddpatch.report.published import Match, matches
@@ -36,7 +37,7 @@ from oddpatch.report.runs import METRICS, FinishedRun, is_number, read_run
 from oddpatch.report.table import Grid, build_report, title_of
 
 ALL = "all"
-#: Runs of a method that draws numbers, each with another seed.
+#: Runs of a method that draws numbers with its settings, each with another seed.
 NUM_SEEDS = 3
 _PARTS = ("model", "backbone", "data", "calibration", "learning")
 #: What costs time and changes no number.
@@ -116,8 +117,7 @@ def prepare(name: str, data: Path | None) -> Recipe:
     """
     settings: dict[str, Any] = {"experiment": name, **({"paths.data_dir": str(data.resolve())} if data else {})}
     with tempfile.TemporaryDirectory() as folder, composed("train", settings, Path(folder)) as cfg:
-        written: Any = OmegaConf.to_container(cfg, resolve=False)
-        random = any("${seed}" in repr(written[part]) for part in ("model", "backbone", "learning"))
+        random = _draws(with_defaults(OmegaConf.to_container(cfg.model, resolve=True))) or "seed" in cfg.learning
         few = cfg.data.get("shots") is not None
         first = cfg.data.shots_seed if few else cfg.seed
         seeds = tuple(range(first, first + (NUM_SEEDS if random or few else 1)))
@@ -132,6 +132,15 @@ def prepare(name: str, data: Path | None) -> Recipe:
         except WeightsError as error:
             return Recipe(name, obstacle=str(error))
     return Recipe(name, tuple(found), seeds, "data.shots_seed" if few else "seed")
+
+
+def _draws(part: Any) -> bool:
+    """Whether another seed gives a detector of this description, or one that it is made of, another fit."""
+    if not isinstance(part, Mapping):
+        return False
+    found = get_class(part["_target_"]) if "_target_" in part else None
+    own = found is not None and issubclass(found, Detector) and found.draws(part)
+    return own or any(map(_draws, part.values()))
 
 
 @cache
