@@ -25,7 +25,7 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -189,7 +189,7 @@ def is_alarm(event: dict[str, Any]) -> bool:
     return event["verdict"] != "accept" or "drift" in event
 
 
-def measure(process: psutil.Process, lines: TextIO, frames: int, page: str) -> list[str]:
+def measure(process: psutil.Process, lines: IO[str], frames: int, page: str) -> list[str]:
     """Print what a process uses while it judges so many frames; the ids of the alarms among them."""
     alarms, seen = [], []
     for count, line in enumerate(lines, 1):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,8 +22,10 @@ class GreenScorer:
     def __init__(self, seconds=0.0, good=range(100), target_fpr=0.01, widest=10**6, ratios=None):
         scores = np.array(good, np.float64) / 2
         absent = None if len(scores) else "it was fitted with calibration=none"
-        several = {} if ratios is None else {"products": ("nut", "bolt"), "product_ratios": np.linspace(0, 0.1, 100)}
-        self.calibration = GoodScores(scores, np.array([]), np.nan, target_fpr, absent, **several)
+        self.calibration = GoodScores(scores, np.array([]), np.nan, target_fpr, absent)
+        if ratios is not None:
+            good_ratios = np.linspace(0, 0.1, 100)
+            self.calibration = replace(self.calibration, products=("nut", "bolt"), product_ratios=good_ratios)
         self.ratios = ratios or {}
         self.settings = {"roi": None, "fit": None}
         self.seconds, self.widest, self.free = seconds, widest, threading.Event()

@@ -161,7 +161,7 @@ def test_own_images_are_uploaded_fitted_and_inspected_and_others_are_refused(pag
     page.get_by_role("button", name="Add", exact=True).click()
     page.get_by_text("page.html: no image by its name").wait_for()
     page.get_by_text("note.png: not an image").wait_for()
-    page.get_by_text("cut.png: cannot be decoded").wait_for()
+    page.get_by_text("cut.png: truncated").wait_for()
     # Of the file that the browser kept back nothing is left but what stands there before and after.
     playwright.expect(page.get_by_text("huge.bmp")).to_have_count(0)
     assert page.get_by_text("send no file of more than 32 MB").first.is_visible()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from narrowing import present
 
 from oddpatch.drift.martingale import EXCESSES, SHIFTS, SPREADS
 from oddpatch.drift.monitor import KEPT, Drift, DriftMonitor
@@ -222,7 +223,7 @@ def test_good_parts_that_are_taken_for_strangers_are_expected_as_those_of_a_high
         np.sort(rng.normal(3, 1, 100)), np.empty(0), math.nan, 0.1, None, products=("nut", "bolt"),
         product_ratios=np.sort(rng.normal(0.7, 0.05, 100)),
     )  # fmt: skip
-    threshold, limit = good.image_at(0.1).value, good.product_at(0.1).value
+    threshold, limit = present(good.image_at(0.1)).value, present(good.product_at(0.1)).value
 
     def line(count, shift=0.0):
         for _ in range(count):
