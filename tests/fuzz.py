@@ -175,7 +175,9 @@ def check_pixels(image: torch.Tensor, header: Any) -> None:
 
 
 def check_image(case: Case, folder: Path) -> None:
-    from oddpatch.data.decoding import read_header, read_image, read_mask
+    from oddpatch.data.decoding import read_image
+    from oddpatch.data.headers import read_header
+    from oddpatch.data.masks import read_mask
 
     suffix, data = case
     path = folder / f"image{suffix}"
@@ -689,7 +691,7 @@ def check_job(case: Case, folder: Path) -> None:
     from oddpatch.locking import held_by, job_lock
     from oddpatch.sweep.identity import Identity
     from oddpatch.sweep.job import objective, why_again
-    from oddpatch.sweep.outcome import _outcome
+    from oddpatch.sweep.outcome import outcome_of
     from oddpatch.sweep.plan import Job
     from oddpatch.sweep.record import Record
     from oddpatch.sweep.table import count, print_table, rows, write_csv, write_html
@@ -702,7 +704,7 @@ def check_job(case: Case, folder: Path) -> None:
     need(read is not None or name == "job.json", "a sound record is not read")
     why_again(read, folder, Identity("a", "b", "c"))
     job = Job(["model=padim"], folder, {"model": "padim", "backbone": "b", "data": "d", "category": "c"})
-    outcomes = [_outcome(job, None, lost="lost")]
+    outcomes = [outcome_of(job, None, lost="lost")]
     table = rows(outcomes, folder)
     write_csv(table, folder / "sweep.csv")
     write_html(table, count(outcomes), folder / "sweep.html", False)

@@ -131,14 +131,14 @@ FAULTS = [
     ),
     # Data
     Fault(
-        "an opaque black mask is a defect", "data/decoding.py",
+        "an opaque black mask is a defect", "data/masks.py",
         "uniform = (colour == colour[0, 0]).all() and not (alpha == alpha[0, 0]).all()",
-        "uniform = (colour == colour[0, 0]).all()", "data/test_decoding.py -k mask",
+        "uniform = (colour == colour[0, 0]).all()", "data/test_masks.py",
     ),
     Fault(
-        "a mask's value at the threshold is a defect", "data/decoding.py",
+        "a mask's value at the threshold is a defect", "data/masks.py",
         "array > threshold * full_scale", "array >= threshold * full_scale",
-        "data/test_decoding.py -k threshold",
+        "data/test_masks.py -k threshold",
     ),
     Fault(
         "a mask repeated beyond the image", "data/alignment.py",

@@ -21,15 +21,7 @@ LIBRARIES = (
     "torchvision",
 )  # fmt: skip
 #: Parts of oddpatch between a file and its features.
-SOURCES = (
-    "data/alignment.py",
-    "data/decoding.py",
-    "data/light.py",
-    "data/roi.py",
-    "data/transforms.py",
-    "backbones",
-    "cache",
-)
+SOURCES = ("backbones", "cache", "data", "ops/precision.py")
 
 
 def fingerprint(model: "AnomalyModel", backbone: Any, device: torch.device) -> str:

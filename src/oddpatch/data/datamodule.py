@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import DatasetWrapper, MVTecDataset, OnError
-from oddpatch.data.decoding import find_full_scale
+from oddpatch.data.headers import find_full_scale
 from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
 from oddpatch.data.layout import (
     GOOD,
@@ -88,7 +88,7 @@ class MVTecDataModule(LightningDataModule):
         views: further views of each training image to fit to, as a mapping, see `oddpatch.data.views.Views`.
         batch_size: images a batch, on each device.
         num_workers: decoding processes; "auto" for one a core, at most 8, and none on a single core.
-        mask_threshold: see `oddpatch.data.decoding.read_mask`.
+        mask_threshold: see `oddpatch.data.masks.read_mask`.
         on_error: what to do with an unusable file, see `MVTecDataset`.
         validation: labelled images, good and defective, to set the F1-max threshold on: a folder of FOLDER/good and
             FOLDER/DEFECT_TYPE, or a share in (0, 1) of each type of the test images, which then are not tested on.

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from oddpatch.data.alignment import Registration
-from oddpatch.data.decoding import marks_background, read_mask
 from oddpatch.data.geometry import Size
 from oddpatch.data.layout import Sample
 from oddpatch.data.light import STATISTICS, Light
+from oddpatch.data.masks import marks_background, read_mask
 from oddpatch.data.transforms import Placement, Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE, Batch
@@ -55,7 +55,7 @@ class MVTecDataset(Dataset[Item | None]):
         samples: as `oddpatch.data.layout.scan` gives them; the position is the item's index.
         preprocess: applied to every image and mask.
         on_error: "raise" stops at an unusable file; "skip" gives None for it, and `skipped` says which.
-        mask_threshold: see `oddpatch.data.decoding.read_mask`.
+        mask_threshold: see `oddpatch.data.masks.read_mask`.
 
     Raises:
         ConfigError: a setting has an unknown value.
@@ -236,7 +236,7 @@ class DatasetWrapper(Dataset[Any]):
 
 
 def read_mask_of(sample: Sample, size: Size, threshold: float = 0.0) -> Tensor | None:
-    """The mask (H, W) of an image of this size, see `oddpatch.data.decoding.read_mask`; None if it has none.
+    """The mask (H, W) of an image of this size, see `oddpatch.data.masks.read_mask`; None if it has none.
 
     Raises:
         DataError: it cannot be read, or is of another size.

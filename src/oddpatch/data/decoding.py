@@ -3,8 +3,8 @@
 Images become (3, H, W) float32 RGB in [0, 1], as tensors, or as arrays where torch is not to be loaded:
 
 * 8-bit integers are divided by 255, deeper ones by the full scale of the sensor (1023, 4095, ...) if it is given, else
-  by 65535; never by what an image happens to hold, so that images stay comparable. `find_full_scale` finds it for a
-  set. Signed and 32-bit integers count as deeper ones.
+  by 65535; never by what an image happens to hold, so that images stay comparable. `find_full_scale` of
+  `oddpatch.data.headers` finds it for a set. Signed and 32-bit integers count as deeper ones.
 * Floats are taken as they are, and refused outside [0, 1].
 * Grey is repeated. Alpha is dropped and the colours kept as stored, palettes and CMYK become RGB (ICC profiles are not
   applied), the EXIF orientation is applied, and of several frames or pages the first is read.
@@ -18,12 +18,11 @@ in the format says so, as in BMP, PPM, GIF, WebP and inside JPEG and JPEG 2000, 
 """
 
 import importlib
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +48,6 @@ _REMEDIES = {
     **dict.fromkeys((".heic", ".heics", ".heif", ".heifs", ".hif"), "pip install pillow-heif"),
     ".jxl": "pip install pillow-jxl-plugin",
 }
-# Tags of EXIF and TIFF
-_ORIENTATION, _BITS_PER_SAMPLE = 274, 258
 #: Bytes that decoding takes at its peak for each pixel of 8-bit colour.
 _DECODING_BYTES = 16
 
@@ -64,7 +61,7 @@ def pixels_that_fit() -> int:
 @cache
 def image_suffixes() -> frozenset[str]:
     """Lower-case file suffixes, with their dot, of the formats that can be read."""
-    formats = set(_pillow_formats())
+    formats = set(pillow_formats())
     readable = {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
     return frozenset(readable | {".mpo"} | _OPENCV_SUFFIXES)
 
@@ -98,14 +95,14 @@ def read_image(
         DataError: the file is missing, empty, truncated, not an image, too large to be trusted, or its values cannot
             be scaled.
     """
-    with _naming(path):
-        return _to_tensor(_rgb_array(_pixels(_open(path, max_pixels)), full_scale, keep_uint8))
+    with naming(path):
+        return _to_tensor(_rgb_array(pixels_of(open_upright(path, max_pixels)), full_scale, keep_uint8))
 
 
 def read_planes(path: str | Path, full_scale: int | None = None, max_pixels: int | None = None) -> Array:
     """As `read_image` with `keep_uint8`, without torch: a view (3, H, W) that may be read only."""
-    with _naming(path):
-        return _planes(_rgb_array(_pixels(_open(path, max_pixels)), full_scale, keep_uint8=True))
+    with naming(path):
+        return _planes(_rgb_array(pixels_of(open_upright(path, max_pixels)), full_scale, keep_uint8=True))
 
 
 def read_pixels(path: str | Path, max_pixels: int | None = None) -> Array:
@@ -114,8 +111,8 @@ def read_pixels(path: str | Path, max_pixels: int | None = None) -> Array:
     Raises:
         DataError: see `read_image`.
     """
-    with _naming(path):
-        return _pixels(_open(path, max_pixels))
+    with naming(path):
+        return pixels_of(open_upright(path, max_pixels))
 
 
 def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: int | None = None) -> "Tensor":
@@ -132,19 +129,19 @@ def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: in
     Raises:
         DataError: shape, type or values are none of these.
     """
-    with _naming(name):
+    with naming(name):
         return _to_tensor(_rgb_array(_in_memory(image), full_scale))
 
 
 def to_rgb_planes(image: Array | Image.Image, full_scale: int | None = None) -> Array:
     """As `to_rgb_float`, without torch: a view (3, H, W) that may be read only."""
-    with _naming("image"):
+    with naming("image"):
         return _planes(_rgb_array(_in_memory(image), full_scale))
 
 
 def _in_memory(image: Array | Image.Image) -> Array:
     if isinstance(image, Image.Image):
-        return _pixels(_upright(image.copy()))
+        return pixels_of(_upright(image.copy()))
     if image.dtype.kind == "i" or (image.dtype.itemsize > 2 and image.dtype.kind == "u"):
         raise DataError(f"{image.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
     return image
@@ -167,7 +164,7 @@ def stored_pixels(image: "Array | Image.Image | Tensor") -> Array:
     """(H, W) or (H, W, 3) of an image in memory, upright and without alpha, in its own type: a file that holds it is
     read as the image itself."""
     given = to_array(image)
-    array = _pixels(_upright(given.copy())) if isinstance(given, Image.Image) else np.asarray(given)
+    array = pixels_of(_upright(given.copy())) if isinstance(given, Image.Image) else np.asarray(given)
     if array.ndim == 3:
         array = array[..., 0] if array.shape[2] < 3 else array[..., :3]
     if array.dtype.kind == "f":
@@ -182,116 +179,18 @@ def to_uint8(image: "Tensor | Array") -> NDArray[np.uint8]:
     return np.asarray(array.transpose(1, 2, 0), np.uint8)
 
 
-class Header(NamedTuple):
-    """What a file says of its image before it is decoded."""
-
-    size: tuple[int, int]  # (height, width), upright
-    deep: bool  # whether it may hold integers of more than 8 bits
-
-
-def read_header(path: str | Path) -> Header | None:
-    """Size and depth of an image file, without decoding it where the format allows; None if it cannot be read."""
-    try:
-        if not Path(path).is_file():
-            return None
-        with open_lazily(Path(path), _pillow_formats()) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            size = (image.width, image.height) if turned else (image.height, image.width)
-            return Header(size, _may_be_deep(image, path))
-    except Exception:  # a format that Pillow does not know, such as a TIFF of 16-bit colour, or a damaged file
-        array = _decoded(path, None)
-        return None if array is None else Header((array.shape[0], array.shape[1]), _is_deep(array))
-
-
-def pixels_in_header(path: str | Path) -> int | None:
-    """Pixels of an image file; None where only decoding it would tell."""
-    file = path.data if isinstance(path, FileContent) else Path(path)
-    with suppress(Exception), open_lazily(file, _pillow_formats()) as image:
-        return image.width * image.height
-    return None
-
-
 def read_file(path: str | Path, seconds: float) -> FileContent:
     """An image file that is read, though not decoded, within some seconds; every function here takes it as a path.
 
     Raises:
         DataError: it took longer, or it cannot be read.
     """
-    with _naming(path):
+    with naming(path):
         return read_within(path, seconds)
 
 
-def find_full_scale(paths: Iterable[str | Path], max_pixels: int | None = None) -> int | None:
-    """The full scale of the sensor that took a set of images: the highest value, up to the next power of two, less one.
-
-    Args:
-        paths: of the images; those that cannot be read are passed over, whoever decodes them says why.
-        max_pixels: see `read_image`.
-
-    Returns:
-        255, 1023, 4095, ..., 65535; None where no image has integers of more than 8 bits.
-    """
-    with ThreadPoolExecutor() as pool:
-        highest = max(pool.map(lambda path: _highest(path, max_pixels), paths), default=-1)
-    return None if highest < 0 else max(2 ** highest.bit_length() - 1, 255)
-
-
-def _highest(path: str | Path, max_pixels: int | None) -> int:
-    """The highest value of an image of more than 8 bits; -1 for any other."""
-    header = read_header(path)
-    array = _decoded(path, max_pixels) if header and header.deep else None
-    return int(array.max()) if array is not None and _is_deep(array) else -1
-
-
-def _decoded(path: str | Path, max_pixels: int | None) -> Array | None:
-    with suppress(DataError):
-        return read_pixels(path, max_pixels)
-    return None
-
-
-def _is_deep(array: Array) -> bool:
-    return array.dtype.kind in "iu" and array.dtype.itemsize > 1
-
-
-def read_mask(path: str | Path, threshold: float = 0.0) -> "Tensor":
-    """Decode a ground-truth mask of any mode: what is not zero is defect.
-
-    * Colour: a pixel is defect if any channel is. Alpha counts only where it alone carries the picture, that is where
-      the colours are the same everywhere and alpha is not.
-    * Palettes: a pixel is defect if its colour is not black, as it looks. If the colours in use do not tell (none is
-      black, or all are), its index decides: 0 is background.
-
-    Args:
-        path: mask file.
-        threshold: fraction of full scale in [0, 1) a value must exceed; above 0 for grey edges or JPEG noise.
-
-    Returns:
-        (H, W) uint8, 1 = defect.
-
-    Raises:
-        DataError: as `read_image`; float values outside [0, 1] only with a threshold above 0.
-    """
-    import torch
-
-    with _naming(path):
-        image = _open(path)
-        if isinstance(image, Image.Image) and image.mode == "P":
-            mask = _palette_mask(image, threshold)
-        else:
-            mask = _array_mask(_pixels(image), threshold)
-    return torch.from_numpy(mask.astype(np.uint8))
-
-
-def marks_background(mask: "Tensor") -> bool:
-    """Whether a mask (H, W) covers more than half of the image, or of its border: inverted, or its background not 0."""
-    import torch
-
-    border = torch.cat([mask[0], mask[-1], mask[:, 0], mask[:, -1]])  # (2 * (H + W),)
-    return any(2 * int(part.count_nonzero()) > part.numel() for part in (mask, border))
-
-
 @contextmanager
-def _naming(name: str | Path) -> Iterator[None]:
+def naming(name: str | Path) -> Iterator[None]:
     """Put the file's name before an error, and make one line of whatever a decoder raises."""
     try:
         yield
@@ -308,7 +207,8 @@ def _naming(name: str | Path) -> Iterator[None]:
 
 
 @cache
-def _pillow_formats() -> tuple[str, ...]:
+def pillow_formats() -> tuple[str, ...]:
+    """Names of the formats that Pillow may open."""
     Image.init()
     with suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
@@ -317,7 +217,7 @@ def _pillow_formats() -> tuple[str, ...]:
     return tuple(name for name in Image.ID if name not in _REFUSED_FORMATS)
 
 
-def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Array:
+def open_upright(path: str | Path, max_pixels: int | None = None) -> Image.Image | Array:
     """Decode a file upright: as an array where Pillow would lose depth, otherwise as a Pillow image."""
     data = read_bytes(path)
     if not data:
@@ -331,7 +231,7 @@ def _open(path: str | Path, max_pixels: int | None = None) -> Image.Image | Arra
         return _checked(deep)
     end = find_end(data) if data.startswith(JPEG_MAGIC) else None
     try:
-        image = open_lazily(data, _pillow_formats(), limit)
+        image = open_lazily(data, pillow_formats(), limit)
         image.load()
         if data.startswith(PNG_MAGIC):
             check_rows(data, image)
@@ -351,17 +251,6 @@ def _checked(array: Array) -> Array:
     return array
 
 
-def _may_be_deep(image: Image.Image, path: str | Path) -> bool:
-    if image.mode.startswith("I") or image.format in ("PPM", "JPEG2000"):
-        return True
-    if image.format == "TIFF":
-        return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]
-    if image.format == "PNG":
-        with Path(path).open("rb") as file:
-            return file.read(25)[24:] == b"\x10"
-    return False
-
-
 def _upright(image: Image.Image) -> Image.Image:
     """Decode fully (truncated files raise here) and turn by the EXIF orientation."""
     image.load()
@@ -369,7 +258,7 @@ def _upright(image: Image.Image) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image | Array) -> Array:
+def pixels_of(image: Image.Image | Array) -> Array:
     """Pixels of a decoded image: (H, W), or (H, W, C) with C = 2 grey + alpha, 3 RGB, 4 RGB + alpha."""
     if isinstance(image, np.ndarray):
         return image
@@ -440,32 +329,3 @@ def _divided(array: Array, scale: int) -> NDArray[np.float32]:
     floats = array.astype(np.float32)
     floats /= np.float32(scale)
     return floats
-
-
-def _array_mask(array: Array, threshold: float) -> NDArray[np.bool_]:
-    if array.ndim == 3 and array.shape[2] in (2, 4):
-        colour, alpha = array[..., :-1], array[..., -1]
-        uniform = (colour == colour[0, 0]).all() and not (alpha == alpha[0, 0]).all()
-        array = alpha if uniform else colour
-    if array.dtype.kind == "f":
-        low, high = float(array.min()), float(array.max())
-        if not np.isfinite([low, high]).all():
-            raise DataError("the mask holds values that are not finite: save it as 8-bit grey, 0 and 255")
-        if threshold > 0 and (low < 0 or high > 1):
-            raise DataError(
-                f"float values {low:g}..{high:g} have no full scale for mask_threshold={threshold}: set it to 0"
-            )
-    full_scale = {"b": 1, "f": 1}.get(array.dtype.kind, 255 if array.dtype.itemsize == 1 else 65535)
-    defect = array > threshold * full_scale if threshold > 0 else array != 0
-    return np.asarray(defect.any(axis=-1) if defect.ndim == 3 else defect, np.bool_)
-
-
-def _palette_mask(image: Image.Image, threshold: float) -> NDArray[np.bool_]:
-    index = np.asarray(image)  # (H, W)
-    colours = np.zeros((256, 3), np.uint8)
-    stored = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-    colours[: len(stored)] = stored
-    visible = np.asarray((colours > 255 * threshold).any(axis=1), np.bool_)  # (256,)
-    used = visible[np.unique(index)]
-    # Index 0 of an optimised palette may be the defect's white: colour comes first where it tells two things apart.
-    return visible[index] if used.any() and not used.all() else index != 0

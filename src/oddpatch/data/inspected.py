@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from oddpatch.data.decoding import read_header
 from oddpatch.data.geometry import Size
+from oddpatch.data.headers import read_header
 from oddpatch.errors import DataError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from oddpatch.data.alignment import encode
-from oddpatch.data.decoding import read_mask
+from oddpatch.data.masks import read_mask
 from oddpatch.errors import DataError
 
 

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.decoding import find_full_scale, is_image_name, marks_background, read_mask
+from oddpatch.data.decoding import is_image_name
 from oddpatch.data.geometry import Size
+from oddpatch.data.headers import find_full_scale
 from oddpatch.data.inspected import inspected_share
 from oddpatch.data.layout import GOOD, categories, describe_left_out, is_good, left_out_beside, scan
+from oddpatch.data.masks import marks_background, read_mask
 from oddpatch.data.pairing import MASK_SUFFIX
 from oddpatch.data.transforms import Preprocess
 from oddpatch.data.walk import LeftOut, summary, walk

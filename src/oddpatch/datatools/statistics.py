@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from oddpatch.data.decoding import find_full_scale, read_image, read_mask
+from oddpatch.data.decoding import read_image
+from oddpatch.data.headers import find_full_scale
 from oddpatch.data.layout import GOOD, scan
+from oddpatch.data.masks import read_mask
 from oddpatch.errors import ConfigError
 from oddpatch.figures.canvas import FAINT, FONT, Sheet
 from oddpatch.figures.histogram import GOOD_COLOR, ODD_COLOR

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.decoding import read_mask
+from oddpatch.data.masks import read_mask
 from oddpatch.errors import DataError
 from oddpatch.files import replacing, to_cell
 from oddpatch.pool import Progress, tracked

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oddpatch.data.alignment import Registration
-from oddpatch.data.decoding import pixels_in_header, pixels_that_fit, to_array
+from oddpatch.data.decoding import pixels_that_fit, to_array
+from oddpatch.data.headers import pixels_in_header
 from oddpatch.errors import DataError
 from oddpatch.inference.throughput import Room
 from oddpatch.metrics.good_scores import GoodScores

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from oddpatch.data.decoding import is_image_name, read_mask
+from oddpatch.data.decoding import is_image_name
+from oddpatch.data.masks import read_mask
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.files import parse_json

@@ -48,13 +48,13 @@ def run_all(launcher: Any, jobs: Sequence[Job], outcomes: list[Outcome]) -> list
         returns = launcher.launch([job.overrides for job in jobs], initial_job_idx=len(outcomes))
     except KeyboardInterrupt:
         lost = "the sweep was interrupted"
-        found = [_outcome(*row, lost=lost, status="not run") for row in zip(jobs, before, strict=True)]
+        found = [outcome_of(*row, lost=lost, status="not run") for row in zip(jobs, before, strict=True)]
         raise
     except Exception as error:
         # Jobs may have finished all the same: their records tell.
         log.exception("the launcher failed")
         lost = f"the launcher failed: {explain(error)[1]}"
-        found = [_outcome(*row, lost=lost) for row in zip(jobs, before, strict=True)]
+        found = [outcome_of(*row, lost=lost) for row in zip(jobs, before, strict=True)]
     else:
         found = [_of_return(*row) for row in zip(jobs, before, returns, strict=True)]
     finally:
@@ -64,13 +64,13 @@ def run_all(launcher: Any, jobs: Sequence[Job], outcomes: list[Outcome]) -> list
 
 def _of_return(job: Job, before: Record | None, returned: JobReturn) -> Outcome:
     if returned.status != JobStatus.FAILED:
-        return _outcome(job, before, lost="it has left no record")
+        return outcome_of(job, before, lost="it has left no record")
     error = explain(returned._return_value)[1]
-    outcome = _outcome(job, before, lost=error)
+    outcome = outcome_of(job, before, lost=error)
     return outcome if outcome.status != "skipped" else outcome._replace(status="failed", reason=error)
 
 
-def _outcome(job: Job, before: Record | None, lost: str, status: Status = "failed") -> Outcome:
+def outcome_of(job: Job, before: Record | None, lost: str, status: Status = "failed") -> Outcome:
     """What became of a job, by its record; where this sweep has left none it has `status`, for the reason `lost`."""
     after = Record.read(job.folder)
     if after is not None and after.status == "done":

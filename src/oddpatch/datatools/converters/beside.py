@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from oddpatch.data.beside import masks_beside, masks_named
-from oddpatch.data.decoding import read_mask
 from oddpatch.data.layout import GOOD, is_category, is_good
+from oddpatch.data.masks import read_mask
 from oddpatch.data.pairing import pair_masks
 from oddpatch.data.walk import walk
 from oddpatch.datatools.converting import Item, Options, Plan, find_good, good_items, images, unused

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.data.decoding import read_header
+from oddpatch.data.headers import read_header
 from oddpatch.data.layout import is_good
 from oddpatch.data.walk import walk
 from oddpatch.datatools.converting import Item, Options, Plan, good_items, unused

@@ -6,8 +6,8 @@ Bozic et al., Mixed supervision for surface-defect detection, Computers in Indus
 
 from pathlib import Path
 
-from oddpatch.data.decoding import read_mask
 from oddpatch.data.layout import GOOD
+from oddpatch.data.masks import read_mask
 from oddpatch.datatools.converting import Item, Options, Plan, good_items, images, with_masks
 from oddpatch.errors import DataError
 from oddpatch.wording import counted
