@@ -125,6 +125,8 @@ def put_around(cache: FeatureCache, data: MVTecDataModule, module: AnomalyModule
     if data.wrap:
         raise ConfigError("the features of altered training images are not worth keeping: set cache=null")
     model = module.model
+    if any(parameter.requires_grad for parameter in model.backbone.parameters()):
+        raise ConfigError("the backbone learns too, so that its features change: set cache=null")
     cache.fingerprint = fingerprint(model, module.config["backbone"], trainer.strategy.root_device)
     cache.shapes = model.feature_shapes()
     data.wrap = dict.fromkeys(PARTS, lambda dataset: CachedDataset(dataset, cache))
