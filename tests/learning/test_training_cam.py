@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from conftest import TinyBackbone, make_dataset, use_tiny_backbone
 from narrowing import present
 from test_pipeline import config, predictions
@@ -19,6 +20,7 @@ from oddpatch import factory, pipeline
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.data.splits import read_parts
 from oddpatch.errors import ConfigError
+from oddpatch.learning import distributed
 from oddpatch.models.cam import CAM
 
 
@@ -32,8 +34,10 @@ def cam(root, out, *overrides):
     )  # fmt: skip
 
 
-def train(cfg):
+def train(cfg, stop_after=None):
     job = pipeline.build(cfg)
+    if stop_after:
+        job.trainer.fit_loop.max_epochs = stop_after
     job.fit()
     job.calibrate()
     job.save()
@@ -193,6 +197,57 @@ def killed(root, out, *settings):
         job.fit()
 
 
+PLACES = ("model.trained_layers=0", "model.place_channels=4", "model.pool=16")
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_places_are_those_of_the_good_images_it_is_trained_on_and_it_goes_on_as_if_not_stopped(root, tmp_path):
+    held_out = ("calibration=holdout", "calibration.fraction=0.25", "calibration.minimum=3", "learning.stop_accuracy=1")
+    job = train(cam(root, tmp_path / "whole", *PLACES, *held_out, "trainer.max_epochs=3"))
+    data, detector = job.data, cast(CAM, job.module.detector)
+    good = [i for i in data.fitted if not data.train_samples[i].label]
+    assert 10 < len(good) < 24, "some are held out"
+    with torch.no_grad():
+        features = job.module.model.backbone(torch.stack([data.train_image(i) for i in good]))
+        shown = detector._joined(features)
+    torch.testing.assert_close(detector.place_mean, shown.mean(0), rtol=1e-4, atol=1e-5)
+    assert metrics(tmp_path / "whole")["balanced_accuracy"] >= 0.5
+    train(cam(root, tmp_path / "two", *PLACES, *held_out, "trainer.max_epochs=3"), stop_after=2)
+    again = train(cam(root, tmp_path / "two", *PLACES, *held_out, "trainer.max_epochs=3"))
+    same_state(again.module.state_dict(), job.module.state_dict())
+
+
+def ranks_work(rank, world, root, out):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {distributed.STORE: f"{out}/store", "WORLD_SIZE": str(world)}
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_backbone(patch)
+        ranks = ("trainer=ddp", f"trainer.devices={world}", "trainer.accelerator=cpu")
+        job = train(cam(root, out / "run", *PLACES, *ranks, "trainer.max_epochs=2"))
+    torch.save(job.module.state_dict(), out / f"{rank}.pt")
+    distributed.leave()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_backbone")
+def test_two_devices_know_the_places_of_one(root, tmp_path):
+    alone = train(cam(root, tmp_path / "alone", *PLACES, "data.batch_size=8", "trainer.max_epochs=2"))
+    mp.spawn(ranks_work, args=(2, root, tmp_path), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    same_state(found[0], found[1])
+    expected = dict(alone.module.state_dict())
+    torch.testing.assert_close(dict(found[0]), expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_with_a_cache_it_ends_with_the_same_numbers(root, tmp_path):
+    plain = train(cam(root, tmp_path / "plain", *PLACES, "trainer.max_epochs=2"))
+    kept = ("cache=features", f"cache.folder={tmp_path / 'cache'}")
+    cached = train(cam(root, tmp_path / "cached", *PLACES, *kept, "trainer.max_epochs=2"))
+    same_state(cached.module.state_dict(), plain.module.state_dict())
+    assert predictions(tmp_path / "cached") == predictions(tmp_path / "plain")
+
+
 @pytest.mark.usefixtures("tiny_backbone")
 @pytest.mark.parametrize(
     ("override", "message"),
@@ -200,6 +255,8 @@ def killed(root, out, *settings):
         ("learning.stop_accuracy=1.2", r"learning\.stop_accuracy=1\.2 is a share: choose above 0 and at most 1"),
         ("learning.stop_accuracy=null", r"names no image of a part validation"),
         ("model.trained_layers=9", r"this backbone has 3 convolutions: choose 0\.\.3"),
+        ("cache=features", "the backbone learns too, so that its features change: set cache=null"),
+        ((*PLACES, AUGMENT), r"compares each place with good images, .* set learning\.augment=\[\]"),
         ("data.roi=roi.png", "knows no region of interest: set data.roi=null"),
     ],
 )
@@ -210,7 +267,7 @@ def test_settings_that_cannot_work_are_refused_before_training(root, tmp_path, o
         Image.new("L", (48, 48), 255).save(tmp_path / "roi.png")
         monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        pipeline.build(cam(root, tmp_path / "out", override))
+        pipeline.build(cam(root, tmp_path / "out", *([override] if isinstance(override, str) else override)))
 
 
 if __name__ == "__main__":

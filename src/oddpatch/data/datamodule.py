@@ -436,6 +436,11 @@ class MVTecDataModule(LightningDataModule):
         # All views of an image are in one batch, in their order, so that its rows come alike from any number of ranks.
         return self._loader("train", self.train_batches(self.fitted, max(1, self.batch_size // self.num_views)))
 
+    def good_dataloader(self) -> DataLoader[Any]:
+        """The good ones among the images to fit to, in order."""
+        good = [position for position in self.fitted if not self.train_samples[position].label]
+        return self._loader("train", ShardedBatches(good, self.batch_size))
+
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Refuse defective images to train on while the labels are on the CPU, which then waits for no GPU.
 

@@ -17,6 +17,7 @@ from oddpatch.backbones.engine import Runtime
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.data.datamodule import MVTecDataModule
 from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.learning import distributed
 from oddpatch.learning.augmenting import AugmentedImages, Shuffle, ShuffledBatches, derive
 from oddpatch.learning.scoring import AnomalyModule
 from oddpatch.metrics import ImageMetrics
@@ -104,6 +105,11 @@ class Supervised(AnomalyModule):
             raise ConfigError(
                 f"calibration={model.calibration.method} scores each image by a fit without it, which would take as "
                 "many trainings: set calibration=holdout"
+            )
+        if model.detector.accumulators and augment:
+            raise ConfigError(
+                f"{type(model.detector).__name__} compares each place with good images, which learning.augment would "
+                "move or colour: set learning.augment=[]"
             )
         self.criterion, self.optimizer, self.scheduler, self.augment = loss, optimizer, scheduler, augment
         self.patience, self.stop_accuracy, self.seed = patience, stop_accuracy, seed
@@ -216,8 +222,20 @@ class Supervised(AnomalyModule):
 
     def on_train_start(self) -> None:
         """From here on it can score; training that had stopped early has stopped."""
-        self.detector.fit()
+        if self.detector.accumulators and not self.detector.is_fitted:
+            self._show_good_images()
+        else:
+            self.detector.fit()
         self.trainer.should_stop = self._reached if self.stop_accuracy else self.stop.wait_count >= self.patience
+
+    @torch.no_grad()
+    def _show_good_images(self) -> None:
+        """Fit the detector to the good training images, before it learns from defective ones too."""
+        for batch in self.data.good_dataloader():
+            batch = self.trainer.strategy.batch_to_device(batch, self.device)
+            if len(batch.label):
+                self.detector.update(self.features(batch), batch.index)
+        distributed.fit(self.detector, self.progress)
 
     @property
     def _reached(self) -> bool:

@@ -44,10 +44,13 @@ class TrainableDetector(Detector):
         """
 
     def update(self, features: list[Tensor], index: Tensor) -> None:
-        """Not for a method that learns by gradients.
+        """Not for a method that learns by gradients, unless it is to know good images first.
+
+        One that has accumulators is shown the good training images, as they are, before it is optimised: by `update`,
+        and then `fit`.
 
         Raises:
-            ConfigError: always.
+            ConfigError: always, here.
         """
         raise ConfigError(f"{type(self).__name__} learns by gradients: set learning=supervised")
 
