@@ -170,6 +170,7 @@ def test_leaving_out_is_refused_by_default():
         ("anomalydino", {}, False),
         ("anomalydino", {"reduced_dim": 4}, True),
         ("procon", {}, True),
+        ("superadd", {"coreset_size": 300}, True),
         ("padim", {}, True),
         ("padim", {"num_features": None}, False),
         ("padim", {"num_features": None, "reduction": "semi_orthogonal"}, False),
