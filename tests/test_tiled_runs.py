@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, use_tiny_backbone
@@ -45,6 +46,10 @@ def test_a_run_in_tiles_is_saved_and_tested_again(tmp_path, model):
     assert predictions(tmp_path / "again") == predictions(tmp_path / "run")
     detection = AnomalyDetector.load(tmp_path / "run")(data / "tile/test/spot/000.png")
     assert detection.anomaly_map.shape == (48, 48)
+    with torch.inference_mode():  # as a whole, and with all maps
+        whole = job.module.model(job.module.model.preprocess.load(data / "tile/test/spot/000.png")[None])
+    assert detection.score == float(whole.score)
+    np.testing.assert_array_equal(detection.anomaly_map, whole.anomaly_map[0, 0])
 
 
 def test_features_in_tiles_are_those_of_whole_images_where_tiles_overlap_enough(tmp_path):

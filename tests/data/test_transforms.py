@@ -200,6 +200,25 @@ def test_a_file_that_cannot_be_prepared_is_named(tmp_path):
         Preprocess(None, 56, MEAN, STD).load(path)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("scale", [1.0, 0.7, 1.4])
+def test_an_image_prepared_in_bands_is_the_same_to_the_last_bit(scale, interpolation):
+    preprocess = Preprocess(None, None, MEAN, STD, interpolation, fit="tiles", tiles={"scale": scale})
+    preprocess.adapt([(150, 210)], 16)
+    for image in (noise(150, 210), (noise(150, 210) * 255).byte()):
+        whole = preprocess(image)
+        bands = preprocess.in_bands(image, torch.device("cpu"))
+        assert bands.size == whole.shape[1:]
+        for first, last in ((0, 32), (16, 80), (32, whole.shape[1])):
+            assert torch.equal(bands.rows(first, last)[0], whole[:, first:last])
+
+
+def test_an_image_of_another_shape_is_prepared_as_a_whole():
+    preprocess = Preprocess(None, None, MEAN, STD, fit="tiles")
+    preprocess.adapt([(64, 96)], 16)
+    assert preprocess.in_bands(torch.rand(3, 64, 64), torch.device("cpu")) is None  # its padding is mirrored
+
+
 @pytest.mark.parametrize(
     "image", [torch.zeros(1, 60, 60), torch.zeros(3, 60, 60, dtype=torch.int32), torch.zeros(60, 60)]
 )

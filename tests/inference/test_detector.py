@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import make_dataset, use_tiny_backbone
 from PIL import Image
+from scoring import green_detector
 from test_pipeline import run, tiny
 
 from oddpatch import AnomalyDetector, Detection, factory
@@ -262,6 +263,23 @@ def test_a_stream_without_end_is_inspected_as_it_comes_and_ends_when_it_is_close
     for thread in set(threading.enumerate()) - before:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def test_of_large_images_no_two_are_in_memory_at_once():
+    detector = green_detector()
+    taken, images = [], [np.full((4, 4, 3), value, np.uint8) for value in (10, 250, 10)]
+
+    def source():
+        for number, image in enumerate(images):
+            taken.append(number)
+            yield image
+
+    detector.scorer.settings["adapted"] = {"size": [6000, 8000]}
+    expected = [detector(image).score for image in images]
+    for place, (_, result) in enumerate(detector.stream(source(), batch_size=16)):
+        assert taken == list(range(place + 1))
+        assert result.score == expected[place]
+    assert place == 2
 
 
 def test_saving_is_part_of_the_stream_and_its_errors_are_those_of_the_image_or_of_all(finished, detector):

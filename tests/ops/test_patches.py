@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError
+from oddpatch.ops import patches
 from oddpatch.ops.patches import align, by_position, join, join_patches, pool_patches
 
 
@@ -81,3 +82,18 @@ def test_joining_equals_average_pooling_written_out():
     torch.testing.assert_close(joined[..., :3], expected.permute(0, 2, 3, 1))
     assert joined.shape == (2, 6, 6, 7)
     assert join_patches([fine, coarse], 3, 2, "nearest").shape == (2, 3, 3, 7)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_channels_a_few_at_a_time_give_the_same_to_the_last_bit(monkeypatch, mode, layout):
+    maps = [x.contiguous(memory_format=layout) for x in features((1, 40, 36, 30), (1, 50, 18, 15))]
+
+    def embeddings():
+        return [join_patches(maps, 3, stride, mode) for stride in (1, 2)] + [pool_patches(maps, 3, 1, 70, mode)]
+
+    whole = embeddings()
+    monkeypatch.setattr(patches, "LARGE", 1)
+    for found, expected in zip(embeddings(), whole, strict=True):
+        assert torch.equal(found, expected)
+        assert found.is_contiguous()

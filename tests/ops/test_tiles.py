@@ -29,6 +29,25 @@ def test_tiles_that_overlap_enough_leave_no_seam(height, width, overlap):
     assert tiled[2].shape == (2, 3, 1, 1)
 
 
+def test_images_may_come_in_bands_and_maps_that_nobody_wants_stay_empty():
+    images = torch.randn(1, 3, 200, 136, generator=torch.Generator().manual_seed(0))
+
+    class InBands:
+        size = (200, 136)
+        asked: list[tuple[int, int]] = []  # noqa: RUF012
+
+        def rows(self, first, last):
+            self.asked.append((first, last))
+            return images[..., first:last, :]
+
+    tiling, bands = Tiling(64, 32, [4, 8, 0]), InBands()
+    whole, found = tiling.run(network, images), tiling.run(network, bands, wanted={1, 2})
+    assert bands.asked == [(top, top + 64) for top, _, _ in tiling.spans(200)]
+    assert found[0].numel() == 0
+    for map_, expected in zip(found[1:], whole[1:], strict=True):
+        assert torch.equal(map_, expected)
+
+
 def test_without_overlap_the_seams_are_seen():
     images = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(Tiling(64, 0, [4, 8, 0]).run(network, images)[0], network(images)[0])

@@ -10,6 +10,9 @@ from oddpatch.errors import ConfigError, DataError
 Size = tuple[int, int]  # (height, width)
 Fit = Literal["crop", "stretch", "letterbox", "tiles"]
 FITS: tuple[Fit, ...] = get_args(Fit)
+#: Pixels from which on an image is worked on a part at a time, and no two side by side: as floats it takes four times
+#: its bytes and more.
+LARGE = 2**24
 
 
 class Geometry(NamedTuple):

@@ -61,12 +61,14 @@ def _lay_straight(anomaly_map: Floats, place: Geometry, scale: list[float], laid
     if not all(len(found) for found in shown):
         return  # the frame lies between the centres of two pixels
     (above, below, down), (left, right, across) = axes
-    moved = _between(anomaly_map[:, left], anomaly_map[:, right], across)  # (h, W)
     columns = slice(shown[1][0], shown[1][-1] + 1)
     for start in range(0, len(above), _ROWS):
         part = slice(start, start + _ROWS)
         rows = slice(shown[0][part][0], shown[0][part][-1] + 1)
-        laid[rows, columns] = _between(moved[above[part]], moved[below[part]], down[part, None])
+        first = above[start]
+        of_map = anomaly_map[first : below[part][-1] + 1]  # positions rise
+        moved = _between(of_map[:, left], of_map[:, right], across)
+        laid[rows, columns] = _between(moved[above[part] - first], moved[below[part] - first], down[part, None])
 
 
 def _lay_projected(

@@ -33,13 +33,15 @@ def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part
         (B, C, h, w) float32.
     """
     batch, _, height, width = images.shape
+    used = _used(rows, interpolation)
+    images = images[..., used, :]
     step = max(part // (batch * height) // 16 * 16, 16)  # whole vectors, so that sums do not depend on the part
     parts = [
-        _resize_first(to_unit(images[..., start : start + step]).float().permute(2, 0, 3, 1), rows, interpolation)
+        _resize_first(to_unit(images[..., start : start + step]).float().permute(2, 0, 3, 1), rows, interpolation, used)
         for start in range(0, width, step)
     ]  # (h, B, part of W, C) each
     moved = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (h, B, W, C)
-    moved = _resize_first(moved.permute(2, 1, 3, 0), columns, interpolation)  # (w, B, C, h)
+    moved = _resize_first(moved.permute(2, 1, 3, 0), columns, interpolation, slice(0, width))  # (w, B, C, h)
     return moved.permute(1, 2, 3, 0)
 
 
@@ -48,12 +50,22 @@ def to_unit(image: Tensor) -> Tensor:
     return image if image.is_floating_point() else image.float().div_(255)
 
 
-def _resize_first(array: Tensor, axis: Axis, interpolation: str) -> Tensor:
-    """Resize the first axis of (size_in, ...)."""
+def _used(axis: Axis, interpolation: str) -> slice:
+    """Those of the `size_in` positions that the positions wanted are made of."""
     if axis.size_in == axis.size_out:
-        return array[axis.first : axis.last]
+        return slice(axis.first, axis.last)
+    row = _taps(axis, interpolation).row
+    return slice(int(row.min()), int(row.max()) + 1)
+
+
+def _resize_first(array: Tensor, axis: Axis, interpolation: str, used: slice) -> Tensor:
+    """Resize the first axis of (size_in, ...), of which `used` is given."""
+    if axis.size_in == axis.size_out:
+        return array[axis.first - used.start : axis.last - used.start]
     row, weight, start = (part.to(array.device) for part in _taps(axis, interpolation))
-    sums = F.embedding_bag(row, array.reshape(axis.size_in, -1), start, mode="sum", per_sample_weights=weight)
+    sums = F.embedding_bag(
+        row - used.start, array.reshape(len(array), -1), start, mode="sum", per_sample_weights=weight
+    )
     return sums.view(len(start), *array.shape[1:])
 
 

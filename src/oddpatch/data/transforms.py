@@ -14,16 +14,13 @@ from torch.nn import functional as F
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
 from oddpatch.data.filters import Axis
-from oddpatch.data.geometry import Geometry, Size, make_frame
+from oddpatch.data.geometry import LARGE, Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
 from oddpatch.data.pixels import PixelTransform
 from oddpatch.data.resampling import resample, to_unit
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
-
-#: Pixels of an image from which on it is resized a part at a time: as floats it takes four times its bytes and more.
-LARGE = 2**24
 
 
 class Placement(NamedTuple):
@@ -237,6 +234,29 @@ class Preprocess(nn.Module):
             image = view(image)
         if self.transform is not None:
             image = self.transform(image)
+        self._check_size(image)
+        batch = self._normalised(self._frame(image if image.ndim == 4 else image[None]))  # (B, 3, h, w)
+        return batch if image.ndim == 4 else batch[0]
+
+    def in_bands(self, image: Tensor, device: torch.device) -> "InBands | None":
+        """An image (3, H, W) as `forward` takes it, to be prepared a few rows at a time.
+
+        None if it has to be prepared as a whole: it is aligned, transformed or padded.
+
+        Raises:
+            DataError: see `forward`.
+        """
+        whole = self.alignment or self.transform is not None
+        if whole or self.geometry((image.shape[1], image.shape[2])).padded:
+            return None
+        self._check_size(image)
+        return InBands(self, image, device)
+
+    def rows(self, image: Tensor, first: int, last: int) -> Tensor:
+        """Rows (1, 3, last - first, w) of what `forward` gives for an image (3, H, W), see `in_bands`."""
+        return self._normalised(self._frame(image[None], slice(first, last)))
+
+    def _check_size(self, image: Tensor) -> None:
         size = (image.shape[-2], image.shape[-1])
         if self._roi_size not in (None, size):
             height, width = self._roi_size or size
@@ -244,17 +264,18 @@ class Preprocess(nn.Module):
                 f"image of {size[0]}x{size[1]} pixels, but roi was drawn on {height}x{width}: "
                 "give images of one size, or a roi of theirs"
             )
-        batch = image if image.ndim == 4 else image[None]  # (B, 3, H, W)
-        batch = self._frame(batch)  # (B, 3, h, w)
-        if self.interpolation == "bicubic":
-            batch = batch.clamp(0, 1)
-        batch = (batch - self._column(self.mean, batch)).div_(self._column(self.std, batch))
-        batch = batch.contiguous()
-        return batch if image.ndim == 4 else batch[0]
 
-    def _frame(self, batch: Tensor) -> Tensor:
-        """Resize images (B, 3, H, W) and lay them into the frame (B, 3, h, w)."""
+    def _normalised(self, framed: Tensor) -> Tensor:
+        if self.interpolation == "bicubic":
+            framed = framed.clamp(0, 1)
+        return (framed - self._column(self.mean, framed)).div_(self._column(self.std, framed)).contiguous()
+
+    def _frame(self, batch: Tensor, wanted: slice | None = None) -> Tensor:
+        """Resize images (B, 3, H, W) and lay them into the frame (B, 3, h, w), or the rows `wanted` of it, unpadded."""
         place = self.geometry((batch.shape[2], batch.shape[3]))
+        if wanted is not None:
+            (top, left), (_, width) = place.offset, place.size
+            place = place._replace(offset=(top + wanted.start, left), size=(wanted.stop - wanted.start, width))
         rows, columns = (
             Axis(size, resized, part.start + offset, part.stop + offset)
             for size, resized, part, offset in zip(
@@ -368,6 +389,23 @@ class Preprocess(nn.Module):
     ) -> NDArray[np.float32]:
         """Lay the map of a preprocessed image (h, w) on the original (H, W), see `oddpatch.data.laying`."""
         return to_original(anomaly_map, self.frame, original_size, fill, self.alignment, registration)
+
+
+class InBands(NamedTuple):
+    """An image that is prepared as it is looked at, see `Preprocess.in_bands`: whole it takes four times its bytes."""
+
+    preprocess: Preprocess
+    image: Tensor  # (3, H, W) as `Preprocess.read` gives it
+    device: torch.device  # where rows are wanted
+
+    @property
+    def size(self) -> Size:
+        """(h, w) of the prepared image."""
+        return self.preprocess.image_size
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows from `first` to before `last`: (1, 3, last - first, w)."""
+        return self.preprocess.rows(self.image, first, last).to(self.device)
 
 
 def _mirrored(part: slice, size: int) -> Tensor:

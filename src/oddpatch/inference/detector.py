@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.decoding import read_file
+from oddpatch.data.geometry import LARGE
 from oddpatch.data.light import Light, measure
 from oddpatch.engines import ENGINES
 from oddpatch.errors import ConfigError, DataError, NameTooLongError
@@ -271,6 +272,11 @@ class AnomalyDetector:
             Exception: whatever `images` or `save` raise, except a `DataError` or `NameTooLongError` of `save`, which
                 is that of its image.
         """
+        adapted = self.scorer.settings.get("adapted") or {}
+        if math.prod(adapted.get("size", ())) >= LARGE:  # side by side, several would take several times the memory
+            for frame in _frames(images):
+                yield frame, self.inspect(frame, save, maps or save is not None)
+            return
         with Overlap(workers) as overlap:
             ahead = batch_size + overlap.workers
             steps = overlap.map(self._prepare, _frames(images), ahead)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from oddpatch.data.decoding import to_array, to_rgb_float
+from oddpatch.data.transforms import InBands
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.scorer import Prepared, Preparing, Scored
 from oddpatch.models.anomaly_model import AnomalyModel
@@ -71,16 +72,27 @@ class TorchScorer(Preparing):
     def _prepare(self, original: Tensor) -> Prepared:
         preprocess = self.model.preprocess
         registration = preprocess.register(original)
-        pixels = preprocess(original, registration)
+        pixels = preprocess.in_bands(original, self.device) if preprocess.tiles else None
+        if pixels is None:
+            pixels = preprocess(original, registration)
         share = preprocess.share((original.shape[1], original.shape[2]), registration)
         return Prepared(original.numpy(), pixels, registration, share)
 
     @torch.inference_mode()
     def score(self, images: Sequence[Prepared]) -> list[Scored]:
         """See `Scorer`."""
+        if self.model.tiling is not None:  # one at a time: an image in tiles fills a batch
+            return [self._scored(self.model.features_used(self._in_tiles(image.pixels)), 1)[0] for image in images]
         features = self.model.features(torch.stack([image.pixels for image in images]).to(self.device))
+        return self._scored(features, len(images))
+
+    def _in_tiles(self, pixels: Tensor | InBands) -> Tensor | InBands:
+        return pixels[None].to(self.device) if isinstance(pixels, Tensor) else pixels
+
+    def _scored(self, features: list[Tensor], count: int) -> list[Scored]:
+        """Of the features of so many images."""
         score, maps = self.model.detector(features, self.model.preprocess.image_size)  # (B,), (B, 1, h, w)
-        found = [score.tolist(), [None] * len(images) if maps is None else maps[:, 0].float().cpu().numpy()]
+        found = [score.tolist(), [None] * count if maps is None else maps[:, 0].float().cpu().numpy()]
         if self.model.products is not None:
             ratio, product = self.model.products.match(features)
             found += [product.tolist(), ratio.tolist()]

@@ -1,15 +1,15 @@
 """A whole model: from preprocessed images to predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from oddpatch.models.base import Detector, FeatureShape
+from oddpatch.models.base import Detector, FeatureShape, PatchDetector
 from oddpatch.models.calibration import Calibration
-from oddpatch.ops.tiles import Tiling
+from oddpatch.ops.tiles import Bands, Tiling
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
@@ -66,6 +66,18 @@ class AnomalyModel(nn.Module):
         """
         network = network or self.backbone
         return self.tiling.run(network, images) if self.tiling else network(images)
+
+    def features_used(self, images: Tensor | Bands) -> list[Tensor]:
+        """As `features`, of images in tiles, which may come in bands; maps that the detector leaves out are empty."""
+        assert self.tiling is not None
+        return self.tiling.run(self.backbone, images, self._maps_used())
+
+    def _maps_used(self) -> Collection[int] | None:
+        """Numbers of the maps that this model looks at; None for all."""
+        if not isinstance(self.detector, PatchDetector):
+            return None  # others may look at any
+        parts: list[Detector] = [self.detector, *([self.products] if self.products is not None else [])]
+        return {place for part in parts for place in (*part.layers, *part.token_layers)}
 
     def feature_shapes(self) -> list[FeatureShape]:
         """(C_l, h_l, w_l) of every map of an image, by running the backbone on one, or on one tile."""

@@ -64,7 +64,6 @@ def _axis_matrix_on(
         return _axis_matrix(size_in, size_out, sigma, interpolation, radius).to(device, dtype)
 
 
-@lru_cache(maxsize=32)
 def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, radius: int | None) -> Tensor:
     """The (size_out, size_in) matrix that resizes and then smooths along one axis."""
     if interpolation not in INTERPOLATIONS:

@@ -1,5 +1,6 @@
 """From feature maps of several layers to one embedding per patch."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 from oddpatch.errors import ConfigError
 
 ALIGNMENTS = ("nearest", "bilinear", "unfold")
+#: Patches from which on layers are brought to one grid a few channels at a time, so that little lies beside the result.
+LARGE = 2**18
 
 
 def align(feature: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
@@ -87,10 +90,25 @@ def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode:
     Returns:
         (B, h, w, sum C_l), contiguous.
     """
-    pooled = [F.avg_pool2d(f, patch_size, stride=1, padding=patch_size // 2) for f in features]
-    pooled[0] = pooled[0][..., ::stride, ::stride]
-    size = (pooled[0].shape[-2], pooled[0].shape[-1])
-    return torch.cat([align(p, size, mode).permute(0, 2, 3, 1) for p in pooled], dim=3)
+    size = ((features[0].shape[-2] - 1) // stride + 1, (features[0].shape[-1] - 1) // stride + 1)
+    pooled = (F.avg_pool2d(f, patch_size, stride=1, padding=patch_size // 2) for f in features)
+    pooled = (p[..., ::stride, ::stride] if place == 0 else p for place, p in enumerate(pooled))
+    if features[0].shape[0] * math.prod(size) < LARGE:
+        return torch.cat([align(p, size, mode).permute(0, 2, 3, 1) for p in pooled], dim=3)
+    # All aligned layers beside the result would be twice its memory.
+    channels = [feature.shape[1] for feature in features]
+    joined = features[0].new_empty(features[0].shape[0], *size, sum(channels))
+    for layer, room in zip(pooled, joined.split(channels, dim=3), strict=True):
+        count = _channels_at_once(layer, size)
+        for some, into in zip(layer.split(count, dim=1), room.split(count, dim=3), strict=True):
+            into.copy_(align(some, size, mode).permute(0, 2, 3, 1))
+    return joined
+
+
+def _channels_at_once(layer: Tensor, size: tuple[int, int]) -> int:
+    """How many channels of a layer (B, C, h, w) are brought to a grid of `size` at a time."""
+    # With channels last it is all of them: torch would round those of a part in another way.
+    return 16 if layer.shape[0] * math.prod(size) >= LARGE and layer.is_contiguous() else layer.shape[1]
 
 
 def pool_patches(
@@ -112,13 +130,15 @@ def pool_patches(
     Returns:
         (B, h, w, dim), contiguous.
     """
-    size = tuple((side - 1) // stride + 1 for side in features[0].shape[-2:])
+    size = ((features[0].shape[-2] - 1) // stride + 1, (features[0].shape[-1] - 1) // stride + 1)
     embedding = features[0].new_zeros(features[0].shape[0], *size, dim)  # (B, h, w, dim)
     kernels = _pooling_kernels(tuple(feature.shape[1] for feature in features), patch_size, dim, layer_dim or dim)
     for feature, (first, kernel) in zip(features, kernels, strict=True):
         part = F.conv2d(feature, kernel.to(feature), stride=stride, padding=patch_size // 2)  # (B, n, h_l, w_l)
-        aligned = align(part, (size[0], size[1]), mode).permute(0, 2, 3, 1)
-        embedding[..., first : first + kernel.shape[0]] += aligned
+        for some in part.split(_channels_at_once(part, size), dim=1):
+            aligned = align(some, size, mode).permute(0, 2, 3, 1)
+            embedding[..., first : first + some.shape[1]] += aligned
+            first += some.shape[1]
     return embedding
 
 

@@ -1,8 +1,9 @@
 """Feature maps of images that are larger than what a network sees at once: tile by tile, put together without seams."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,17 @@ from torch import Tensor
 from oddpatch.errors import ConfigError
 
 Network = Callable[[Tensor], list[Tensor]]
+
+
+class Bands(Protocol):
+    """Images that are made a few rows at a time, so that they need not be in memory as a whole."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows from `first` to before `last`: (B, 3, last - first, W)."""
 
 
 class Tiling:
@@ -48,23 +60,37 @@ class Tiling:
         middles = [(a + self.side + b) // 2 // self.multiple * self.multiple for a, b in pairwise(starts)]
         return list(zip(starts, [0, *middles], [*middles, length], strict=True))
 
-    def run(self, network: Network, images: Tensor) -> list[Tensor]:
+    def run(self, network: Network, images: Tensor | Bands, wanted: Collection[int] | None = None) -> list[Tensor]:
         """Feature maps [(B, C_l, H / s_l, W / s_l)] of images (B, 3, H, W).
+
+        Args:
+            network: gives the maps of a tile.
+            images: as a whole, or row by row.
+            wanted: numbers of the maps that will be looked at; the others are empty. None for all.
 
         Raises:
             ConfigError: a side of the images is no multiple of the strides.
         """
-        height, width = images.shape[-2:]
+        height, width = images.shape[-2:] if isinstance(images, Tensor) else images.size
         if height % self.multiple or width % self.multiple:
             raise ConfigError(f"images of {height}x{width} cannot be tiled: both sides must divide by {self.multiple}")
         rows, columns = self.spans(height), self.spans(width)
         whole: list[Tensor] = []
         for top, *own_rows in rows:
+            bottom = min(top + self.side, height)
+            band = images[..., top:bottom, :] if isinstance(images, Tensor) else images.rows(top, bottom)
             for left, *own_columns in columns:
-                tile = images[..., top : top + self.side, left : left + self.side]
+                tile = band[..., left : left + self.side]
                 maps = network(tile)
-                whole = whole or [_room(m, tile, images, s) for m, s in zip(maps, self.strides, strict=True)]
+                if not whole:
+                    kept = range(len(maps)) if wanted is None else wanted
+                    whole = [
+                        _room(found, tile, (height, width), stride) if place in kept else found.new_empty(0)
+                        for place, (found, stride) in enumerate(zip(maps, self.strides, strict=True))
+                    ]
                 for target, found, stride in zip(whole, maps, self.strides, strict=True):
+                    if not target.numel():
+                        continue
                     if not stride:
                         target += found / (len(rows) * len(columns))
                         continue
@@ -77,9 +103,9 @@ class Tiling:
         return whole
 
 
-def _room(found: Tensor, tile: Tensor, images: Tensor, stride: float) -> Tensor:
-    """Room for the map of whole images, of which `found` is that of a tile."""
+def _room(found: Tensor, tile: Tensor, size: tuple[int, int], stride: float) -> Tensor:
+    """Room for the map of whole images of `size`, of which `found` is that of a tile."""
     if not stride:
         return torch.zeros_like(found)
-    sides = [images.shape[d] * found.shape[d] // tile.shape[d] for d in (-2, -1)]
+    sides = [size[d] * found.shape[d] // tile.shape[d] for d in (-2, -1)]
     return found.new_empty(*found.shape[:2], *sides)
