@@ -100,7 +100,7 @@ def _skip(size: tuple[int, int], aligned: bool) -> Any:
         def mask(self, mask: Any, registration: Any) -> torch.Tensor:
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about
 
-        def uniform_mask(self, value: int, original_size: Any) -> torch.Tensor:
+        def uniform_mask(self, value: int, original_size: Any, registration: Any) -> torch.Tensor:
             return torch.full((1, *size), value, dtype=torch.uint8)
 
     return Skip()

@@ -14,6 +14,7 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.scenes import load_scene
 from oddpatch.scenes.dataset import Job, render_one
 from oddpatch.scenes.optics import Camera, Light
+from oddpatch.types import IGNORE
 
 SIZE = 256
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -187,6 +188,17 @@ def test_a_mask_is_zero_where_the_image_does_not_reach(photographs):
     expected = torch.zeros(SIZE, SIZE, dtype=torch.uint8)
     expected[: SIZE - 20, 30:] = 1
     assert torch.equal(moved, expected)
+
+
+def test_what_is_moved_in_from_outside_an_image_counts_in_no_pixel_metric(photographs):
+    preprocess = Preprocess(None, SIZE, [0.5] * 3, [0.5] * 3, align=align_to(photographs[0][0]).settings())
+    shift = np.array([[1, 0, 30], [0, 1, -20], [0, 0, 1]], np.float64)  # right and up
+    expected = torch.full((1, SIZE, SIZE), IGNORE, dtype=torch.uint8)
+    for value in (0, 1):
+        expected[:, : SIZE - 20, 30:] = value
+        stored = torch.full((SIZE, SIZE), value, dtype=torch.uint8)
+        assert torch.equal(preprocess.mask(stored, Registration(shift, 1.0)), expected)
+        assert torch.equal(preprocess.uniform_mask(value, (SIZE, SIZE), Registration(shift, 1.0)), expected)
 
 
 def test_settings_and_pickles_give_the_same_registration(photographs):

@@ -211,11 +211,15 @@ class Alignment:
         )  # fmt: skip
         return np.asarray(moved).reshape(*self.size, -1).transpose(2, 0, 1)
 
-    def warp_mask(self, mask: "NDArray[np.uint8] | Tensor", registration: Registration) -> NDArray[np.uint8]:
-        """A mask (H, W) uint8 moved onto the reference: (*size) with no new values, 0 outside the image."""
+    def warp_mask(
+        self, mask: "NDArray[np.uint8] | Tensor", registration: Registration, outside: int = 0
+    ) -> NDArray[np.uint8]:
+        """A mask (H, W) uint8 moved onto the reference: (*size) with no new values but that `outside` the image."""
         import cv2
 
-        moved = cv2.warpPerspective(np.asarray(mask), registration.matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
+        moved = cv2.warpPerspective(
+            np.asarray(mask), registration.matrix, self.size[::-1], flags=cv2.INTER_NEAREST, borderValue=outside
+        )
         return np.asarray(moved, np.uint8)
 
 

@@ -162,7 +162,7 @@ class MVTecDataset(Dataset[Item | None]):
         sample, region = self.samples[index], self.preprocess.roi_mask
         stored = read_mask_of(sample, original_size, self.mask_threshold)  # (H, W)
         if stored is None:
-            mask = self.preprocess.uniform_mask(IGNORE if sample.label else 0, original_size)  # (1, h, w)
+            mask = self.preprocess.uniform_mask(IGNORE if sample.label else 0, original_size, registration)
         else:
             mask = self.preprocess.mask(stored, registration)
         if region is not None:

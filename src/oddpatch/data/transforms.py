@@ -349,14 +349,16 @@ class Preprocess(nn.Module):
 
         Returns:
             (1, h, w) uint8 with no new values: each pixel takes the one under its centre, on the grid of `forward`;
-            IGNORE in padding.
+            IGNORE in padding, and in what alignment moves in from outside the image.
         """
         if self.alignment:
-            mask = torch.from_numpy(self.alignment.warp_mask(mask, self._needed(registration)))
+            mask = torch.from_numpy(self.alignment.warp_mask(mask, self._needed(registration), IGNORE))
         return self._lay_out(mask, IGNORE)
 
-    def uniform_mask(self, value: int, original_size: Size) -> Tensor:
-        """(1, h, w) uint8 of one value, IGNORE in the padding of an image of `original_size` (H, W)."""
+    def uniform_mask(self, value: int, original_size: Size, registration: Registration | None = None) -> Tensor:
+        """`mask` of one value throughout, for an image of `original_size` (H, W)."""
+        if self.alignment:
+            return self.mask(torch.full(original_size, value, dtype=torch.uint8), registration)
         place = self.geometry(original_size)
         mask = torch.full((1, *place.size), IGNORE, dtype=torch.uint8)
         mask[:, *place.inside] = value
