@@ -118,6 +118,9 @@ def test_scores_are_monotone_and_half_at_the_threshold():
     assert 0 < scaled.min() < scaled.max() < 1
     assert scaled[raw == 10] == 0.5
     assert scaled[raw == 4] == 0.25
+    of_maps = anomaly_score(raw.astype(np.float32), typical=4, threshold=np.float64(10))
+    assert of_maps.dtype == np.float32
+    np.testing.assert_allclose(of_maps, scaled, rtol=0, atol=1e-7)
 
 
 def test_at_most_so_many_pixels_exceed_the_value():

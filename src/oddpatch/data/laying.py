@@ -64,11 +64,14 @@ def _lay_straight(anomaly_map: Floats, place: Geometry, scale: list[float], laid
     columns = slice(shown[1][0], shown[1][-1] + 1)
     for start in range(0, len(above), _ROWS):
         part = slice(start, start + _ROWS)
-        rows = slice(shown[0][part][0], shown[0][part][-1] + 1)
+        rows = laid[shown[0][part][0] : shown[0][part][-1] + 1, columns]
         first = above[start]
         of_map = anomaly_map[first : below[part][-1] + 1]  # positions rise
-        moved = _between(of_map[:, left], of_map[:, right], across)
-        laid[rows, columns] = _between(moved[above[part] - first], moved[below[part] - first], down[part, None])
+        # `take` leaves rows contiguous, which an index array does not.
+        moved = _between(of_map.take(left, axis=1), of_map.take(right, axis=1), across)
+        step = np.diff(moved, axis=0, append=moved[-1:])  # to the row below
+        np.multiply(step[above[part] - first], down[part, None], out=rows)
+        rows += moved[above[part] - first]
 
 
 def _lay_projected(

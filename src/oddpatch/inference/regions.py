@@ -50,16 +50,20 @@ def find_regions(
     if merge_distance > 0:
         # A square of side d + 1 adds d pixels to each region, all told, along each axis: over d pixels they touch.
         groups = cv2.dilate(anomalous, np.ones((merge_distance + 1, merge_distance + 1), np.uint8))
-    count, labels, boxes, _ = cv2.connectedComponentsWithStats(groups, connectivity=8, ltype=cv2.CV_32S)
-    labels = np.where(anomalous > 0, labels, 0)  # (h, w), grown pixels given back
-    large = np.bincount(labels.ravel(), minlength=count) >= min_area
+    count, labels, found, _ = cv2.connectedComponentsWithStats(groups, connectivity=8, ltype=cv2.CV_32S)
+    areas = found[:, cv2.CC_STAT_AREA]
+    if merge_distance > 0:  # grown pixels are given back
+        labels = np.where(anomalous > 0, labels, 0)  # (h, w)
+        areas = np.bincount(labels.ravel(), minlength=count)
+    large = areas >= min_area
     large[0] = False
     regions = []
     for label in np.flatnonzero(large):
-        x, y, width, height = boxes[label, :4]  # of the grown pixels, too
+        x, y, width, height = found[label, :4]  # of the grown pixels, too
         part = (slice(y, y + height), slice(x, x + width))
         regions.append(_describe(values[part], labels[part] == label, left + int(x), top + int(y)))
-    mask[window] = np.uint8(255) * large[labels]
+    kept = anomalous if large[1:].all() else large[labels].view(np.uint8)
+    mask[window] = np.uint8(255) * kept
     return sorted(regions, key=lambda region: -region.peak), mask
 
 

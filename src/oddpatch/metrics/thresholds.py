@@ -134,7 +134,7 @@ def conformal_p_values(scores: ArrayLike, calibration: ArrayLike) -> NDArray[np.
     return np.where(below > 0, total - (total - counts[0]) / (1 + below), at_end) / total
 
 
-def anomaly_score(scores: ArrayLike, typical: float, threshold: float) -> NDArray[np.float64]:
+def anomaly_score(scores: ArrayLike, typical: float, threshold: float) -> NDArray[np.floating]:
     """Raw distances on a fixed scale from 0 to 1: 0.25 for a typical good image, 0.5 at the threshold.
 
     The algebraic sigmoid 0.5 (1 + r / (1 + |r|)) of r = (score - threshold) / (threshold - typical) is strictly
@@ -144,9 +144,14 @@ def anomaly_score(scores: ArrayLike, typical: float, threshold: float) -> NDArra
         scores: (...) raw distances, of images or of pixels.
         typical: median of the good images that the threshold was set on; of an even number, the mean of the middle two.
         threshold: see `conformal_threshold`.
+
+    Returns:
+        (...) float32 for float32, as maps are, else float64.
     """
-    width = max(threshold - typical, 1e-6 * max(abs(threshold), 1e-6))
-    ratio = (np.asarray(scores, dtype=np.float64) - threshold) / width
+    width = float(max(threshold - typical, 1e-6 * max(abs(threshold), 1e-6)))
+    given = np.asarray(scores)
+    ratio = (given if given.dtype == np.float32 else given.astype(np.float64)) - float(threshold)
+    ratio /= width
     return 0.5 * (1 + ratio / (1 + np.abs(ratio)))
 
 

@@ -123,7 +123,18 @@ def mahalanobis(samples: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
     Returns:
         (P, B).
     """
-    return torch.bmm(samples - mean.unsqueeze(1), whitening.mT).norm(dim=2)
+    centred = samples - mean.unsqueeze(1)  # (P, B, D)
+    if samples.shape[1] == 1 and not centred.requires_grad and _reads_faster(whitening):
+        # One sample at each position is all reading: NumPy's sums take half of the time of torch's products.
+        whitened = np.einsum("pij,pj->pi", whitening.numpy(), centred[:, 0].numpy())  # (P, D)
+        return torch.from_numpy(whitened).norm(dim=1, keepdim=True)
+    return torch.bmm(centred, whitening.mT).norm(dim=2)
+
+
+def _reads_faster(whitening: Tensor) -> bool:
+    """Whether NumPy, on one thread, is to multiply by these matrices: more than two threads of torch are as fast."""
+    plain = whitening.is_cpu and whitening.dtype == torch.float32
+    return plain and torch.get_num_threads() <= 2 and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def left_out_mahalanobis(samples: Tensor, mean: Tensor, whitening: Tensor, count: int) -> Tensor:
