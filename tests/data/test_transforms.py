@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from narrowing import present
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -207,7 +208,7 @@ def test_an_image_prepared_in_bands_is_the_same_to_the_last_bit(scale, interpola
     preprocess.adapt([(150, 210)], 16)
     for image in (noise(150, 210), (noise(150, 210) * 255).byte()):
         whole = preprocess(image)
-        bands = preprocess.in_bands(image, torch.device("cpu"))
+        bands = present(preprocess.in_bands(image, torch.device("cpu")))
         assert bands.size == whole.shape[1:]
         for first, last in ((0, 32), (16, 80), (32, whole.shape[1])):
             assert torch.equal(bands.rows(first, last)[0], whole[:, first:last])
