@@ -463,9 +463,9 @@ def watched() -> Iterator[list[str]]:
     """What the process does to the world inside: programs started, hosts spoken to, files opened to be written."""
     global _watching
     place: Any = sys
-    if not getattr(place, "_oddpatch_hook", False):
+    if not getattr(place, "oddpatch_hook", False):
         sys.addaudithook(_hook)  # it cannot be removed
-        place._oddpatch_hook = True
+        place.oddpatch_hook = True
     seen: list[Any] = []
     _watching = seen
     try:

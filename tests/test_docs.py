@@ -93,7 +93,9 @@ def composed(program, arguments):
     overrides = OverridesParser.create().parse_overrides(list(one_job(given)))
     groups = [o for o in overrides if (CONFIGS / o.key_or_group).is_dir() or o.key_or_group.startswith("hydra/")]
     cfg = copy.deepcopy(chosen(program, tuple(o.input_line for o in groups)))
-    ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if o not in groups], cfg)
+    ConfigLoaderImpl._apply_overrides_to_config(  # noqa: SLF001 - what composing does; it takes a second each time
+        [o for o in overrides if o not in groups], cfg
+    )
 
 
 @functools.cache
@@ -108,7 +110,8 @@ def parse(arguments):
     with contextlib.suppress(typer.Exit):  # --help
         while hasattr(command, "resolve_command"):
             context = command.make_context(name, list(arguments), parent=context)
-            name, command, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+            rest = [*context._protected_args, *context.args]  # noqa: SLF001 - as click's own groups do
+            name, command, arguments = command.resolve_command(context, rest)
         command.make_context(name, list(arguments), parent=context)
 
 

@@ -101,7 +101,7 @@ def test_git_runs_nothing_that_the_environment_or_the_checkout_asks_for(checkout
 
 
 def test_outside_a_checkout_git_is_not_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(environment, "_git", lambda *arguments: pytest.fail("git was run"))
+    monkeypatch.setattr(environment.subprocess, "run", lambda *_, **__: pytest.fail("git was run"))
     monkeypatch.setattr(environment, "checkout", lambda: None)
     assert git_commit() is None
     monkeypatch.setattr(environment, "checkout", lambda: tmp_path)  # an archive of the source, without its history

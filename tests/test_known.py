@@ -14,7 +14,6 @@ import torch
 from omegaconf import OmegaConf
 
 import oddpatch
-from oddpatch import known
 from oddpatch.errors import CheckpointError, ConfigError
 from oddpatch.known import BASES, KINDS, check_plain, known_class, may_be_known, read_spec
 
@@ -255,8 +254,8 @@ def test_arguments_of_a_detector_of_pyod_are_plain_values(hidden):
 
 
 def test_a_file_that_needs_pyod_says_so_where_it_is_not_installed(monkeypatch):
-    roots = known._roots
-    monkeypatch.setattr(known, "_roots", lambda package: [] if package == "pyod" else roots(package))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyod" else find(name))
     with pytest.raises(
         CheckpointError, match=r"needs PyOD, which is not installed: pip install 'oddpatch\[outlier\]'$"
     ):

@@ -110,12 +110,12 @@ def test_predict_gives_product_and_reason(finished, root, tmp_path, format_):
     assert "2 held already" in again.output, again.output
 
 
-def test_a_line_for_people_says_it(capsys):
-    from oddpatch.cli.predict import _tell
+def test_a_line_for_people_says_it():
+    from oddpatch.cli.common import line_of
 
     record = {"path": "a.png", "score": 1.5, "p_value": None, "regions": [], "is_anomalous": True}
-    _tell({**record, "product": None, "reason": "belongs to no product"}, terminal=True)
-    assert "a.png  belongs to no product" in capsys.readouterr().out
+    line = line_of({**record, "product": None, "reason": "belongs to no product"}, "anomalous")
+    assert line == "anomalous        1.5  a.png  belongs to no product"
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])

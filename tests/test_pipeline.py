@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ import torch
 from conftest import CONFIGS, ROOT, make_dataset, use_tiny_backbone
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from narrowing import present
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from oddpatch import factory, pipeline
 from oddpatch.cli.data import app
+from oddpatch.data.dataset import DatasetWrapper
 from oddpatch.errors import CheckpointError, ConfigError, DataError, ResourceError, WeightsError
 from oddpatch.models.spade import SPADE
 
@@ -182,17 +185,18 @@ def test_without_masks_pixel_metrics_are_absent_with_a_reason(tmp_path, tiny_bac
 def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monkeypatch):
     """SPADE's are what takes long: not for labelled validation images, nor where there are no masks and no pictures."""
     make_dataset(tmp_path, masks=False)
-    spade, made = ("model=spade", "model.k=3", "calibration=none", "+data.validation=0.5"), []
-    original = SPADE._patch_scores
+    spade = ("model=spade", "model.k=3", "calibration=none", "+data.validation=0.5")
+    made: list[torch.Tensor] = []
+    original = SPADE.forward
 
-    def score_and_note(self, *rest):
-        made.append(1)
-        return original(self, *rest)
+    def score_and_note(self, *given):
+        found = original(self, *given)
+        made.extend(present(found.anomaly_map))
+        return found
 
-    monkeypatch.setattr(SPADE, "_patch_scores", score_and_note)
+    monkeypatch.setattr(SPADE, "forward", score_and_note)
     run(tiny(tmp_path, tmp_path / "pictured", *spade, pictures=True))
-    per_image = 3  # of each map
-    assert len(made) == per_image * len(predictions(tmp_path / "pictured"))
+    assert len(made) == len(predictions(tmp_path / "pictured"))
     made.clear()
     job = run(tiny(tmp_path, tmp_path / "bare", *spade))
     assert not made
@@ -200,7 +204,7 @@ def test_maps_are_made_only_if_somebody_needs_them(tmp_path, tiny_backbone, monk
     assert job.module.result.absent["au_pro"] == "4 defective images without a mask"
     make_dataset(tmp_path / "masked")
     run(tiny(tmp_path / "masked", tmp_path / "measured", *spade))
-    assert len(made) == per_image * len(predictions(tmp_path / "measured"))
+    assert len(made) == len(predictions(tmp_path / "measured"))
 
 
 def test_with_good_images_only_every_metric_is_absent_with_a_reason(tmp_path, tiny_backbone):
@@ -334,11 +338,14 @@ def test_a_checkpoint_that_cannot_be_loaded_says_why(tiles, tmp_path, tiny_backb
     assert "\n" not in str(error.value)
 
 
+class Mislabelled(DatasetWrapper):
+    def __getitems__(self, indices):
+        return [replace(present(item), label=1) for item in self.dataset.__getitems__(indices)]
+
+
 def test_a_defect_among_the_training_images_is_refused(tiles, tmp_path, tiny_backbone):
     job = pipeline.build(tiny(tiles, tmp_path))
-    bad = job.data.test_samples or None
-    assert bad
-    job.data._train.samples[0] = next(s for s in bad if s.label)
+    job.data.wrap["train"] = Mislabelled
     with pytest.raises(DataError, match="not good: move it to test/"):
         job.fit()
 

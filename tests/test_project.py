@@ -1,5 +1,6 @@
 """What a project needs beside its source agrees with it: versions, workflows, templates, links."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -85,3 +86,19 @@ def headings(path: Path) -> set[str]:
     """The anchors that GitHub gives to headings."""
     found = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+#: Of libraries, which have no public way.
+FOREIGN = {"_MLFLOW_AVAILABLE", "tempfile.TemporaryDirectory._rmtree"}
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")], ids=lambda p: p.name)
+def test_no_test_imports_or_replaces_what_is_private(path):
+    """Attributes are ruff's to see (SLF001); names that are imported, and those that monkeypatch is given, are not."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("oddpatch"):
+            assert not [alias.name for alias in node.names if alias.name.startswith("_")], node.lineno
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr":
+            names = [arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            private = {name for name in names if name.split(".")[-1].startswith("_") and not name.endswith("__")}
+            assert private <= FOREIGN

@@ -26,10 +26,11 @@ def test_packaged_lite_weights_give_the_features_of_their_own_port(lite, size):
     port = Lite.from_name(f"efficientnet-{lite}")
     port.load_state_dict(torch.load(path, weights_only=True))
     port.eval()
-    ends = [i for i, b in enumerate(port._blocks) if b._depthwise_conv.stride in (2, (2, 2), [2, 2])]
+    blocks = port.get_submodule("_blocks")
+    ends = [i for i, b in enumerate(blocks) if b.get_submodule("_depthwise_conv").stride in (2, (2, 2), [2, 2])]
     expected = []
     for block in (ends[1] - 1, ends[2] - 1, ends[3] - 1):  # the last block before each further halving
-        port._blocks[block].register_forward_hook(lambda m, i, o: expected.append(o))
+        blocks[block].register_forward_hook(lambda m, i, o: expected.append(o))
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         port(images)
@@ -42,7 +43,7 @@ def test_packaged_lite_weights_give_the_features_of_their_own_port(lite, size):
 def test_efficientnet_blocks_equal_those_of_the_whole_network():
     network = EfficientNet.from_name("efficientnet-b0").eval()
     expected: dict[Any, Any] = {}
-    for number, block in enumerate(network._blocks, start=1):
+    for number, block in enumerate(network.get_submodule("_blocks"), start=1):
         block.register_forward_hook(lambda m, i, o, n=number: expected.__setitem__(n, o))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

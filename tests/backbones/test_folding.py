@@ -9,8 +9,10 @@ import torch
 from narrowing import present
 from torch import nn
 
+from oddpatch.backbones import engine
 from oddpatch.backbones.base import Backbone
 from oddpatch.backbones.efficientnet import EfficientNetBackbone
+from oddpatch.backbones.folding import fold
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.backbones.torchvision import TorchvisionBackbone
 from oddpatch.types import FeatureInfo
@@ -43,10 +45,17 @@ def norms(backbone):
 
 @torch.no_grad()
 def run(backbone):
-    """Its features, those of the network itself, and the network that was run."""
-    found, expected = backbone(IMAGES), backbone.forward(IMAGES)
-    folded = backbone._engine._folded[2]
-    return found, expected, folded
+    """Its features, those of the network itself, and the folded network if one was made."""
+    made = []
+
+    def note(*given):
+        made.append(fold(*given))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "fold", note)
+        found, expected = backbone(IMAGES), backbone.forward(IMAGES)
+    return found, expected, made[-1] if made else None
 
 
 class TwoUses(Backbone):
@@ -147,7 +156,8 @@ def test_a_copy_runs_its_own_weights(copied):
     same(*run(backbone)[:2])
 
 
-def test_gradients_hooks_and_other_precisions_get_the_network_itself():
+def test_gradients_hooks_and_other_precisions_get_the_network_itself(monkeypatch):
+    monkeypatch.setattr(engine, "fold", lambda *_: pytest.fail("it was folded"))
     backbone = trained(TimmBackbone("resnet18", [1], "random"))
     same(backbone(IMAGES), backbone.forward(IMAGES), 0)
     images = IMAGES.clone().requires_grad_()
@@ -159,11 +169,11 @@ def test_gradients_hooks_and_other_precisions_get_the_network_itself():
         same(backbone(IMAGES), backbone.forward(IMAGES), 0)
     assert len(seen) == 2
     handle.remove()
-    assert backbone._engine._folded is None
 
 
 def test_inference_mode_is_no_obstacle():
     with torch.inference_mode():
         backbone = trained(TimmBackbone("resnet18", [1], "random"))
-        same(*run(backbone)[:2])
-        assert backbone._engine._folded[2] is not None
+        found, expected, folded = run(backbone)
+        same(found, expected)
+        assert folded is not None

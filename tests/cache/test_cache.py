@@ -137,7 +137,7 @@ def test_an_entry_under_another_name_is_not_used(tmp_path):
     cache = make_cache(tmp_path)
     first, second = stored = entries(cache, "a", "b")
     cache.store(stored, [torch.arange(2.0).view(2, 1, 1, 1)])
-    cache._path(first.key).replace(cache._path(second.key))
+    cache.path_of(first.key).replace(cache.path_of(second.key))
     assert cache.load(second.key) is None
 
 
@@ -177,7 +177,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path):
         assert cache.load(cache.key(b"0")) is not None, "used all the time"
         time.sleep(0.001)  # so that the times of use differ
     assert size(tmp_path) <= 100_000
-    kept = [name for name in names if cache._path(cache.key(name.encode())).exists()]
+    kept = [name for name in names if cache.path_of(cache.key(name.encode())).exists()]
     assert kept == ["0", *names[-len(kept) + 1 :]]
     assert len(kept) > 100_000 * END / 1400
 

@@ -281,7 +281,7 @@ def test_rank_zero_brings_together_what_all_devices_kept(finished, tmp_path, mon
         keep(kept, data.batch(list(range(number, 30, 2))), model, data)
 
     def gather_object(obj, held):
-        held[:] = [(it.candidates, torch.cat(it._levels)) for it in ranks]
+        held[:] = [(it.candidates, torch.cat(it.levels)) for it in ranks]
 
     for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 0}.items():
         monkeypatch.setattr(dist, name, lambda value=value: value)
@@ -404,8 +404,8 @@ def test_wandb_gets_images_with_masks_and_the_curves(tmp_path):
     assert len(images["test/miss"]) == 1
     first = images["test/miss"][0]
     assert isinstance(first, wandb.Image)
-    assert set(first._masks) == {"ground_truth", "prediction"}
-    assert first._caption.startswith("stain/011  15.22  ")
+    assert set(first._masks) == {"ground_truth", "prediction"}  # noqa: SLF001 - W&B has no other name for them
+    assert first._caption.startswith("stain/011  15.22  ")  # noqa: SLF001
 
 
 def test_tensorboard_gets_every_picture(tmp_path):

@@ -73,7 +73,7 @@ def test_an_artifact_is_measured(place):
 
 
 def test_bench_has_a_line_for_each_engine_and_batch(place, monkeypatch):
-    monkeypatch.setattr(benching, "_measure", lambda model, batch, engine: {
+    monkeypatch.setattr(benching, "measure_apart", lambda model, batch, engine: {
         "engine": engine or "own", "batch": batch, "start_up": 1.5, "p50": 0.02, "p95": 0.04, "rate": 50.0 * batch,
         "memory": 300e6, "size": 7e6,
     })  # fmt: skip
@@ -86,10 +86,10 @@ def test_bench_has_a_line_for_each_engine_and_batch(place, monkeypatch):
 
 
 def test_bench_starts_a_process_for_each(place):
-    found = benching._measure(place / "run/model.onnx", 1, "")
+    found = benching.measure_apart(place / "run/model.onnx", 1, "")
     assert found["engine"] == "onnxruntime"
     with pytest.raises(CheckpointError, match=r"missing\.onnx cannot be read"):
-        benching._measure(place / "missing.onnx", 1, "")
+        benching.measure_apart(place / "missing.onnx", 1, "")
 
 
 @pytest.mark.parametrize("given", ["0", "1,x", "-2"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oddpatch.data.alignment import Alignment, Registration, _block_correlations, decode, encode, load_alignment
+from oddpatch.data.alignment import Alignment, Registration, block_correlations, decode, encode, load_alignment
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.scenes import load_scene
@@ -290,6 +290,6 @@ def test_blocks_correlate_as_numpy_says(size):
     ]
     with np.errstate(all="ignore"):
         expected = [np.nan_to_num(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in blocks]
-    fits, contrasts = _block_correlations(first, second)
+    fits, contrasts = block_correlations(first, second)
     np.testing.assert_allclose(fits, expected, atol=1e-9)
     np.testing.assert_allclose(contrasts, [a.std() for a, _ in blocks], atol=1e-6)

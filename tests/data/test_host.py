@@ -69,7 +69,7 @@ def test_a_region_of_interest_is_the_same(layout):
     torch_side, host = both(**LAYOUTS[layout], roi=encode(roi))
     image = RANDOM.random((3, 50, 70), dtype=np.float32)
     assert host.share((50, 70)) == pytest.approx(torch_side.share((50, 70)), abs=1e-6)  # a float32 mean
-    np.testing.assert_array_equal(host._seen > 0, torch_side.roi_mask[0].numpy())
+    np.testing.assert_array_equal(host.seen > 0, torch_side.roi_mask[0].numpy())
     np.testing.assert_allclose(normalised(host(image)), torch_side(torch.from_numpy(image)).numpy(), atol=3e-6)
     with pytest.raises(DataError, match=r"image of 51x70 pixels, but roi was drawn on 50x70"):
         host(np.zeros((3, 51, 70), np.float32))

@@ -156,7 +156,7 @@ def test_metadata_that_cannot_be_used_is_refused(tmp_path, metadata):
 def test_metadata_that_is_no_mapping_is_refused(tmp_path, monkeypatch, text):
     from oddpatch.inference import container
 
-    monkeypatch.setattr(container, "_to_json", lambda _: text)
+    monkeypatch.setattr(container, "to_json", lambda _: text)
     require_refused(write(tmp_path / "a.onnx"))
 
 

@@ -10,7 +10,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
 from oddpatch.export.exporting import describe
 from oddpatch.export.graph import Inspection, to_onnx, to_openvino, to_program
-from oddpatch.inference.artifact import _onnxruntime, _openvino
+from oddpatch.inference.artifact import onnxruntime_run, openvino_run
 from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.trainable import TrainableDetector
 
@@ -47,9 +47,9 @@ def test_both_engines_give_the_numbers_of_torch(method):
         return
     onnx_model = to_onnx(to_program(inspection), inspection.outputs).SerializeToString()
     metadata = describe(model, ABOUT, "float32", 1.0)
-    runs = [_onnxruntime(onnx_model, metadata)]
+    runs = [onnxruntime_run(onnx_model, metadata)]
     if method not in WRONG_IN_OPENVINO:
-        runs.append(_openvino(to_openvino(onnx_model), metadata))
+        runs.append(openvino_run(to_openvino(onnx_model), metadata))
     preprocess = model.preprocess
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
     drawn = [torch.rand(count, 3, *SIZE, generator=torch.Generator().manual_seed(count)) for count in (1, 5)]

@@ -166,7 +166,7 @@ def test_sorting_in_several_parts_changes_nothing(monkeypatch, threads):
     masks = (generator.random((2, 30, 31)) < 0.1).astype(np.uint8)
     maps = generator.integers(0, 50, masks.shape).astype(np.float32)
     expected = pixel_metrics(maps, masks, LIMITS)
-    monkeypatch.setattr(pixel, "_SMALLEST_PART", 1)
+    monkeypatch.setattr(pixel, "SMALLEST_PART", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert pixel_metrics(maps, masks, LIMITS) == expected
     for position in np.argwhere(masks == 0)[::100]:

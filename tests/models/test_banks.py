@@ -116,7 +116,7 @@ def test_superadd_scores_as_the_released_code():
     detector.fit()
     embedded, grid = detector.patches(test)
     for layer, part in enumerate(embedded.split(24, dim=2)):
-        alone = detector._explain(part, 0, layer).view(4, *grid)
+        alone = detector.score_layer(part, 0, layer).view(4, *grid)
         np.testing.assert_allclose(alone, expected["patch_per_layer"][:, layer], 1e-5, 1e-5)
     score, heat = detector(test, SIZE)
     np.testing.assert_allclose(heat[:, 0], expected["map"], 1e-5, 1e-5)

@@ -22,7 +22,7 @@ def mh(images=8, **settings):
 def index_of(detector):
     """Which training patches are in the bank."""
     _, train, _ = mh()
-    whitened = detector._whiten(detector.embed(train).flatten(0, 2))
+    whitened = detector.whiten(detector.embed(train).flatten(0, 2))
     return torch.cdist(detector.memory_bank.double(), whitened.double()).argmin(1)
 
 
@@ -37,7 +37,7 @@ def test_equals_the_released_code(name, asked):
     assert detector.whitening.shape[1] == expected["num_components"]
     patches, grid = detector.patches(test)
     np.testing.assert_allclose(
-        detector._whiten(patches).square().sum(2).view(4, *grid), expected["whitened_sqnorm_test"], 1e-5, 1e-5
+        detector.whiten(patches).square().sum(2).view(4, *grid), expected["whitened_sqnorm_test"], 1e-5, 1e-5
     )
     np.testing.assert_allclose(detector.score_patches(patches).view(4, *grid), expected[f"{name}_patch"], 1e-5, 1e-5)
     score, heat = detector(test, SIZE)
@@ -54,8 +54,8 @@ def test_three_blocks_are_merged_as_in_the_released_code():
     expected = vector("mh_patchcore")
     whole, train, test = mh(coreset_size=60)
     fitted(whole, train)
-    blocks = [whole._whiten(b) for b in whole.embed(train)[:6].flatten(1, 2).reshape(3, 240, 48)]
-    whole.memory_bank = whole._merge_and_reduce(blocks, lambda *_: None)
+    blocks = [whole.whiten(b) for b in whole.embed(train)[:6].flatten(1, 2).reshape(3, 240, 48)]
+    whole.memory_bank = whole.merge_and_reduce(blocks, lambda *_: None)
     np.testing.assert_array_equal(index_of(whole), expected["merge3_bank_index"])
     patches, grid = whole.patches(test)
     np.testing.assert_allclose(whole.score_patches(patches).view(4, *grid), expected["merge3_patch"], 1e-5, 1e-5)

@@ -41,7 +41,7 @@ def test_maps_and_image_scores_equal_the_released_code():
     np.testing.assert_allclose(heat[:4, 0], expected["map_test0to3"], 1e-5, 1e-5)
     np.testing.assert_allclose(detector.scores, expected["score_before_rscin"], 1e-5, 1e-5)
     np.testing.assert_allclose(score, expected["score_rscin_123"], 1e-5, 1e-5)
-    pooled = next(x for i, x in enumerate(detector._neighbourhoods(detector.embed(maps))) if i == 4)
+    pooled = next(x for i, x in enumerate(detector.neighbourhoods(detector.embed(maps))) if i == 4)
     np.testing.assert_allclose(pooled[0], expected["aggregated_r3_image0_layer0"], 1e-5, 1e-5)
 
 

@@ -113,7 +113,7 @@ def test_what_is_no_detector_is_told_in_one_line(described, told):
 
 
 def test_without_pyod_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(building, "_missing_package", lambda error: "pyod" if "absent" in str(error) else None)
+    monkeypatch.setattr(building, "missing_package", lambda error: "pyod" if "absent" in str(error) else None)
     with pytest.raises(ConfigError, match=r"pyod is not installed: pip install 'oddpatch\[outlier\]'$"):
         composed({"_target_": "pyod.models.absent.A"})
 

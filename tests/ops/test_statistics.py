@@ -88,7 +88,7 @@ def test_parts_merged_are_as_near_to_float64_as_batches_are():
 
 @pytest.mark.parametrize("dim_of_small", [128, 0])
 def test_mahalanobis_of_whitening_equals_the_inverse_covariance(dim_of_small, monkeypatch):
-    monkeypatch.setattr(statistics, "_SMALL", dim_of_small)
+    monkeypatch.setattr(statistics, "SMALL", dim_of_small)
     data = samples(count=60)
     count, mean, scatter = stream(data, 7)
     for start in range(0, 6, 4):
@@ -114,7 +114,7 @@ def test_fewer_samples_than_dimensions_work_with_epsilon():
 
 @pytest.mark.parametrize("dim_of_small", [128, 0])
 def test_a_covariance_that_is_not_positive_definite_says_what_to_change(dim_of_small, monkeypatch):
-    monkeypatch.setattr(statistics, "_SMALL", dim_of_small)
+    monkeypatch.setattr(statistics, "SMALL", dim_of_small)
     data = samples(count=40, positions=4, dim=4)
     data[2] = 1.0
     count, _, scatter = stream(data, 5)

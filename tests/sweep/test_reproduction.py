@@ -43,7 +43,7 @@ def bottle(tmp_path):
 @pytest.fixture
 def weights(monkeypatch):
     """Every weight is at hand."""
-    monkeypatch.setattr(reproduction, "_find_weights", lambda backbone: None)
+    monkeypatch.setattr(reproduction, "find_weights", lambda backbone: None)
 
 
 def test_recipes_are_found_by_name_or_by_what_it_begins_with():

@@ -107,17 +107,18 @@ def test_connections_are_made_again_until_the_source_ends(caplog):
 
 
 @pytest.mark.parametrize("attempts", [1, 5, 20])
-def test_pauses_grow_and_end(monkeypatch, attempts):
-    pauses = []
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.5)
+def test_pauses_grow_from_one_failure_to_the_next(monkeypatch, attempts):
+    failures = []
+
+    def note(*given):
+        failures.append(given)
+        return 0
+
+    monkeypatch.setattr(module, "pause", note)
     source = Scripted(*[[ConnectionLostError("gone")] for _ in range(attempts)], [])
-    capture = Capture(source)
-    monkeypatch.setattr(capture._stop, "wait", lambda seconds: pauses.append(seconds))
-    capture._run()
-    assert len(pauses) == attempts
-    for number, pause in enumerate(pauses):
-        whole = min(0.5 * 2**number, 30.0)
-        assert whole / 2 <= pause <= whole
+    with Capture(source) as frames:
+        ended(frames)
+    assert failures == [(number, module.FIRST_PAUSE, module.LONGEST_PAUSE) for number in range(1, attempts + 1)]
 
 
 def test_giving_up():
@@ -292,7 +293,7 @@ def test_a_connection_that_was_lost_leaves_nothing_behind():
                 wait_until(lambda before=before: frames.counts.arrived > before + 3)
                 camera.cut.set()
                 wait_until(lambda cuts=cuts: frames.connection.reconnects == cuts)
-            there = [one for one in gc.get_objects() if type(one) is sources._Reading]
+            there = [one for one in gc.get_objects() if type(one) is sources.Reading]
     finally:
         gc.enable()
     assert len(there) <= 1  # that of the connection that stands

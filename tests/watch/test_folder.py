@@ -47,7 +47,7 @@ def watching(path, **settings):
     with Capture(str(path), **settings) as frames:
         folder: Any = frames.source
         end = time.monotonic() + 30
-        while folder._known is None:
+        while not folder.ready:
             assert time.monotonic() < end
             time.sleep(0.005)
         yield frames
@@ -158,7 +158,7 @@ def test_a_file_that_is_gone_before_it_was_read_is_told(tmp_path):
     with watching(tmp_path) as frames:
         write(tmp_path / "gone.png")
         end = time.monotonic() + 20
-        while not frames.source._falling:
+        while not frames.source.falling:
             assert time.monotonic() < end
         (tmp_path / "gone.png").unlink()
         assert str(frames.take().frame.image) == f"{tmp_path / 'gone.png'}: was removed before it was read"

@@ -104,7 +104,7 @@ class FeatureCache:
 
     def load(self, key: str) -> Cached | None:
         """What is kept under `key`; None if there is nothing, or nothing usable."""
-        path = self._path(key)
+        path = self.path_of(key)
         try:
             tensors = load(path.read_bytes())
             digest = tensors.pop("digest", torch.empty(0))
@@ -135,7 +135,7 @@ class FeatureCache:
                 return
             try:
                 self._make_room(len(content))
-                with replacing(self._path(entry.key), "wb") as file:
+                with replacing(self.path_of(entry.key), "wb") as file:
                     file.write(content)
             except (OSError, ResourceError) as error:
                 log.warning("%s: no more features are cached", error)
@@ -150,7 +150,7 @@ class FeatureCache:
     @property
     def kept(self) -> int:
         """How many of these are in the cache still."""
-        return sum(self._path(key).exists() for key in self._computed)
+        return sum(self.path_of(key).exists() for key in self._computed)
 
     def report(self) -> None:
         """Log what the cache was good for, and the size it would need where it is too small."""
@@ -166,7 +166,8 @@ class FeatureCache:
                 1.05 * needed / 2**30,  # two digits may be rounded down
             )
 
-    def _path(self, key: str) -> Path:
+    def path_of(self, key: str) -> Path:
+        """File of an entry, whether it is there or not."""
         return self.folder / f"{key}{SUFFIX}"
 
     def _make_room(self, size: int) -> None:

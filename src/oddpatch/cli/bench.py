@@ -38,10 +38,15 @@ def bench(
     for model in models:
         for name in engines if model.is_dir() or model.suffix == ".ckpt" else [""]:
             for batch in batches:
-                _tell(model, _measure(model, batch, name))
+                _tell(model, measure_apart(model, batch, name))
 
 
-def _measure(model: Path, batch: int, engine: str) -> "dict[str, float | str]":
+def measure_apart(model: Path, batch: int, engine: str) -> "dict[str, float | str]":
+    """What `oddpatch.inference.bench` measures, in a process of its own: nothing is loaded before.
+
+    Raises:
+        CheckpointError: it failed.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "oddpatch.inference.bench", str(model), str(batch), engine],
         capture_output=True, text=True, check=False,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oddpatch.files import shown
+from oddpatch.wording import counted
 
 if TYPE_CHECKING:
     from oddpatch.data.walk import LeftOut
@@ -24,9 +25,14 @@ def tell(text: object, err: bool = False) -> None:
     typer.echo(shown(text), err=err)
 
 
-def product_of(record: dict[str, Any]) -> str:
-    """Of which of several products an image is, or that it is of none, as part of a line; empty for a model of one."""
-    return "".join(f"  {shown(record[name])}" for name in ("product", "reason") if record.get(name))
+def line_of(record: dict[str, Any], verdict: str) -> str:
+    """The result of one image for people, from what `oddpatch.inference.records` has of it."""
+    if "error" in record:
+        return f"{verdict}  {shown(record['error'])}"
+    p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
+    regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
+    product = "".join(f"  {shown(record[name])}" for name in ("product", "reason") if record.get(name))
+    return f"{verdict}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{product}{regions}"
 
 
 def warn_of_left_out(left_out: "Iterable[LeftOut]") -> None:

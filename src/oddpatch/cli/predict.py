@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oddpatch.cli.common import Trust, product_of, split_names, tell, warn_of_left_out
+from oddpatch.cli.common import Trust, line_of, split_names, tell, warn_of_left_out
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import shown
 from oddpatch.wording import counted, listed
 
 if TYPE_CHECKING:
@@ -231,11 +230,8 @@ def _tell(record: dict[str, Any], terminal: bool) -> None:
         sys.stdout.write(json.dumps(record) + "\n")
         sys.stdout.flush()
     elif "error" in record:
-        typer.secho(f"error      {shown(record['error'])}", fg="red")
+        typer.secho(line_of(record, f"{'error':<9}"), fg="red")
+    elif record["is_anomalous"]:
+        typer.secho(line_of(record, "anomalous"), fg="yellow")
     else:
-        p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
-        regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
-        color = "yellow" if record["is_anomalous"] else None
-        verdict = "anomalous" if record["is_anomalous"] else "good"
-        line = f"{verdict:<9}  {record['score']:9.4g}{p_value}  {shown(record['path'])}{product_of(record)}{regions}"
-        typer.secho(line, fg=color)
+        typer.secho(line_of(record, f"{'good':<9}"))

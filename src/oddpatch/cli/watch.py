@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oddpatch.cli.common import Trust, product_of, tell
+from oddpatch.cli.common import Trust, line_of, tell
 from oddpatch.ending import end_as_meant
 from oddpatch.errors import ConfigError
 from oddpatch.files import parse_json, replacing, shown
@@ -233,15 +233,7 @@ def _tell(event: "Event", terminal: bool) -> None:
         sys.stdout.write(json.dumps(event.to_dict()) + "\n")
         sys.stdout.flush()
         return
-    record = event.record
-    if "error" in record:
-        text = f"{event.verdict.value:<7}  {shown(record['error'])}"
-    else:
-        regions = f"  {counted(len(record['regions']), 'region')}" if record["regions"] else ""
-        p_value = "" if record["p_value"] is None else f"  p {record['p_value']:.3f}"
-        name = shown(record["path"]) + product_of(record)
-        text = f"{event.verdict.value:<7}  {record['score']:9.4g}{p_value}  {name}{regions}"
-    typer.secho(text, fg=COLOURS[event.verdict.value])
+    typer.secho(line_of(event.record, f"{event.verdict.value:<7}"), fg=COLOURS[event.verdict.value])
     for alarm in event.drift:
         typer.secho(f"drift    {alarm}", fg="magenta")
 

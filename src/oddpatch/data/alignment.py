@@ -196,7 +196,7 @@ class Alignment:
         target = (self._grey.shape[1], self._grey.shape[0])
         moved = _gradient(cv2.warpPerspective(grey, between, target, borderMode=cv2.BORDER_REPLICATE))
         covered = cv2.warpPerspective(np.ones_like(grey), between, target, flags=cv2.INTER_NEAREST)
-        fits, contrasts = _block_correlations(self._gradient, moved * covered)
+        fits, contrasts = block_correlations(self._gradient, moved * covered)
         order = np.argsort(fits)
         total = np.cumsum(contrasts[order])
         return float(np.clip(fits[order][np.searchsorted(total, total[-1] / 2)], 0, 1))
@@ -302,7 +302,7 @@ def _gradient(grey: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(gradient, np.float32)
 
 
-def _block_correlations(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[Floats, Floats]:
+def block_correlations(first: NDArray[np.float32], second: NDArray[np.float32]) -> tuple[Floats, Floats]:
     """Correlation of each block of two images (h, w), and the deviation of the first there; both (blocks,)."""
     starts = [_starts(side) for side in first.shape]
 

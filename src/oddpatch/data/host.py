@@ -67,9 +67,10 @@ class HostPreprocess:
         self.interpolation, self.full_scale, self.max_pixels = interpolation, full_scale, max_pixels
         self.alignment = Alignment(**align) if align else None
         self._roi = decode(roi) if roi else None  # (H, W) uint8
-        self._seen = np.ones(self.image_size, np.float32)  # (h, w), 1 where it is inspected
+        #: (h, w), 1 where an image is inspected.
+        self.seen = np.ones(self.image_size, np.float32)
         if self._roi is not None:
-            self._seen = self._lay_out(self._roi)
+            self.seen = self._lay_out(self._roi)
 
     @property
     def image_size(self) -> Size:
@@ -131,7 +132,7 @@ class HostPreprocess:
         """See `Preprocess.share`."""
         if self._roi is None and registration is None:
             return self.geometry(original_size).share
-        return float((self.to_original(self._seen, original_size, 0.0, registration) >= 0.5).mean())
+        return float((self.to_original(self.seen, original_size, 0.0, registration) >= 0.5).mean())
 
     def to_original(
         self,

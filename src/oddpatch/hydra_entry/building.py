@@ -39,7 +39,7 @@ def make(part: Any, **kwargs: Any) -> Any:
             raise error.__cause__ from None
         if str(error).startswith("Error locating target"):
             reason = str(error).splitlines()[0].partition(", set env var")[0]
-            if missing := _missing_package(error):
+            if missing := missing_package(error):
                 remedy = installing(missing) or "install it, or is its name spelt right?"
                 raise ConfigError(f"{name or 'config'}: {reason}: {missing} is not installed: {remedy}") from None
             raise ConfigError(f"{name or 'config'}: {reason}: is its name spelt right?") from None
@@ -49,7 +49,7 @@ def make(part: Any, **kwargs: Any) -> Any:
     return build(**texts, **kwargs)
 
 
-def _missing_package(error: BaseException | None) -> str | None:
+def missing_package(error: BaseException | None) -> str | None:
     """The package whose absence an error comes from."""
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name:

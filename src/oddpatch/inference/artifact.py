@@ -105,14 +105,14 @@ def read_artifact(path: Path, engine: str | None = None) -> Artifact:
         if chosen == "onnxruntime":
             metadata = open_onnx(data, path)
             _check(metadata, path)
-            run = _onnxruntime(data, metadata)
+            run = onnxruntime_run(data, metadata)
         else:
             weights = _read(path.with_suffix(".bin"))
             check_openvino(data, weights, path)
             network = openvino_core().read_model(data, weights)
             metadata = read_metadata(network.get_rt_info([KEY]).astype(str), path)
             _check(metadata, path)
-            run = _openvino(network, metadata)
+            run = openvino_run(network, metadata)
     except OddpatchError:
         raise
     except Exception as error:  # of an engine, which has its own for whatever it does not like
@@ -127,7 +127,12 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): give what oddpatch export wrote") from error
 
 
-def _onnxruntime(data: bytes, metadata: dict[str, Any]) -> Run:
+def onnxruntime_run(data: bytes, metadata: dict[str, Any]) -> Run:
+    """What runs the graph of an ONNX file in ONNX Runtime.
+
+    Raises:
+        CheckpointError: its inputs and outputs are not those of its metadata.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -143,7 +148,9 @@ def _onnxruntime(data: bytes, metadata: dict[str, Any]) -> Run:
     return lambda images: dict(zip(names, session.run(names, {INPUT: images}), strict=True))
 
 
-def _openvino(network: Any, metadata: dict[str, Any]) -> Run:
+def openvino_run(network: Any, metadata: dict[str, Any]) -> Run:
+    """What runs a network of OpenVINO; see `onnxruntime_run`."""
+
     def shape(port: Any) -> list[int | None]:
         return [None if side.is_dynamic else side.get_length() for side in port.partial_shape]
 

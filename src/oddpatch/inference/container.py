@@ -26,7 +26,7 @@ _BYTES, _METADATA, _ENTRY_KEY, _ENTRY_VALUE = 2, 14 << 3 | 2, 1 << 3 | 2, 2 << 3
 
 def seal_onnx(model: bytes, metadata: dict[str, Any]) -> bytes:
     """An ONNX file of a serialised model and its metadata."""
-    described = model + _entry(KEY, _to_json(metadata))
+    described = model + _entry(KEY, to_json(metadata))
     return described + _entry(HASH_KEY, hashlib.sha256(described).hexdigest())
 
 
@@ -57,7 +57,7 @@ def check_openvino(description: bytes, weights: bytes, path: Path) -> None:
 
 def metadata_text(metadata: dict[str, Any]) -> str:
     """What OpenVINO's `rt_info` holds under `KEY`."""
-    return _to_json(metadata)
+    return to_json(metadata)
 
 
 def read_metadata(text: str, path: Path) -> dict[str, Any]:
@@ -80,7 +80,8 @@ def _require_hash(found: bytes, expected: bytes, path: Path) -> None:
         raise CheckpointError(f"{path} was truncated, damaged or changed (its SHA-256 differs): export the run again")
 
 
-def _to_json(metadata: dict[str, Any]) -> str:
+def to_json(metadata: dict[str, Any]) -> str:
+    """Metadata as an artifact holds them."""
     return json.dumps(metadata, allow_nan=False)
 
 

@@ -30,13 +30,14 @@ class KeptExamples:
 
     def __init__(self, worst: int, typical: int) -> None:
         self.candidates = Candidates(worst, typical)
-        self._levels: list[Tensor] = []
+        #: Of each batch so far, see `gather`.
+        self.levels: list[Tensor] = []
 
     def keep(self, outputs: Prediction, batch: Batch, samples: Sequence[Sample], preprocess: Preprocess) -> None:
         """Keep what may be shown of a batch, and the levels of its maps."""
         maps = outputs.anomaly_map
         if maps is not None:
-            self._levels.append(_levels(maps, batch.label))
+            self.levels.append(_levels(maps, batch.label))
         rows = zip(outputs.score.tolist(), batch.label.tolist(), batch.index.tolist(), strict=True)
         for position, (score, label, index) in enumerate(rows):
             defect_type = samples[index].kind
@@ -61,7 +62,7 @@ class KeptExamples:
         Returns:
             The levels (N, 3) of all images: label, median and highest value of the map.
         """
-        levels = torch.cat(self._levels) if self._levels else torch.empty(0, 3)
+        levels = torch.cat(self.levels) if self.levels else torch.empty(0, 3)
         if dist.is_available() and dist.is_initialized():
             held: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
             dist.gather_object((self.candidates, levels), held)

@@ -32,7 +32,7 @@ from oddpatch.wording import counted
 
 # Every part is searched for every defect score, so that many parts cost more than their threads gain.
 _MOST_PARTS = 4
-_SMALLEST_PART = 1_000_000
+SMALLEST_PART = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
     pixels = select_pixels(maps, masks)
     # Sorted in place (this is a copy), in as many parts as torch may use threads; a part is not worth it if small.
     contested = pixels.maps[pixels.contested]
-    num_parts = max(1, min(torch.get_num_threads(), _MOST_PARTS, contested.size // _SMALLEST_PART))
+    num_parts = max(1, min(torch.get_num_threads(), _MOST_PARTS, contested.size // SMALLEST_PART))
     parts = np.array_split(contested, num_parts)
     in_threads(np.ndarray.sort, parts)
     order = np.argsort(pixels.defect_scores)

@@ -223,7 +223,7 @@ class MemoryBanks(PatchDetector):
             self._indices = (self.banks, made)
         return self._indices[1]
 
-    def _explain(self, patches: Tensor, bank: int, layer: int, own: Tensor | None = None) -> Tensor:
+    def score_layer(self, patches: Tensor, bank: int, layer: int, own: Tensor | None = None) -> Tensor:
         """Scores (B, P) of patches (B, P, D_l) by one bank, without its entries from the image `own` (1,)."""
         held = self.banks[bank].split(self.dims, dim=1)[layer]  # (M, D_l)
         if torch.compiler.is_exporting():
@@ -242,12 +242,11 @@ class MemoryBanks(PatchDetector):
     def score_patches(self, patches: Tensor, own: Tensor | None = None) -> Tensor:
         """Scores (B, P): the mean over layers of the median over banks."""
         layers = patches[..., : sum(self.dims)].split(self.dims, dim=2)
-        scores = torch.stack(
-            [
-                lower_median(torch.stack([self._explain(part, bank, i, own) for bank in range(len(self.banks))]), dim=0)
-                for i, part in enumerate(layers)
-            ]
-        ).mean(dim=0)
+        by_layer = (
+            torch.stack([self.score_layer(part, bank, i, own) for bank in range(len(self.banks))])
+            for i, part in enumerate(layers)
+        )
+        scores = torch.stack([lower_median(by_bank, dim=0) for by_bank in by_layer]).mean(dim=0)
         return scores * patches[..., -1] if self.mask_background else scores
 
     def score_left_out(self, features: list[Tensor], index: Tensor, image_size: tuple[int, int]) -> Prediction:

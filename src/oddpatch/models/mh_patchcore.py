@@ -107,16 +107,17 @@ class MHPatchCore(PatchDetector):
         values = (1 - self.shrinkage) * values + self.shrinkage * values.mean()
         self.mean, self.whitening = mean[0].float(), (vectors / values.sqrt()).float()
         _, patches = self.held.take()  # (N, P, D)
-        blocks = [self._whiten(block.flatten(0, 1)) for block in patches.split(self.block_images)]
+        blocks = [self.whiten(block.flatten(0, 1)) for block in patches.split(self.block_images)]
         del patches
-        self.memory_bank = self._merge_and_reduce(blocks, progress)
+        self.memory_bank = self.merge_and_reduce(blocks, progress)
         self.finish()
 
-    def _whiten(self, patches: Tensor) -> Tensor:
+    def whiten(self, patches: Tensor) -> Tensor:
+        """Patches (..., D) in the whitened space (..., d)."""
         return (patches - self.mean) @ self.whitening
 
-    def _merge_and_reduce(self, blocks: list[Tensor], progress: ProgressFn) -> Tensor:
-        """The bank: of each two blocks of one level, thinned, comes one of the next; what is left is joined."""
+    def merge_and_reduce(self, blocks: list[Tensor], progress: ProgressFn) -> Tensor:
+        """The bank (M, d): of each two blocks (n, d) of one level, thinned, comes one of the next."""
         levels: dict[int, Tensor] = {}
         for done, block in enumerate(blocks, start=1):
             level, reduced = 0, _thin(block, self.block_size)
@@ -139,7 +140,7 @@ class MHPatchCore(PatchDetector):
 
     def score_patches(self, patches: Tensor) -> Tensor:
         """Squared distances (B, P) to the memory bank."""
-        squared, _ = self._search(self._whiten(patches).flatten(0, 1))
+        squared, _ = self._search(self.whiten(patches).flatten(0, 1))
         return squared.view(patches.shape[:2])
 
     def score_images(self, scores: Tensor, patches: Tensor, anomaly_map: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ class MHPatchCore(PatchDetector):
         if count < 2:
             return highest
         rows = torch.arange(hottest.shape[0], device=hottest.device)
-        queries = self._whiten(patches[rows, hottest])  # (B, d)
+        queries = self.whiten(patches[rows, hottest])  # (B, d)
         _, nearest = self._search(queries)
         _, around = self._search(self.memory_bank[nearest[:, 0]], count)
         squared = (queries[:, None] - self.memory_bank[around]).square().sum(dim=2)  # (B, b)

@@ -96,7 +96,7 @@ class MuSc(Detector):
         self.scores = torch.cat([self._highest(part) for part in self.patch_scores.split(16)])
         self.finish()
 
-    def _neighbourhoods(self, maps: Tensor) -> Iterator[Tensor]:
+    def neighbourhoods(self, maps: Tensor) -> Iterator[Tensor]:
         """Unit vectors (B, P, C_l) of each window and layer of maps (B, sum C_l, h, w)."""
         for side in self.windows:
             pooled = F.avg_pool2d(maps, side, stride=1, padding=side // 2) if side > 1 else maps  # zeros outside count
@@ -108,7 +108,7 @@ class MuSc(Detector):
         total: Tensor | float = 0.0
         same: list[Tensor] = []
         kinds = len(self.windows) * len(self.channels)
-        pairs = zip(self._neighbourhoods(maps), self._neighbourhoods(self.gallery), strict=True)
+        pairs = zip(self.neighbourhoods(maps), self.neighbourhoods(self.gallery), strict=True)
         for kind, (own, others) in enumerate(pairs):
             found = []
             # Image by image: the distances take N times the room of the scores.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 
-# Channels up to which covariances are small: beyond, the threads of NumPy's LAPACK cost more than they gain.
-_SMALL = 128
+#: Channels up to which covariances are small: beyond, the threads of NumPy's LAPACK cost more than they gain.
+SMALL = 128
 
 
 class Moments(NamedTuple):
@@ -84,7 +84,7 @@ def whiten_(scatter: Tensor, count: int, epsilon: float, start: int, stop: int) 
     """
     covariance = scatter[start:stop].double().div_(count - 1)  # (p, D, D)
     covariance.diagonal(dim1=1, dim2=2).add_(epsilon)
-    inverse = _invert_factors_of_small if scatter.is_cpu and scatter.shape[-1] <= _SMALL else _invert_factors
+    inverse = _invert_factors_of_small if scatter.is_cpu and scatter.shape[-1] <= SMALL else _invert_factors
     try:
         scatter[start:stop] = inverse(covariance)
     except (torch.linalg.LinAlgError, np.linalg.LinAlgError):

@@ -126,7 +126,7 @@ def prepare(name: str, data: Path | None) -> Recipe:
             raise NothingPublishedError(f"{name}: no published numbers are known that its own could be put beside")
         try:
             found = comparable.categories(Path(cfg.data.root))
-            _find_weights(OmegaConf.to_yaml(cfg.backbone, resolve=True))
+            find_weights(OmegaConf.to_yaml(cfg.backbone, resolve=True))
         except DataError as error:
             return Recipe(name, obstacle="; ".join(filter(None, [str(error), cfg.data.get("obtain")])))
         except WeightsError as error:
@@ -144,7 +144,7 @@ def _draws(part: Any) -> bool:
 
 
 @cache
-def _find_weights(backbone: str) -> None:
+def find_weights(backbone: str) -> None:
     """Find or fetch the weights of a backbone, described by YAML; a `WeightsError` if they are not to be had."""
     building.make(OmegaConf.create(backbone))
 

@@ -1,7 +1,6 @@
 """The newest frames of a source: read in a thread that connects again and again, and never waited for."""
 
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from oddpatch.data.decoding import read_pixels
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.inference.scorer import ImageLike
 from oddpatch.inference.sources import Frame
+from oddpatch.watch.pauses import pause
 from oddpatch.watch.slot import Counts, Slot
 from oddpatch.watch.sources import ConnectionLostError, Picture, RefusedError, Source, StalledError, make_source
 from oddpatch.watch.triggers import Trigger
@@ -199,9 +199,8 @@ class Capture:
                     raise ConnectionLostError(
                         f"{self.source.name}: {text}, and no connection for {self._give_up:g} s: see to the camera"
                     ) from None
-            # Jitter, so that many watches do not come back to one server at the same moment.
-            self._stop.wait(min(FIRST_PAUSE * 2**attempts, LONGEST_PAUSE) * random.uniform(0.5, 1))
-            attempts = min(attempts + 1, 10)
+            attempts += 1
+            self._stop.wait(pause(attempts, FIRST_PAUSE, LONGEST_PAUSE))
 
     def _set(self, state: str, error: str | None = None, reconnects: int | None = None) -> None:
         count = self._connection.reconnects if reconnects is None else reconnects

@@ -60,6 +60,16 @@ class Folder:
         self._unread: dict[str, list[str]] = {}  # names of the first, by reason
         self._counts: Counter[str] = Counter()  # of all, by reason
 
+    @property
+    def ready(self) -> bool:
+        """Whether what falls from now on is seen."""
+        return self._known is not None
+
+    @property
+    def falling(self) -> list[Path]:
+        """Files that are perhaps still being written."""
+        return list(self._falling)
+
     def pictures(self, stop: threading.Event) -> Iterator[Picture]:
         """See `Source`."""
         import watchfiles

@@ -250,7 +250,7 @@ def _live(
             "HLS and recordings are not live: they come in pieces, seconds late",
             "give the RTSP or MJPEG address of the camera, or download the recording",
         )
-    reading = _Reading(container, stream, stop, timed)
+    reading = Reading(container, stream, stop, timed)
     with container:
         for shot in decode(reading.packets(), stream.codec_context, reading.is_late):
             taken = reading.clock.taken(shot.time) - reading.held if timed and shot.time is not None else shot.arrived
@@ -262,7 +262,7 @@ def _live(
                 del reading  # else it and its error keep each other, and the decoder, until garbage is collected
 
 
-class _Reading:
+class Reading:
     """The packets of a camera.
 
     Attributes:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -203,9 +204,9 @@ def test_nobody_looks_and_only_alarms_are_drawn(start):
     running = start()
     running.server.put(make_event(0, Verdict.ACCEPT))
     running.server.put(make_event(1, Verdict.WARN))
-    wait_until(lambda: running.server._live.picture("e-00001"))
+    wait_until(lambda: running.get("/frames/e-00001.jpg")[0] == 200)
     time.sleep(2 * live.PERIOD)
-    assert running.server._live.picture("e-00000") is None
+    assert running.get("/frames/e-00000.jpg")[0] == 404
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing", "/healthz", "/state"])
@@ -355,12 +356,13 @@ def test_a_picture_that_cannot_be_drawn_stops_nothing(start, monkeypatch, caplog
     running.server.put(make_event(0))
     wait_until(lambda: "cannot be drawn" in caplog.text)
     running.server.put(make_event(1))
-    wait_until(lambda: running.server._live.picture("e-00001"))
+    wait_until(lambda: running.get("/frames/e-00001.jpg")[0] == 200)
 
 
 def test_closing_ends_the_threads_and_frees_the_port(start):
+    before = set(threading.enumerate())
     running = start()
+    assert running.get("/healthz")[0] == 200
     running.server.close(5)
-    assert not running.server._thread.is_alive()
-    assert not running.server._live._thread.is_alive()
+    assert set(threading.enumerate()) <= before
     Running(running.url.removeprefix("http://").rstrip("/")).server.close(5)

@@ -1,9 +1,11 @@
 """The folder of pictures: limited, whole files only, and nobody else's files are touched."""
 
 import io
+import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,14 @@ SIZE = (240, 320)  # 230 kB as PNG: noise
 
 
 def write(sink, *events):
-    for event in events:
+    for number, event in enumerate(events, start=over(sink) + 1):
         sink.put(event)
-        wait_until(lambda: sink._waiting.unfinished_tasks == 0)
+        wait_until(lambda number=number: over(sink) == number)
+
+
+def over(sink):
+    """Events whose pictures were written or failed."""
+    return sink.counts()["written"] + sink.counts()["failed"]
 
 
 def pictures(folder):
@@ -145,7 +152,7 @@ def test_after_a_kill_every_picture_is_whole_and_known(tmp_path):
     for name in pictures(tmp_path):
         Image.open(tmp_path / name).load()
     sink = start(tmp_path, megabytes=1)
-    assert set(sink._kept) == set(pictures(tmp_path))
+    assert sink.counts()["kept"] == len(pictures(tmp_path)) > 0
     write(sink, make_event(10**6, size=SIZE))
     sink.close(5)
     assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
@@ -192,18 +199,24 @@ def test_one_watch_writes_into_a_folder(tmp_path):
 
 
 def test_the_list_is_written_to_disk_before_the_picture(tmp_path, monkeypatch):
+    def listed():
+        """What a program would find after a kill now."""
+        shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
+        with closing(sqlite3.connect(tmp_path / "copy" / INDEX)) as index:
+            return index.execute("SELECT name, size FROM pictures").fetchall()
+
     def look(path, data):
-        listed.append(sink._index.execute("SELECT size FROM pictures WHERE name = ?", (path.name,)).fetchone())
+        found.extend(listed())
         raise ResourceError("full")
 
-    listed: list[object] = []
-    sink = Pictures(tmp_path)
+    folder, found, event = tmp_path / "pictures", [], make_event()
+    sink = start(folder)
     monkeypatch.setattr("oddpatch.watch.sinks.pictures.write_whole", look)
-    with pytest.raises(ResourceError):
-        sink._write(make_event())
-    assert listed == [(len(to_png(make_event().image)),)]
-    assert sink._index.execute("SELECT count(*) FROM pictures").fetchone() == (0,)
-    assert sink._bytes == 0
+    write(sink, event)
+    sink.close(5)
+    assert (f"{event.stem}.png", len(to_png(event.image))) in found
+    assert listed() == []
+    assert sink.counts() == {"written": 0, "kept": 0, "removed": 0, "failed": 1, "dropped": 0}
 
 
 @pytest.mark.parametrize("longest", [1280, 32])
@@ -225,7 +238,12 @@ def test_the_webhook_names_the_picture_that_is_kept(tmp_path):
     for event in (make_event(0, Verdict.REJECT), make_event(1, Verdict.FAILED)):
         for sink in sinks:
             sink.put(event)
-    alarms = list(sinks[1].outbox._alarms)
+    box = sinks[1].outbox
+    box.stop_waiting()
+    alarms = []
+    while alarm := box.first():
+        alarms.append(alarm)
+        box.done(alarm)
     for sink in sinks:
         sink.close(0.2)
     assert f'"picture": "{make_event(0).stem}.png"'.encode() in alarms[0].body

@@ -17,8 +17,8 @@ from conftest import ROOT
 
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Verdict
-from oddpatch.watch.sinks import make_sinks, sender
-from oddpatch.watch.sinks.webhook import Webhook, _retry_after
+from oddpatch.watch.sinks import make_sinks
+from oddpatch.watch.sinks.webhook import Webhook, retry_after
 
 
 @pytest.fixture(autouse=True)
@@ -140,19 +140,11 @@ def test_a_receiver_says_when_to_come_again(webhook):
     ],
 )
 def test_retry_after_is_a_number(text, wait):
-    assert _retry_after(text) == wait
+    assert retry_after(text) == wait
 
 
 def test_retry_after_is_a_date():
-    assert 50 < _retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
-
-
-def test_pauses_double_up_to_a_limit_and_differ():
-    random.seed(0)
-    for failures, full in [(1, 1), (2, 2), (4, 8), (6, 32), (7, 60), (5000, 60)]:
-        pauses = [sender._pause(failures, 1.0, 60.0) for _ in range(200)]
-        assert full / 2 <= min(pauses) < 0.6 * full
-        assert 0.9 * full < max(pauses) <= full
+    assert 50 < retry_after(formatdate(time.time() + 60, usegmt=True)) <= 60
 
 
 def test_alarms_wait_for_a_receiver_that_is_not_there_yet(webhook, tmp_path):
@@ -285,7 +277,7 @@ def test_a_certificate_is_checked(certificate, trusted, tmp_path, monkeypatch, c
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     with receiving() as receiver:
-        receiver._server.socket = context.wrap_socket(receiver._server.socket, server_side=True)
+        receiver.server.socket = context.wrap_socket(receiver.server.socket, server_side=True)
         if trusted:
             monkeypatch.setenv("SSL_CERT_FILE", str(cert))
         monkeypatch.setenv("ODDPATCH_WEBHOOK_TOKEN", "bearer-secret")
@@ -301,8 +293,8 @@ def test_a_fault_of_ours_keeps_no_later_alarm_waiting(webhook, caplog):
     with receiving() as receiver:
         sink = webhook(receiver)
         faults = [ValueError("oh")]
-        deliver = sink._deliver
-        sink._deliver = lambda alarm: (_ for _ in ()).throw(faults.pop()) if faults else deliver(alarm)
+        deliver = sink.deliver
+        sink.deliver = lambda alarm: (_ for _ in ()).throw(faults.pop()) if faults else deliver(alarm)
         sink.put(make_event())
         wait_until(lambda: receiver.ids == ["e-00000"])
     assert "ValueError('oh')" in caplog.text

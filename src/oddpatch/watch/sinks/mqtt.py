@@ -70,7 +70,8 @@ class Mqtt(Sender):
         self._client.loop_start()
         super().start()
 
-    def _deliver(self, alarm: Alarm) -> None:
+    def deliver(self, alarm: Alarm) -> None:
+        """See `Sender`."""
         if self._published is None or self._published[0] != alarm:
             if not self._connected.wait(1.0):
                 raise Unanswered(self._why)

@@ -2,13 +2,13 @@
 
 import json
 import logging
-import random
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 
 from oddpatch.watch.events import Event, Verdict
+from oddpatch.watch.pauses import pause
 from oddpatch.watch.sinks.outbox import Alarm, Outbox
 from oddpatch.wording import counted
 
@@ -94,7 +94,7 @@ class Sender(ABC):
             self.outbox.close()
 
     @abstractmethod
-    def _deliver(self, alarm: Alarm) -> None:
+    def deliver(self, alarm: Alarm) -> None:
         """Return when the alarm was accepted; raise `Refused` or `Unanswered`."""
 
     def _run(self) -> None:
@@ -102,7 +102,7 @@ class Sender(ABC):
         while alarm := self.outbox.first():
             self._wake.clear()
             try:
-                self._deliver(alarm)
+                self.deliver(alarm)
             except Refused as error:
                 self.given_up += 1
                 log.error("%s %s: %s: alarm %s is given up", self.name, self.receiver, error, alarm.id)
@@ -115,7 +115,7 @@ class Sender(ABC):
                     told = reason
                     log.warning("%s %s: %s: alarms wait in %s", self.name, self.receiver, reason, self.outbox.path)
                 asked = error.wait if isinstance(error, Unanswered) else 0.0
-                self._wake.wait(max(asked, _pause(failures, *self.waits)))
+                self._wake.wait(max(asked, pause(failures, *self.waits)))
                 continue
             else:
                 self.sent += 1
@@ -125,9 +125,3 @@ class Sender(ABC):
             self.outbox.done(alarm)
             if self._deadline is not None and time.monotonic() > self._deadline:
                 return
-
-
-def _pause(failures: int, first: float, most: float) -> float:
-    """Seconds until the next attempt: doubled each time, and shortened at random, so that not all senders of a site
-    knock at the same moment when their receiver is back."""
-    return min(most, first * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)

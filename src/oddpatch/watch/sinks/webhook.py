@@ -53,7 +53,8 @@ class Webhook(Sender):
         self._url, self._silence = parts.geturl(), silence
         self._opener = urllib.request.build_opener(_NoRedirects)
 
-    def _deliver(self, alarm: Alarm) -> None:
+    def deliver(self, alarm: Alarm) -> None:
+        """See `Sender`."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": alarm.id, "User-Agent": "oddpatch"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -68,7 +69,7 @@ class Webhook(Sender):
                     raise Refused(said) from None
                 if 300 <= answer.code < 400:
                     said += f" and leads to {_host(answer.headers.get('Location'))}, which is not followed"
-                raise Unanswered(said, _retry_after(answer.headers.get("Retry-After"))) from None
+                raise Unanswered(said, retry_after(answer.headers.get("Retry-After"))) from None
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise Unanswered(f"no answer ({' '.join(str(reason).split()) or type(reason).__name__})") from None
@@ -88,7 +89,7 @@ def _host(location: str | None) -> str:
         return "no address"
 
 
-def _retry_after(text: str | None) -> float:
+def retry_after(text: str | None) -> float:
     """Seconds that a receiver asks us to wait: it gives their number, or a date (RFC 9110, 10.2.3)."""
     try:
         wait = float(text or 0)
