@@ -133,12 +133,12 @@ FAULTS = [
     Fault(
         "an opaque black mask is a defect", "data/masks.py",
         "uniform = (colour == colour[0, 0]).all() and not (alpha == alpha[0, 0]).all()",
-        "uniform = (colour == colour[0, 0]).all()", "data/test_masks.py",
+        "uniform = (colour == colour[0, 0]).all()", "data/test_mask_files.py",
     ),
     Fault(
         "a mask's value at the threshold is a defect", "data/masks.py",
         "array > threshold * full_scale", "array >= threshold * full_scale",
-        "data/test_masks.py -k threshold",
+        "data/test_mask_files.py -k threshold",
     ),
     Fault(
         "a mask repeated beyond the image", "data/alignment.py",
@@ -652,7 +652,7 @@ FAULTS = [
     ),
     Fault(
         "a changed file of the hub is loaded", "hub.py",
-        "if not (found / name).is_file() or _sha256(found / name) != digest:", "if not (found / name).is_file():",
+        "if not (found / name).is_file() or sha256(found / name) != digest:", "if not (found / name).is_file():",
         "test_hub.py -k wrong_file",
     ),
     Fault(
@@ -676,8 +676,8 @@ FAULTS = [
         "watch/test_capture.py -k later_is_not",
     ),
     Fault(
-        "pauses between connections never end to grow", "watch/capture.py",
-        "min(FIRST_PAUSE * 2**attempts, LONGEST_PAUSE)", "FIRST_PAUSE * 2**attempts", "watch/test_capture.py -k pauses",
+        "pauses between attempts never end to grow", "watch/pauses.py",
+        "min(most, first * 2.0 ** min(failures - 1, 30))", "first * 2.0 ** min(failures - 1, 30)", "watch/test_pauses.py",
     ),
     Fault(
         "a playlist is read like a camera", "watch/sources.py",
