@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from oddpatch.data.alignment import load_alignment
 from oddpatch.data.dataset import DatasetWrapper, MVTecDataset, OnError
-from oddpatch.data.headers import find_full_scale
-from oddpatch.data.inspected import ENOUGH, Inspected, describe_share, inspected_share, read_sizes
+from oddpatch.data.inspected import Inspected
 from oddpatch.data.layout import (
     GOOD,
     Layout,
@@ -26,8 +25,9 @@ from oddpatch.data.layout import (
     scan_types,
 )
 from oddpatch.data.loading import check_workers, make_loader, workers_that_fit
-from oddpatch.data.reference import Reference, choose_reference
+from oddpatch.data.reference import Reference
 from oddpatch.data.roi import load_roi
+from oddpatch.data.settling import settle
 from oddpatch.data.sharding import ShardedBatches
 from oddpatch.data.shots import check_shots, choose
 from oddpatch.data.splits import follow, take_share
@@ -311,7 +311,7 @@ class MVTecDataModule(LightningDataModule):
             self.validation_samples = validation.test
             self.warnings += validation.warnings
             self.left_out += validation.left_out
-        self._adapt()
+        self._settle()
         self._train, self._test = self._dataset(self.train_samples), self._dataset(self.test_samples)
         self._validation = self._dataset(self.validation_samples)
         self.fitted = range(len(self.train_samples))
@@ -329,47 +329,16 @@ class MVTecDataModule(LightningDataModule):
         names = some([sample.path.name for sample in self.train_samples], 8)
         self._say(logging.INFO, "data.shots=%d: fitted to %s of %d good images", shots, names, len(everything))
 
-    def _adapt(self) -> None:
-        """Settle what the settings leave to the training images, and say how much of the images is inspected."""
-        preprocess, paths = self.preprocess, [sample.path for sample in self.train_samples]
-        if self.finds_full_scale:
-            found = find_full_scale(paths, preprocess.max_pixels)
-            if found:
-                self._say(logging.INFO, "full scale of the sensor: %d, from the training images", found)
-            preprocess.full_scale = found or 255  # that of a deeper image is not known: one beyond is refused, not dark
-        if self.finds_reference:
-            self._find_reference()
-        sizes = read_sizes(paths)
-        preprocess.adapt(sizes, self.multiple)
-        others = [sample.path for sample in (*self.test_samples, *self.validation_samples)]
-        self.inspected = inspected_share(preprocess, sizes + read_sizes(others))
-        if self.inspected is None:
-            return
-        line = describe_share(preprocess, self.inspected)
-        if self.inspected.framed < ENOUGH:
-            self.warnings.append(line)
-        else:
-            self._say(logging.INFO, "%s", line)
-        aligned = preprocess.alignment
-        if aligned and preprocess.roi is None and preprocess.geometry(aligned.size).share == 1:
-            self.warnings.append(
-                "images are aligned and inspected up to the edge of the reference, so that strips which alignment "
-                "moves in from outside a picture count in its score: set data.crop below data.resize, or data.roi"
-            )
-
-    def _find_reference(self) -> None:
-        """Choose the image that the others are moved onto, and say which, or that none is and why."""
-        good = [sample.path for sample in self.train_samples if not sample.label]
-        found = self.reference = choose_reference(good, self.preprocess.full_scale, self.preprocess.max_pixels)
-        self.preprocess.alignment = found.alignment
-        if found.path is None:
-            self.warnings.append(f"data.align=auto: images are not aligned, because {found.reason}")
-            return
-        self._say(
-            logging.INFO,
-            "data.align=auto: images are moved onto %s; %d of %d register to it, quality %.2f, by %.1f pixels",
-            found.path, found.registered, found.probes, found.quality, found.shift,
+    def _settle(self) -> None:
+        """Settle what the settings leave to the training images, and say what was found."""
+        settled = settle(
+            self.preprocess, self.train_samples, (*self.test_samples, *self.validation_samples),
+            full_scale=self.finds_full_scale, reference=self.finds_reference, multiple=self.multiple,
         )  # fmt: skip
+        self.inspected, self.reference = settled.inspected, settled.reference
+        self.warnings += settled.warnings
+        for line in settled.said:
+            self._say(logging.INFO, "%s", line)
 
     def _scan(self) -> Layout:
         if self.images is not None:
