@@ -677,7 +677,8 @@ FAULTS = [
     ),
     Fault(
         "pauses between attempts never end to grow", "watch/pauses.py",
-        "min(most, first * 2.0 ** min(failures - 1, 30))", "first * 2.0 ** min(failures - 1, 30)", "watch/test_pauses.py",
+        "min(most, first * 2.0 ** min(failures - 1, 30))", "first * 2.0 ** min(failures - 1, 30)",
+        "watch/test_pauses.py",
     ),
     Fault(
         "a playlist is read like a camera", "watch/sources.py",

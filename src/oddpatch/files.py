@@ -1,11 +1,13 @@
 """Files: complete when they appear under their name, inside the folder they belong to, and read without surprises."""
 
+import csv
 import errno
+import hashlib
 import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +46,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that appears under its name when it is complete, as `replacing` has it."""
     with replacing(path, "w" if isinstance(content, str) else "wb") as file:
         file.write(content)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inside(base: Path, name: str | Path, source: object) -> Path:
@@ -119,6 +127,13 @@ def to_cell(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip(_TEXT).startswith(_FORMULA):
         return _TEXT + value
     return value
+
+
+def write_cells(file: IO[str], columns: Iterable[str], rows: Iterable[Mapping[str, Any]], end: str = "\r\n") -> None:
+    """Write a CSV file with a header, see `to_cell`; a row without a value has an empty cell."""
+    writer = csv.DictWriter(file, list(columns), restval="", lineterminator=end)
+    writer.writeheader()
+    writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)
 
 
 def from_cell(text: str) -> str:

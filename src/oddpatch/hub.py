@@ -4,7 +4,6 @@ A model there is `model.safetensors`, `oddpatch.json` (what a checkpoint says be
 other files), `metrics.json` and `README.md`. Names of folders of this machine stay here.
 """
 
-import hashlib
 import json
 import os
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from oddpatch.checkpoint import read_checkpoint, write_checkpoint
 from oddpatch.errors import CheckpointError, ConfigError, ResourceError
 from oddpatch.factory import CHECKPOINT
-from oddpatch.files import parse_json
+from oddpatch.files import parse_json, sha256
 from oddpatch.report.card import render_card
 from oddpatch.report.runs import read_run
 from oddpatch.results import METRICS
@@ -72,7 +71,7 @@ def push(run: Path, address: Address, private: bool = False) -> str:
             {name: tensor.clone().contiguous() for name, tensor in content["state_dict"].items()}, folder / TENSORS
         )
         _write_json(folder / METRICS, _without_folders(finished.metrics))
-        hashes = {name: _sha256(folder / name) for name in (TENSORS, METRICS)}
+        hashes = {name: sha256(folder / name) for name in (TENSORS, METRICS)}
         about = _without_folders(content["oddpatch"])
         about["config"]["data"]["root"] = "."
         _write_json(folder / DESCRIPTION, {"oddpatch": about, "sha256": hashes})
@@ -106,7 +105,7 @@ def fetch(address: Address, folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{address}: {DESCRIPTION} cannot be read ({error!r}): upload the run again") from error
     for name, digest in wanted.items():
-        if not (found / name).is_file() or _sha256(found / name) != digest:
+        if not (found / name).is_file() or sha256(found / name) != digest:
             raise CheckpointError(
                 f"{address}: {name} is not the file that was uploaded (its SHA-256 differs): give another revision, or "
                 "upload the run again"
@@ -174,8 +173,3 @@ def _without_folders(value: Any) -> Any:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from oddpatch.errors import ConfigError
@@ -14,6 +14,20 @@ _NAMES: dict[type, str] = {
     int: "a whole number", float: "a number", bool: "true or false", list: "a list of them", type(None): "null"
 }  # fmt: skip
 _UNIONS, _LISTS = (typing.Union, types.UnionType), (list, tuple, Sequence)
+
+
+def require_one_of(choices: Collection[str], **settings: object) -> None:
+    """Raise a `ConfigError` for a setting that is none of some names."""
+    for name, value in settings.items():
+        if value not in choices:
+            raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+
+
+def require_at_least(least: int, **settings: float | None) -> None:
+    """Raise a `ConfigError` for a number that is too low; None is none."""
+    for name, value in settings.items():
+        if value is not None and value < least:
+            raise ConfigError(f"{name}={value}: choose at least {least}")
 
 
 def check_types(target: Any, settings: Mapping[str, Any], name: str) -> None:

@@ -3,7 +3,6 @@
 Nothing is executed when weights are read: files are safetensors, or are loaded with `weights_only=True`.
 """
 
-import hashlib
 import importlib.util
 import os
 import pickle
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from oddpatch.errors import WeightsError
+from oddpatch.files import sha256
 
 #: Seconds within which a host must answer before we say that there is no network.
 CONNECT_SECONDS = 4.0
@@ -173,8 +173,7 @@ def check_hash(path: Path) -> None:
     expected = _hash_in(path.name)
     if expected is None:
         return
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = sha256(path)
     if not actual.startswith(expected):
         raise WeightsError(
             f"{path} is damaged: its SHA-256 starts with {actual[: len(expected)]}, its name says {expected}: "

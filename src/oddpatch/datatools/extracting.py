@@ -10,9 +10,10 @@ import numpy as np
 
 from oddpatch.data.beside import iter_masks_beside
 from oddpatch.data.walk import LeftOut, summary, walk
-from oddpatch.datatools.writing import Progress, place, sha256, unique_key, write_manifest
+from oddpatch.datatools.writing import Progress, place, unique_key, write_manifest
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.files import parse_json
+from oddpatch.files import parse_json, sha256
+from oddpatch.settings import require_at_least
 from oddpatch.wording import counted
 
 _COLUMNS = ("path", "source", "sha256", "bytes", "repeat_of")
@@ -156,8 +157,7 @@ def plan_names(names: Sequence[Path], suffix: str = "", split: float | None = No
 def _check_settings(suffix: str, limit: int | None, split: float | None) -> None:
     if any(c in suffix for c in '/\\\0:*?"<>|'):
         raise ConfigError(f"suffix={suffix!r} cannot be part of a file name: leave separators out")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit}: choose at least 1")
+    require_at_least(1, limit=limit)
     if split is not None and not 0 < split < 1:
         raise ConfigError(f"split={split}: choose a share between 0 and 1, such as 0.8")
 

@@ -1,7 +1,5 @@
 """How the data tools write: whole files under their final names or none, and nothing replaced unless asked to."""
 
-import csv
-import hashlib
 import json
 import os
 import re
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 
 from oddpatch.data.masks import read_mask
 from oddpatch.errors import DataError
-from oddpatch.files import replacing, to_cell
+from oddpatch.files import replacing, write_cells
 from oddpatch.pool import Progress, tracked
 from oddpatch.temporary import drafting, placing
 
@@ -117,9 +115,7 @@ def write_manifest(path: Path, rows: Sequence[Mapping[str, Any]], **settings: An
         write_json(path, {**settings, "files": rows})
         return
     with replacing(path) as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({name: to_cell(value) for name, value in row.items()} for row in rows)
+        write_cells(file, rows[0], rows)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -128,12 +124,6 @@ def write_json(path: Path, content: Any) -> None:
     with replacing(path) as file:
         # What stands for a byte that is not UTF-8 is written as JSON writes any character, so that it can be read back.
         file.write(re.sub(r"[\ud800-\udfff]", lambda match: f"\\u{ord(match.group()):04x}", text) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def png(mask: NDArray[np.bool_]) -> bytes:

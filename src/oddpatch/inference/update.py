@@ -19,6 +19,7 @@ from oddpatch.inference.throughput import in_order
 from oddpatch.metrics.thresholds import max_excluding
 from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.calibration import Calibration
+from oddpatch.settings import require_at_least
 from oddpatch.temporary import drafting
 
 
@@ -63,9 +64,7 @@ def update(
         DataError: an image cannot be read.
         ResourceError: the new version cannot be written; nothing is left of it.
     """
-    for name, value in (("--coreset-size", coreset_size), ("--batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value}: choose at least 1")
+    require_at_least(1, **{"--coreset-size": coreset_size, "--batch-size": batch_size})
     images = found.files
     target = new_version(run, out)
     with drafting(target) as scratch:  # which is there when it is complete

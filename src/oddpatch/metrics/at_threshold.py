@@ -4,6 +4,7 @@ SegF1 and ClassF1 are those of MVTec AD 2 (Heckler-Kram et al. 2025, arXiv 2503.
 threshold that no defect was seen for: F1 of all pixels, and of images called anomalous by the pixels of their map.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -17,7 +18,25 @@ from oddpatch.metrics.classification import classification
 SOURCES = ("conformal", "validation")
 
 
-class SegF1(ByImage):
+class _AtPixelThreshold(ByImage):
+    """A metric of maps at their threshold; `no_threshold` says why there is none."""
+
+    def __init__(self, name: str, states: list[str]) -> None:
+        super().__init__(states=states)
+        self.names, self.no_threshold = (name,), ""
+
+    def compute(self) -> dict[str, float]:
+        """Its value; `reasons` says why there is none."""
+        if self.no_threshold:
+            self.reasons = dict.fromkeys(self.names, self.no_threshold)
+            return {}
+        return self._compute(self.names, self._values)
+
+    @abstractmethod
+    def _values(self) -> tuple[float, ...]: ...
+
+
+class SegF1(_AtPixelThreshold):
     """`seg_f1`: F1 of all pixels of all images at the pixel threshold from good images.
 
     Examples:
@@ -34,9 +53,7 @@ class SegF1(ByImage):
     counts: list[Tensor] | Tensor
 
     def __init__(self) -> None:
-        super().__init__(states=["counts"])
-        self.names = ("seg_f1",)
-        self.no_threshold = ""
+        super().__init__("seg_f1", ["counts"])
 
     def update(
         self, anomaly_map: Tensor, mask: Tensor, index: Tensor, pixel_threshold: float | None, no_threshold: str
@@ -49,13 +66,6 @@ class SegF1(ByImage):
         kinds = (called & defect, called & known & ~defect, ~called & defect)
         self._store(counts=torch.stack([kind.flatten(1).sum(1) for kind in kinds], 1), index=index)
 
-    def compute(self) -> dict[str, float]:
-        """Its value; `reasons` says why there is none."""
-        if self.no_threshold:
-            self.reasons = dict.fromkeys(self.names, self.no_threshold)
-            return {}
-        return self._compute(self.names, self._values)
-
     def _values(self) -> tuple[float, ...]:
         hits, alarms, misses = self._in_order("counts").sum(0).tolist()  # (3,)
         if not hits + misses:
@@ -63,7 +73,7 @@ class SegF1(ByImage):
         return (2 * hits / (2 * hits + alarms + misses),)
 
 
-class ClassF1(ByImage):
+class ClassF1(_AtPixelThreshold):
     """`class_f1`: F1 of images, anomalous if more than `min_area` pixels exceed the threshold from good images.
 
     Examples:
@@ -81,9 +91,7 @@ class ClassF1(ByImage):
     labels: list[Tensor] | Tensor
 
     def __init__(self) -> None:
-        super().__init__(states=["called", "labels"])
-        self.names = ("class_f1",)
-        self.no_threshold = ""
+        super().__init__("class_f1", ["called", "labels"])
 
     def update(
         self,
@@ -100,13 +108,6 @@ class ClassF1(ByImage):
             return
         called = (anomaly_map.double() > pixel_threshold).flatten(1).sum(1) > min_area
         self._store(called=called.long(), labels=label, index=index)
-
-    def compute(self) -> dict[str, float]:
-        """Its value; `reasons` says why there is none."""
-        if self.no_threshold:
-            self.reasons = dict.fromkeys(self.names, self.no_threshold)
-            return {}
-        return self._compute(self.names, self._values)
 
     def _values(self) -> tuple[float, ...]:
         called, labels = self._in_order("called"), self._in_order("labels")

@@ -13,9 +13,9 @@ from oddpatch.models.selectors import Selector, make_selector
 from oddpatch.models.state import Rows
 from oddpatch.ops.foreground import foreground
 from oddpatch.ops.neighbours import NearestIndex, plain_nearest
-from oddpatch.ops.patches import align
 from oddpatch.ops.projection import random_projection
 from oddpatch.ops.statistics import lower_median
+from oddpatch.settings import require_at_least, require_one_of
 from oddpatch.types import Prediction
 
 #: Scores (B, P) of patches (B, P, D), given their distances (B, P, k) to their neighbours (B, P, k, D).
@@ -113,14 +113,9 @@ class MemoryBanks(PatchDetector):
         finest_stride: int = 8,
     ) -> None:
         super().__init__(channels, strides, finest_stride, smoothing, smoothing_radius, top, top_of)
-        if rule not in RULES:
-            raise ConfigError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
-        for name, number in (
-            ("k", k), ("num_banks", num_banks), ("reduced_dim", reduced_dim), ("coreset_size", coreset_size),
-            ("projection_dim", projection_dim),
-        ):  # fmt: skip
-            if number is not None and number < 1:
-                raise ConfigError(f"{name}={number}: choose at least 1")
+        require_one_of(RULES, rule=rule)
+        require_at_least(1, k=k, num_banks=num_banks, reduced_dim=reduced_dim)
+        require_at_least(1, coreset_size=coreset_size, projection_dim=projection_dim)
         if num_banks % 2 == 0:
             raise ConfigError(f"num_banks={num_banks}: choose an odd number, whose median is the score of one of them")
         self.selector = make_selector(selector)
@@ -146,10 +141,7 @@ class MemoryBanks(PatchDetector):
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """Patches (B, h, w, sum D_l) of all layers, and where the background is masked one more column: 1 or 0."""
-        maps = self.select(features)
-        grid = (maps[0].shape[2], maps[0].shape[3])
-        maps = [align(feature, grid, "bilinear") for feature in maps]
-        layers = []
+        maps, layers = self.aligned(features), []
         for i, aligned in enumerate(maps):
             patches = aligned.permute(0, 2, 3, 1)  # (B, h, w, C_l)
             patches = F.normalize(patches, dim=3) if self.unit else patches
@@ -265,8 +257,7 @@ class MemoryBanks(PatchDetector):
                 )
         own = index.to(self.source.device)
         scores = torch.cat([self.score_patches(one[None], own[i]) for i, one in enumerate(patches)])
-        heat = self.to_map(scores, grid, image_size)
-        return Prediction(self.score_images(scores, patches, heat), heat)
+        return self.to_prediction(scores, patches, grid, image_size)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """All patches, once more while they are joined, and the banks."""

@@ -12,6 +12,7 @@ from oddpatch.errors import ConfigError, NotFittedError
 from oddpatch.models.region import RegionOfInterest
 from oddpatch.models.state import Accumulator
 from oddpatch.ops.maps import anomaly_map, mean_of_highest
+from oddpatch.ops.patches import align
 from oddpatch.types import Prediction
 
 if TYPE_CHECKING:
@@ -109,6 +110,11 @@ class Detector(nn.Module, ABC):
     def select(self, features: list[Tensor]) -> list[Tensor]:
         """The maps this detector uses, of all that the backbone gave."""
         return [features[i] for i in self.layers]
+
+    def aligned(self, features: list[Tensor]) -> list[Tensor]:
+        """Those of `select`, brought to the grid of the first: [(B, C_l, h, w)]."""
+        maps = self.select(features)
+        return [align(one, (maps[0].shape[2], maps[0].shape[3]), "bilinear") for one in maps]
 
     def class_token(self, features: list[Tensor]) -> Tensor:
         """Unit vectors (B, C) that describe whole images: the deepest class token, or the mean of the deepest map.
@@ -403,7 +409,12 @@ class PatchDetector(Detector):
         """Score every patch; maps are resized bilinearly to the image and smoothed."""
         self.require_fitted()
         patches, grid = self.patches(features)
-        scores = self.score_patches(patches)
+        return self.to_prediction(self.score_patches(patches), patches, grid, image_size)
+
+    def to_prediction(
+        self, scores: Tensor, patches: Tensor, grid: tuple[int, int], image_size: tuple[int, int]
+    ) -> Prediction:
+        """What the scores (B, P) of patches (B, P, D) say of their images."""
         anomaly_map = self.to_map(scores, grid, image_size)
         return Prediction(self.score_images(scores, patches, anomaly_map), anomaly_map)
 

@@ -9,6 +9,7 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.models.state import Rows
 from oddpatch.ops.shrinkage import least_variance_components, ledoit_wolf, left_out_distances, sample_covariance
+from oddpatch.settings import require_one_of
 from oddpatch.types import Prediction
 
 SHRINKAGES = ("ledoit_wolf", "epsilon")
@@ -55,8 +56,7 @@ class GaussianAD(Detector):
         finest_stride: int = 1,
     ) -> None:
         super().__init__(channels, strides, finest_stride)
-        if shrinkage not in SHRINKAGES:
-            raise ConfigError(f"shrinkage={shrinkage!r}: choose one of {', '.join(SHRINKAGES)}")
+        require_one_of(SHRINKAGES, shrinkage=shrinkage)
         if epsilon < 0:
             raise ConfigError(f"epsilon={epsilon}: it is added to variances and must not be negative")
         if npca is not None and not 0 < npca < 1:

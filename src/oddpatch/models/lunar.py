@@ -14,6 +14,7 @@ from oddpatch.models.base import FeatureShape, ProgressFn, no_progress
 from oddpatch.models.memory_bank import MemoryBankDetector
 from oddpatch.models.selectors import Selector
 from oddpatch.ops.neighbours import SEARCH_BYTES, NearestIndex, plain_nearest
+from oddpatch.settings import require_at_least, require_one_of
 
 #: Share of the patches that are not trained on, by which the best of the training steps is chosen.
 VALIDATION = 0.1
@@ -117,11 +118,8 @@ class LUNAR(MemoryBankDetector):
         finest_stride: int = 8,
     ) -> None:
         super().__init__(channels, strides, coreset_size, selector, patch_size, top, smoothing, seed, finest_stride)
-        if network not in NETWORKS:
-            raise ConfigError(f"network={network!r}: choose one of {', '.join(NETWORKS)}")
-        for name, number in (("k", k), ("steps", steps)):
-            if number < 1:
-                raise ConfigError(f"{name}={number}: choose at least 1")
+        require_one_of(NETWORKS, network=network)
+        require_at_least(1, k=k, steps=steps)
         self.k, self.steps = k, steps
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

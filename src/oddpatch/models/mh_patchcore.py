@@ -12,6 +12,7 @@ from oddpatch.ops.coreset import k_center_greedy
 from oddpatch.ops.neighbours import NearestIndex, plain_nearest
 from oddpatch.ops.patches import pool_patches
 from oddpatch.ops.statistics import principal_components
+from oddpatch.settings import require_at_least
 
 
 class MHPatchCore(PatchDetector):
@@ -70,12 +71,8 @@ class MHPatchCore(PatchDetector):
         super().__init__(channels, strides, finest_stride, smoothing)
         if not (0 < variance < 1 and 0 <= shrinkage <= 1):
             raise ConfigError(f"variance={variance} and shrinkage={shrinkage} are shares: choose between 0 and 1")
-        for name, number in (
-            ("coreset_size", coreset_size), ("block_images", block_images), ("block_size", block_size),
-            ("num_neighbors", num_neighbors), ("embedding_dim", embedding_dim), ("patch_size", patch_size),
-        ):  # fmt: skip
-            if number is not None and number < 1:
-                raise ConfigError(f"{name}={number}: choose at least 1")
+        require_at_least(1, coreset_size=coreset_size, block_images=block_images, block_size=block_size)
+        require_at_least(1, num_neighbors=num_neighbors, embedding_dim=embedding_dim, patch_size=patch_size)
         self.variance, self.shrinkage, self.num_neighbors = variance, shrinkage, num_neighbors
         self.coreset_size, self.block_images, self.block_size = coreset_size, block_images, block_size
         self.dim, self.patch_size = embedding_dim or min(1024, sum(self.channels)), patch_size

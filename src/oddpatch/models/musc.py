@@ -10,7 +10,6 @@ from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import Detector, FeatureShape, ProgressFn, no_progress
 from oddpatch.models.state import Rows
 from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.patches import align
 from oddpatch.types import Prediction
 
 #: Two images are the same where no patch of one is farther than this from the other; patches are unit vectors.
@@ -73,9 +72,7 @@ class MuSc(Detector):
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """All layers (B, sum C_l, h, w), each image's standardised as a whole."""
-        maps = self.select(features)
-        grid = (maps[0].shape[2], maps[0].shape[3])
-        return torch.cat([F.layer_norm(align(m, grid, "bilinear"), (m.shape[1], *grid)) for m in maps], dim=1)
+        return torch.cat([F.layer_norm(m, m.shape[1:]) for m in self.aligned(features)], dim=1)
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:

@@ -15,6 +15,7 @@ from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.patches import ALIGNMENTS, by_position, join
 from oddpatch.ops.projection import semi_orthogonal
 from oddpatch.ops.statistics import left_out_from_samples, left_out_mahalanobis, mahalanobis, whiten_
+from oddpatch.settings import require_one_of
 from oddpatch.types import Prediction
 
 #: Bytes of embeddings that are accumulated or scored at a time: small enough for a CPU's cache, enough for a GPU.
@@ -84,13 +85,9 @@ class PaDiM(Detector):
             raise ConfigError(
                 f"num_features={num_features} but this backbone gives {total}: choose 1..{total}, or more layers"
             )
-        for name, value, choices in (
-            ("reduction", reduction, ("random", "semi_orthogonal")),
-            ("alignment", alignment, ALIGNMENTS),
-            ("score_from", score_from, ("smoothed", "raw")),
-        ):
-            if value not in choices:
-                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        require_one_of(("random", "semi_orthogonal"), reduction=reduction)
+        require_one_of(ALIGNMENTS, alignment=alignment)
+        require_one_of(("smoothed", "raw"), score_from=score_from)
         if epsilon < 0:
             raise ConfigError(f"epsilon={epsilon}: it is added to variances and must not be negative")
         self.num_features = num_features or total

@@ -18,6 +18,7 @@ from oddpatch.ops.coreset import OtherGroups, StreamingCoreset
 from oddpatch.ops.neighbours import Metric, NearestIndex, plain_nearest
 from oddpatch.ops.patches import join_patches, pool_patches
 from oddpatch.ops.projection import random_projection
+from oddpatch.settings import require_at_least, require_one_of
 from oddpatch.types import Prediction
 
 log = logging.getLogger(__name__)
@@ -105,23 +106,16 @@ class PatchCore(PatchDetector):
             ),
             "joined": partial(join_patches, patch_size=patch_size, stride=stride, mode=alignment),
         }
-        for name, value, choices, own in (
-            ("embedding", embedding, embeddings, Embedding),
-            ("distance", distance, get_args(Metric), ()),
-        ):
-            if not isinstance(value, own) and not (isinstance(value, str) and value in choices):
-                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
+        if not isinstance(embedding, Embedding):
+            require_one_of(list(embeddings), embedding=embedding)
+        require_one_of(get_args(Metric), distance=distance)
         if coreset_size is None and (coreset_ratio is None or not 0 < coreset_ratio <= 1):
             raise ConfigError(f"coreset_ratio={coreset_ratio}: choose above 0 and up to 1, or give coreset_size")
         if patch_size < 1 or patch_size % 2 == 0:
             raise ConfigError(f"patch_size={patch_size}: choose an odd number, so that a patch has a centre")
-        for name, least, number in (
-            ("coreset_size", 1, coreset_size), ("projection_dim", 1, projection_dim), ("stride", 1, stride),
-            ("embedding_dim", 1, embedding_dim), ("layer_dim", 1, layer_dim), ("k", 1, k),
-            ("num_neighbors", 0, num_neighbors),
-        ):  # fmt: skip
-            if number is not None and number < least:
-                raise ConfigError(f"{name}={number}: choose at least {least}")
+        require_at_least(1, coreset_size=coreset_size, projection_dim=projection_dim, stride=stride, k=k)
+        require_at_least(1, embedding_dim=embedding_dim, layer_dim=layer_dim)
+        require_at_least(0, num_neighbors=num_neighbors)
         self.selector = make_selector(selector)
         self.embedding: Callable[[list[Tensor]], Tensor]
         self.embedding = embeddings[embedding] if isinstance(embedding, str) else embedding

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models.base import FeatureShape, PatchDetector, ProgressFn, no_progress
 from oddpatch.models.state import Rows
-from oddpatch.ops.patches import align
 from oddpatch.types import Prediction
 
 #: Bytes of good patches that are compared at a time.
@@ -77,10 +76,7 @@ class RAD(PatchDetector):
 
     def embed(self, features: list[Tensor]) -> Tensor:
         """Unit vectors (B, h, w, C_l) of all layers, joined."""
-        maps = self.select(features)
-        grid = (maps[0].shape[2], maps[0].shape[3])
-        aligned = [align(feature, grid, "bilinear") for feature in maps]
-        return torch.cat([F.normalize(m.permute(0, 2, 3, 1), dim=3) for m in aligned], dim=3)
+        return torch.cat([F.normalize(m.permute(0, 2, 3, 1), dim=3) for m in self.aligned(features)], dim=3)
 
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
@@ -184,8 +180,7 @@ class RAD(PatchDetector):
         self.require_fitted()
         patches, grid = self.patches(features)
         scores = self.score_patches(patches, self.retrieve(features, index), grid)
-        heat = self.to_map(scores, grid, image_size)
-        return Prediction(self.score_images(scores, patches, heat), heat)
+        return self.to_prediction(scores, patches, grid, image_size)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
         """All patches, and once more while they are joined."""

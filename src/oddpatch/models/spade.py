@@ -16,6 +16,7 @@ from oddpatch.ops.gallery import Spool
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.neighbours import Metric, NearestIndex, nearest, squared_distance_matrix
 from oddpatch.ops.patches import join
+from oddpatch.settings import require_at_least, require_one_of
 from oddpatch.types import Prediction
 
 PYRAMIDS = ("sum", "join")
@@ -80,15 +81,9 @@ class SPADE(Detector):
         finest_stride: int = 1,
     ) -> None:
         super().__init__(channels, strides, finest_stride)
-        for name, value, choices in (
-            ("pyramid", pyramid, PYRAMIDS),
-            ("gallery_dtype", gallery_dtype, GALLERY_DTYPES),
-        ):
-            if value not in choices:
-                raise ConfigError(f"{name}={value!r}: choose one of {', '.join(choices)}")
-        for name, number in (("k", k), ("kappa", kappa)):
-            if number < 1:
-                raise ConfigError(f"{name}={number}: choose at least 1")
+        require_one_of(PYRAMIDS, pyramid=pyramid)
+        require_one_of(GALLERY_DTYPES, gallery_dtype=gallery_dtype)
+        require_at_least(1, k=k, kappa=kappa)
         self.k = k
         self.kappa = kappa
         self.pool_layers = self._positions("pool_layers", pool_layers)

@@ -21,6 +21,7 @@ from oddpatch.ops.neighbours import (
 )
 from oddpatch.ops.precision import full_precision
 from oddpatch.ops.projection import DistanceSketch, fit_sketch
+from oddpatch.settings import require_at_least
 
 #: Told how far a selection has come: (points picked, points to pick, what is being done).
 ProgressFn = Callable[[int, int, str], None]
@@ -121,8 +122,7 @@ def approximate_greedy(
     Arguments, result and errors as for `k_center_greedy`.
     """
     _require_count(count, len(points))
-    if num_starts < 1:
-        raise ConfigError(f"num_starts={num_starts}: choose at least 1")
+    require_at_least(1, num_starts=num_starts)
     require_finite(points, "patches to select from")
     starts = random_subset(len(points), min(num_starts, len(points)), generator).tolist()
     mean = torch.zeros(len(points), dtype=torch.float64, device=points.device)
@@ -276,8 +276,7 @@ class _Selection:
         others: OtherGroups | None = None,
         sketch: DistanceSketch | None = None,
     ) -> None:
-        if block < 1:
-            raise ConfigError(f"block={block}: choose at least 1")
+        require_at_least(1, block=block)
         self.points, self.distances, self.picks, self.count = points, distances, picks, count
         self.others = others
         self.largest_block = block

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oddpatch.errors import ConfigError
+from oddpatch.settings import require_one_of
 
 INTERPOLATIONS = ("bilinear", "bilinear_corners", "bicubic", "nearest")
 
@@ -66,8 +67,7 @@ def _axis_matrix_on(
 
 def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, radius: int | None) -> Tensor:
     """The (size_out, size_in) matrix that resizes and then smooths along one axis."""
-    if interpolation not in INTERPOLATIONS:
-        raise ConfigError(f"interpolation={interpolation!r}: choose one of {', '.join(INTERPOLATIONS)}")
+    require_one_of(INTERPOLATIONS, interpolation=interpolation)
     if sigma < 0:
         raise ConfigError(f"smoothing={sigma}: the standard deviation must be 0 (none) or more")
     unit = torch.eye(size_in, dtype=torch.float64).view(1, size_in, size_in, 1)  # channel i is the i-th unit vector

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError
+from oddpatch.settings import require_at_least
 
 #: Rows of the sample that a sketch is fitted to, and the numbers of principal directions it may have.
 SAMPLE_ROWS = 1024
@@ -20,8 +21,7 @@ def random_projection(points: Tensor, dim: int, generator: torch.Generator) -> T
 
     Returns `points` as they are where `dim` does not reduce the dimension.
     """
-    if dim < 1:
-        raise ConfigError(f"dim={dim}: choose at least 1")
+    require_at_least(1, dim=dim)
     if dim >= points.shape[1]:
         return points
     matrix = torch.randn(points.shape[1], dim, generator=generator, device=generator.device) / math.sqrt(dim)

@@ -1,6 +1,5 @@
 """A report as text: for the terminal, Markdown, LaTeX, CSV and JSON."""
 
-import csv
 import io
 import json
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from oddpatch.files import shown, to_cell
+from oddpatch.files import shown, write_cells
 from oddpatch.report.datasets import DATASETS
 from oddpatch.report.table import RANDOM, Cell, Grid, Heading, Report, Row
 
@@ -205,9 +204,7 @@ def to_csv(report: Report) -> str:
     records = records_of(report)
     names = list(dict.fromkeys(name for record in records for name in record))
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: to_cell(value) for name, value in record.items()} for record in records)
+    write_cells(text, names, records, end="\n")
     return text.getvalue()
 
 

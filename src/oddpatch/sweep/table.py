@@ -1,6 +1,5 @@
 """What a sweep ends with: a table on the terminal, `sweep.csv`, `sweep.html` and the report over its runs."""
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from oddpatch.errors import CheckpointError, OddpatchError
-from oddpatch.files import replacing, shown, to_cell, write_whole
+from oddpatch.files import replacing, shown, write_cells, write_whole
 from oddpatch.report.formats import print_terminal
 from oddpatch.report.page import to_html
 from oddpatch.report.runs import is_number, read_run
@@ -114,9 +113,7 @@ def write_csv(table: Sequence[Mapping[str, Any]], path: Path) -> None:
     # A name of the last columns is in every row, so that metrics come before them.
     last = ["seconds", "host", "cuda_visible_devices", "weights", "varies", "overrides"]
     with replacing(path) as file:
-        writer = csv.DictWriter(file, [name for name in columns if name not in last] + last, restval="")
-        writer.writeheader()
-        writer.writerows({name: to_cell(value) for name, value in row.items()} for row in table)
+        write_cells(file, [name for name in columns if name not in last] + last, table)
 
 
 def write_html(table: Sequence[Mapping[str, Any]], counted: str, path: Path, reported: bool) -> None:
