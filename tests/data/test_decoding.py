@@ -264,10 +264,36 @@ def test_float_outside_unit_range_is_refused(tmp_path, value):
         to_rgb_float(pixels)
 
 
-def test_first_page_and_first_frame(tmp_path, rng):
-    first, second = colour(rng, "uint16")[..., 0], colour(rng, "uint16")[..., 0]
-    tifffile.imwrite(tmp_path / "a.tif", np.stack([first, second]), photometric="minisblack")
-    assert_image(tmp_path / "a.tif", expect(first, 65535))
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".webp", ".png", ".avif"])
+def test_a_file_of_several_frames_or_pages_is_refused_not_read_in_part(tmp_path, rng, suffix):
+    pages = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(2)]
+    pages[0].save(tmp_path / f"two{suffix}", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / f"one{suffix}", save_all=True)
+    with pytest.raises(DataError, match=f"two{suffix}: holds several images, and only the first would be looked at"):
+        read_image(tmp_path / f"two{suffix}")
+    assert read_image(tmp_path / f"one{suffix}").shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_smaller_copies_and_masks_in_a_tiff_are_no_other_images(tmp_path, rng, dtype):
+    image = rng.integers(0, 200, (8, 8), dtype=dtype)
+    for name, kinds in {"pyramid": (1, 1), "mask": (4,), "stack": (1, 0), "pages": (2, 2)}.items():
+        with tifffile.TiffWriter(tmp_path / f"{name}.tif") as file:
+            file.write(image, photometric="minisblack", metadata=None)
+            for kind in kinds:
+                other, shows = (image > 99, "mask") if kind == 4 else (image[::2, ::2], "minisblack")
+                file.write(other, photometric=shows, subfiletype=kind, metadata=None)
+    for name in ("pyramid", "mask"):
+        np.testing.assert_array_equal(decoding.read_pixels(tmp_path / f"{name}.tif"), image)
+    for name in ("stack", "pages"):
+        with pytest.raises(DataError, match="several images"):
+            decoding.read_pixels(tmp_path / f"{name}.tif")
+
+
+def test_the_preview_of_a_phone_is_no_other_image(tmp_path, rng):
+    image, preview = (Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for side in (16, 8))
+    image.save(tmp_path / "phone.mpo", save_all=True, append_images=[preview])
+    assert read_image(tmp_path / "phone.mpo").shape == (3, 16, 16)
 
 
 def test_radiance_file_that_only_opencv_reads(tmp_path, rng):

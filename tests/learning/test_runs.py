@@ -141,8 +141,8 @@ def test_several_processes_give_what_one_gives(alone, together, method):
     for name, value in jobs[method].module.state_dict().items():
         # Relative to the largest: inverting a covariance of few images magnifies the rounding of small entries.
         atol = 1e-5 * float(value.nan_to_num().abs().max()) if value.numel() and value.is_floating_point() else 0
-        if name.endswith("products.good"):  # ratios, of which 1 is the scale
-            atol = 1e-6
+        if method == "products":  # distances of unit vectors that are nearly the same, which magnifies rounding
+            atol = max(atol, 1e-6)
         torch.testing.assert_close(states[0]["state"][name], value, rtol=1e-5, atol=atol, equal_nan=True)
         for state in states:
             torch.testing.assert_close(state["state"][name], states[0]["state"][name], rtol=0, atol=0, equal_nan=True)

@@ -7,7 +7,7 @@ Images become (3, H, W) float32 RGB in [0, 1], as tensors, or as arrays where to
   `oddpatch.data.headers` finds it for a set. Signed and 32-bit integers count as deeper ones.
 * Floats are taken as they are, and refused outside [0, 1].
 * Grey is repeated. Alpha is dropped and the colours kept as stored, palettes and CMYK become RGB (ICC profiles are not
-  applied), the EXIF orientation is applied, and of several frames or pages the first is read.
+  applied), and the EXIF orientation is applied. A file of several frames or pages is refused.
 * 16-bit colour PNG, PPM and TIFF, and float TIFF, keep their full depth. Other containers of deep colour (JPEG 2000,
   SGI, AVIF, HEIC, JPEG XL) are read at the 8 bits Pillow gives.
 * HEIC and JPEG XL are read where a plugin of Pillow is installed.
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from oddpatch.data.deep import PNG_MAGIC, Array, open_lazily, read_deep, read_with_opencv
+from oddpatch.data.deep import PNG_MAGIC, Array, open_lazily, read_deep, read_with_opencv, refuse_several
 from oddpatch.data.jpeg import JPEG_MAGIC, check_complete, find_end
 from oddpatch.data.png import check_rows, read_plain_png
 from oddpatch.data.reading import FileContent, read_bytes, read_within
@@ -232,6 +232,7 @@ def open_upright(path: str | Path, max_pixels: int | None = None) -> Image.Image
     end = find_end(data) if data.startswith(JPEG_MAGIC) else None
     try:
         image = open_lazily(data, pillow_formats(), limit)
+        refuse_several(image)
         image.load()
         if data.startswith(PNG_MAGIC):
             check_rows(data, image)

@@ -5,6 +5,7 @@ import math
 import threading
 import zlib
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ _EXIF_ORIENTATION = 274
 DAMAGED = "damaged ({}): replace or remove it"
 #: Bytes to inflate at a time; they give a thousand times as many at most.
 _PIECE = 2**14
+#: Bits of a TIFF's page that is a smaller copy of another, or its mask.
+_REDUCED_OR_MASK = 0b101
+#: Pages of a TIFF that are looked at: smaller copies, each of half the size, are far fewer.
+_PAGES = 64
+_SEVERAL = "holds several images, and only the first would be looked at: save each as a file of its own"
 _pillow_lock = threading.RLock()
 
 
@@ -88,6 +94,15 @@ def inflated(parts: Iterable[memoryview], most: int) -> int:
     return held
 
 
+def refuse_several(image: Image.Image) -> None:
+    """Raise a `DataError` for a file of several frames or pages, of which only the first would be looked at.
+
+    Layers of a PSD and the previews of the cameras that write MPO are no other images; of TIFF see `_deep_tiff`.
+    """
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD", "TIFF"):
+        raise DataError(_SEVERAL)
+
+
 def _turn(array: Array, orientation: int) -> Array:
     """Turn an array (H, W, ...) by an EXIF orientation, 1 to 8."""
     if orientation in (5, 6, 7, 8):
@@ -101,6 +116,7 @@ def _turn(array: Array, orientation: int) -> Array:
 
 def _deep_png(data: bytes, max_pixels: int) -> Array:
     image = open_lazily(data, ("PNG",), max_pixels)
+    refuse_several(image)
     orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     return _turn(read_with_opencv(data), orientation)
 
@@ -114,15 +130,18 @@ def _deep_ppm(data: bytes, max_pixels: int) -> Array | None:
 
 
 def _deep_tiff(data: bytes, max_pixels: int) -> Array | None:
-    """First page of a TIFF deeper than 8 bits, upright; None if Pillow reads it without loss.
+    """The image of a TIFF deeper than 8 bits, upright; None if Pillow reads it without loss.
 
     Raises:
-        DataError: parts of the image are missing, of any depth: tifffile and Pillow leave them black.
+        DataError: parts of the image are missing, of any depth: tifffile and Pillow leave them black. Or it holds
+            several images.
     """
     import tifffile  # slow to import, and only deep TIFFs need it
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
+        if not all(other.subfiletype & _REDUCED_OR_MASK for other in islice(file.pages, 1, _PAGES)):
+            raise DataError(_SEVERAL)
         if page.bitspersample > 8 and page.bitspersample not in (16, 32, 64):
             raise DataError(f"{page.bitspersample} bits a sample are not supported: save it with 8, 16 or 32")
         check_pixels(page.imagelength, page.imagewidth, max_pixels)
