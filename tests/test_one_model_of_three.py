@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -144,8 +145,10 @@ def test_new_good_images_set_the_limit_of_products_too(finished, root, tmp_path,
         write(folder / f"{i}.png", STRANGER, rng)
     image = str(folder / "0.png")
     assert AnomalyDetector.load(finished)(image).reason == "belongs to no product"
-    renewed = calibrate(finished, good_images(folder), folder).folder
-    assert AnomalyDetector.load(renewed)(image).reason is None
+    done = calibrate(finished, good_images(folder), folder)
+    assert f"{image} belongs to no product so far: is it good" in done.doubtful
+    assert re.match(r"no image is of \w+( and \w+)?, and the thresholds are for all products", done.doubtful[0])
+    assert AnomalyDetector.load(done.folder)(image).reason is None
 
 
 def test_without_a_threshold_products_are_named_and_nobody_is_a_stranger(root, tmp_path, monkeypatch):

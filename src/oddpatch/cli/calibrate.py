@@ -33,7 +33,7 @@ def calibrate(
     for doubt in done.doubtful[:NAMED]:
         tell(f"warning: {doubt}?", err=True)
     if more := len(done.doubtful) - NAMED if len(done.doubtful) > NAMED else 0:
-        tell(f"warning: {counted(more, 'further image')} above the threshold so far", err=True)
+        tell(f"warning: {counted(more, 'further warning')} of this kind", err=True)
     tell(done.told)
     for step in done.history:
         before = "none" if step["before"] is None else f"{step['before']:.4g}"

@@ -185,7 +185,8 @@ def _category_folder(root: Path, category: str) -> Path:
     known = categories(root)
     refuse_category(root)
     found = f"there are {', '.join(known)}" if known else f"{root} holds no folder with train/{GOOD} in it"
-    raise DataError(f"{base}: {_absent(base, 'no such category')}; {found}")
+    hint = "; brackets are for several: [a,b]" if category.startswith("[") and category.endswith("]") else ""
+    raise DataError(f"{base}: {_absent(base, 'no such category')}; {found}{hint}")
 
 
 def refuse_category(root: Path) -> None:

@@ -14,8 +14,10 @@ from oddpatch.data.walk import Walk
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.factory import checkpoint_of, restore
 from oddpatch.inference.update import new_version, put_version, score_good
+from oddpatch.metrics.good_scores import NO_PRODUCT
 from oddpatch.models.calibration import FEWEST, Calibration
 from oddpatch.temporary import drafting
+from oddpatch.wording import listed
 
 
 class Recalibration(NamedTuple):
@@ -23,7 +25,8 @@ class Recalibration(NamedTuple):
 
     folder: Path  # of the new version
     told: str  # the new threshold and what it promises
-    #: Images that the run calls anomalous so far, or that stand out among the others, each with the reason.
+    #: Images that the run calls anomalous so far, or that stand out among the others, each with the reason; and the
+    #: products of which there is none.
     doubtful: list[str]
     history: list[dict[str, Any]]  # every renewal, this one last
 
@@ -79,6 +82,7 @@ def calibrate(
                 f"{image} was fitted to ({fitted}), so its score says nothing of new parts: leave it out of {folder}"
             )
         before = next(iter(calibration.thresholds().values()), None)
+        limit = model.good_scores.product_at(model.good_scores.target_fpr)
         good = score_good(model, images, batch_size)
         names = [*about["train_images"], *(str(path.resolve()) for path in images)]
         calibration.method = "holdout"
@@ -119,6 +123,17 @@ def calibrate(
         for image, score in zip(images, good.scores.tolist(), strict=True)
         if before is not None and score > before
     ]
+    if model.products is not None:
+        doubtful += [
+            f"{image} {NO_PRODUCT} so far: is it good"
+            for image, ratio in zip(images, good.ratios.tolist(), strict=True)
+            if limit is not None and ratio > limit.value
+        ]
+        seen = {model.products.names[product] for product in good.products.tolist()}
+        if missing := [name for name in model.products.names if name not in seen]:
+            doubtful.insert(
+                0, f"no image is of {listed(missing)}, and the thresholds are for all products: is that meant"
+            )
     return Recalibration(target, calibration.in_words(), doubtful or _doubt(calibration, names), history)
 
 

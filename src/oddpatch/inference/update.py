@@ -99,6 +99,7 @@ class Scored(NamedTuple):
     pixels: Tensor  # (n,), or (0,) where the method makes no maps
     statistics: Tensor  # (n, k)
     ratios: Tensor  # (n,) where there are several products, or (0,)
+    products: Tensor  # (n,) which of them they are of, or (0,)
 
 
 @torch.inference_mode()
@@ -116,7 +117,7 @@ def score_good(
     Raises:
         DataError: an image cannot be read.
     """
-    scores, pixels, statistics, ratios = [], [], [], []
+    scores, pixels, statistics, ratios, products = [], [], [], [], []
     places = torch.tensor(left_out or [0] * len(paths)).split(batch_size)
     for (batch, measured), place in zip(_batches(model, paths, batch_size), places, strict=True):
         features = model.features(batch)
@@ -125,13 +126,15 @@ def score_good(
         else:
             prediction = model.detector.score_left_out(features, place, model.preprocess.image_size)
         if model.products is not None:
-            ratios.append(model.products.match(features, None if left_out is None else place)[0])
+            ratio, product = model.products.match(features, None if left_out is None else place)
+            ratios.append(ratio)
+            products.append(product)
         scores.append(prediction.score)
         if (maps := prediction.anomaly_map) is not None:
             pixels.append(torch.from_numpy(max_excluding(maps[:, 0].float().numpy(), model.calibration.min_area)))
         statistics.append(measured)
-    found = [torch.cat(values) if values else torch.empty(0) for values in (scores, pixels, statistics, ratios)]
-    return Scored(*found)
+    columns = (scores, pixels, statistics, ratios, products)
+    return Scored(*(torch.cat(values) if values else torch.empty(0) for values in columns))
 
 
 def put_version(content: dict[str, Any], scratch: Path, run: Path, target: Path, out: Path | None) -> Path:
