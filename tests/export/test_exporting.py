@@ -18,6 +18,7 @@ from oddpatch.errors import ConfigError, DataError, ParityError
 from oddpatch.export import exporting
 from oddpatch.export.exporting import export
 from oddpatch.export.graph import Inspection, least_above
+from oddpatch.export.parity import real_images
 from oddpatch.inference.artifact import ArtifactScorer, read_artifact
 from oddpatch.inference.recalibration import calibrate
 from oddpatch.inference.update import good_images
@@ -73,6 +74,25 @@ def test_what_was_compared_is_told(artifacts, kind):
     assert 0 < done.size == sum(file.stat().st_size for file in done.path.parent.glob(f"{done.path.stem}.*")
                                 if file.suffix in {"onnx": (".onnx",), "openvino": (".xml", ".bin"),
                                                    "torch": (".pt2",)}[kind])  # fmt: skip
+
+
+def test_images_are_found_wherever_the_run_was_started_and_the_data_moved(tmp_path):
+    for name in ("tile/test/good/0.png", "tile/train/good/1.png", "tile/test/spot/2.png"):
+        (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "parts" / name).touch()
+    about = {"held_out": ["tile/train/good/1.png"], "config": {"data": {"root": str(tmp_path / "parts")}}}
+    (tmp_path / "run").mkdir()
+
+    def found(first, second, root=None):
+        lines = f"path,label\n{first}/tile/test/good/0.png,0\n{second}/tile/test/spot/2.png,1\n"
+        (tmp_path / "run/predictions.csv").write_text(lines)
+        return [path.name for path in real_images(tmp_path / "run", about, root).compared]
+
+    everything = ["1.png", "0.png", "2.png"]
+    assert found("parts", "../there/parts") == everything  # data.root as it was given, from another folder
+    assert found(tmp_path / "parts", tmp_path / "parts") == everything
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    assert found("parts", tmp_path / "parts", tmp_path / "moved") == everything
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])

@@ -78,13 +78,7 @@ def real_images(run: Path, about: dict[str, Any], root: Path | None = None) -> I
             tested = [from_cell(row["path"]) for row in csv.DictReader(file) if row.get("path")]
 
     def find(names: Sequence[str]) -> list[Path]:
-        paths = []
-        for name in names:
-            path = Path(name)
-            if root is not None and path.is_relative_to(known):
-                path = path.relative_to(known)
-            paths.append((root or known) / path)
-        return [path for path in paths if path.is_file()]
+        return [path for name in names if (path := _below(root or known, name)) is not None]
 
     images = Images(find(about["held_out"]), find(tested))
     if not images.compared:
@@ -93,6 +87,14 @@ def real_images(run: Path, about: dict[str, Any], root: Path | None = None) -> I
             "artifact is compared with torch on real images: give the folder of the categories, --root FOLDER"
         )
     return images
+
+
+def _below(root: Path, name: str) -> Path | None:
+    """The file of a name that begins with a folder as it was given: another one, or seen from another folder."""
+    path = Path(name)
+    parts = path.relative_to(path.anchor).parts
+    tails = (root.joinpath(*parts[start:]) for start in range(len(parts)))
+    return next((file for file in ([path] if path.is_relative_to(root) else tails) if file.is_file()), None)
 
 
 def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Path], threshold: float | None) -> Parity:
