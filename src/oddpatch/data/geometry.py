@@ -10,8 +10,7 @@ from oddpatch.errors import ConfigError, DataError
 Size = tuple[int, int]  # (height, width)
 Fit = Literal["crop", "stretch", "letterbox", "tiles"]
 FITS: tuple[Fit, ...] = get_args(Fit)
-#: Pixels from which on an image is worked on a part at a time, and no two side by side: as floats it takes four times
-#: its bytes and more.
+#: Pixels of a frame from which on no two images are inspected side by side: its floats and maps take gigabytes.
 LARGE = 2**24
 
 

@@ -19,7 +19,7 @@ class _Taps(NamedTuple):
     start: Tensor  # (n,) int64, where those of each begin
 
 
-def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part: int = 2**24) -> Tensor:
+def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part: int = 2**20) -> Tensor:
     """Resize images and cut a part out: the same sums as `F.interpolate(..., antialias=True)` of the whole.
 
     Args:
@@ -27,7 +27,7 @@ def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part
         rows: of H.
         columns: of W.
         interpolation: "bilinear" or "bicubic".
-        part: so many pixels are resized along H at a time, which bounds the memory that floats of large images take.
+        part: so many pixels are resized along H at a time: floats of more would take long to get memory for.
 
     Returns:
         (B, C, h, w) float32.
@@ -35,7 +35,8 @@ def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part
     batch, _, height, width = images.shape
     used = _used(rows, interpolation)
     images = images[..., used, :]
-    step = max(part // (batch * height) // 16 * 16, 16)  # whole vectors, so that sums do not depend on the part
+    # Whole vectors, so that sums do not depend on the part. Of what keeps its size the floats are the result.
+    step = width if rows.size_in == rows.size_out else max(part // (batch * height) // 16 * 16, 16)
     parts = [
         _resize_first(to_unit(images[..., start : start + step]).float().permute(2, 0, 3, 1), rows, interpolation, used)
         for start in range(0, width, step)

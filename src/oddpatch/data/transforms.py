@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
 from oddpatch.data.filters import Axis
-from oddpatch.data.geometry import LARGE, Geometry, Size, make_frame
+from oddpatch.data.geometry import Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
 from oddpatch.data.pixels import PixelTransform
@@ -282,7 +282,7 @@ class Preprocess(nn.Module):
                 batch.shape[2:], place.resized, place.inside, place.offset, strict=True
             )
         )
-        framed = resample(batch, rows, columns, self.interpolation, part=LARGE)
+        framed = resample(batch, rows, columns, self.interpolation)
         if not place.padded:
             return framed
         # Mirrored, so that padding looks like the part itself wherever it goes on as it ends.

@@ -91,17 +91,23 @@ def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode:
         (B, h, w, sum C_l), contiguous.
     """
     size = ((features[0].shape[-2] - 1) // stride + 1, (features[0].shape[-1] - 1) // stride + 1)
-    pooled = (F.avg_pool2d(f, patch_size, stride=1, padding=patch_size // 2) for f in features)
-    pooled = (p[..., ::stride, ::stride] if place == 0 else p for place, p in enumerate(pooled))
+
+    def locally_aware(part: Tensor) -> Tensor:
+        """Some channels of a layer, (B, h, w, c)."""
+        pooled = F.avg_pool2d(part, patch_size, stride=1, padding=patch_size // 2)
+        if part.shape[-2:] == features[0].shape[-2:]:
+            pooled = pooled[..., ::stride, ::stride]
+        return align(pooled, size, mode).permute(0, 2, 3, 1)
+
     if features[0].shape[0] * math.prod(size) < LARGE:
-        return torch.cat([align(p, size, mode).permute(0, 2, 3, 1) for p in pooled], dim=3)
+        return torch.cat([locally_aware(feature) for feature in features], dim=3)
     # All aligned layers beside the result would be twice its memory.
     channels = [feature.shape[1] for feature in features]
     joined = features[0].new_empty(features[0].shape[0], *size, sum(channels))
-    for layer, room in zip(pooled, joined.split(channels, dim=3), strict=True):
+    for layer, room in zip(features, joined.split(channels, dim=3), strict=True):
         count = _channels_at_once(layer, size)
-        for some, into in zip(layer.split(count, dim=1), room.split(count, dim=3), strict=True):
-            into.copy_(align(some, size, mode).permute(0, 2, 3, 1))
+        for part, into in zip(layer.split(count, dim=1), room.split(count, dim=3), strict=True):
+            into.copy_(locally_aware(part))
     return joined
 
 
