@@ -148,7 +148,9 @@ class MVTecDataset(Dataset[Item | None]):
         kept = [item for item in items if item is not None]
         size = self.preprocess.image_size
         image, mask = torch.empty(0, 3, *size), torch.empty(0, 1, *size, dtype=torch.uint8)
-        if kept:
+        if len(kept) == 1:  # not copied: it may be large
+            image, mask = kept[0].image[None], kept[0].mask[None]
+        elif kept:
             image, mask = torch.stack([item.image for item in kept]), torch.stack([item.mask for item in kept])
         return Batch(
             image=image,

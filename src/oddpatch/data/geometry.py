@@ -10,7 +10,8 @@ from oddpatch.errors import ConfigError, DataError
 Size = tuple[int, int]  # (height, width)
 Fit = Literal["crop", "stretch", "letterbox", "tiles"]
 FITS: tuple[Fit, ...] = get_args(Fit)
-#: Pixels of a frame from which on no two images are inspected side by side: its floats and maps take gigabytes.
+#: Pixels of a frame from which on images are prepared in bands, and no two inspected side by side: floats and maps of
+#: one take gigabytes.
 LARGE = 2**24
 
 

@@ -14,13 +14,16 @@ from torch.nn import functional as F
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
 from oddpatch.data.filters import Axis
-from oddpatch.data.geometry import Geometry, Size, make_frame
+from oddpatch.data.geometry import LARGE, Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
 from oddpatch.data.pixels import PixelTransform
 from oddpatch.data.resampling import resample, to_unit
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
+
+#: Rows of a large image that are prepared at a time.
+_BAND = 256
 
 
 class Placement(NamedTuple):
@@ -235,7 +238,15 @@ class Preprocess(nn.Module):
         if self.transform is not None:
             image = self.transform(image)
         self._check_size(image)
-        batch = self._normalised(self._frame(image if image.ndim == 4 else image[None]))  # (B, 3, h, w)
+        given = image if image.ndim == 4 else image[None]  # (B, 3, H, W)
+        height, width = self.image_size
+        if height * width < LARGE or self.geometry((given.shape[2], given.shape[3])).padded:
+            batch = self._normalised(self._frame(given))  # (B, 3, h, w)
+        else:  # every step as a whole would be another copy of the result
+            batch = torch.empty(len(given), 3, height, width, device=image.device)
+            for first in range(0, height, _BAND):
+                rows = slice(first, min(first + _BAND, height))
+                batch[:, :, rows] = self._normalised(self._frame(given, rows))
         return batch if image.ndim == 4 else batch[0]
 
     def in_bands(self, image: Tensor, device: torch.device) -> "InBands | None":
