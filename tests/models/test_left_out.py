@@ -62,6 +62,31 @@ def test_as_if_it_had_not_been_fitted(name, count):
             torch.testing.assert_close(found.anomaly_map[i], wanted.anomaly_map[0], rtol=1e-3, atol=1e-4)
 
 
+def test_where_many_images_are_expected_none_is_kept(caplog):
+    make, images = REFITTED["padim"], [0, 3]
+    found = left_out(make, 40, images)
+    detector = make()
+    detector.expect_left_out(24)  # of 12 features, 15 images are few, and 24 may become 16
+    detector.update([f[:7] for f in features(40)], torch.arange(7))
+    assert not len(detector.samples)
+    detector = make()
+    detector.expect_left_out(24)
+    fit(detector, 40)
+    same = detector.score_left_out([f[images] for f in features(40)], torch.tensor(images), SIZE)
+    assert torch.equal(same.score, found.score)
+    assert not caplog.records
+    detector = make()
+    detector.expect_left_out(22)  # which may become 14
+    fit(detector, 14)
+    assert len(detector.left_out) == 14
+    detector = make()
+    detector.expect_left_out(24)
+    fit(detector, 14)
+    assert "PaDiM was given 14 of 24 images" in caplog.text
+    bound = detector.score_left_out(features(14), torch.arange(14), SIZE).score
+    assert (bound >= left_out(make, 14, list(range(14))).score * (1 - 1e-4)).all()
+
+
 @pytest.mark.parametrize("scale", [0.1, 100])
 def test_few_images_of_any_scale_lose_no_digits(scale):
     make = REFITTED["padim"]

@@ -95,7 +95,7 @@ class OneEpoch(AnomalyModule):
             leaves_out = detector.leaves_out if views == 1 else detector.leaves_out_all_views
             if calibration.method == "leave_one_out" and leaves_out:
                 detector.required_memory(shapes, (count - 1) * views)  # it may need as many images
-                detector.expect_left_out()
+                detector.expect_left_out(count * views)
             else:
                 fold = max(self.folds) + 1
                 detector.required_memory(shapes, (count - -(-count // fold)) * views)

@@ -83,6 +83,7 @@ class Detector(nn.Module, ABC):
         self.region = RegionOfInterest()
         #: Whether `score_left_out` will be asked for, see `expect_left_out`.
         self.left_out_expected = False
+        self.images_expected: int | None = None
         #: Row i is what a method keeps of training image i for `score_left_out`; it is not saved.
         self.register_buffer("left_out", torch.empty(0), persistent=False)
 
@@ -265,10 +266,14 @@ class Detector(nn.Module, ABC):
                     "data.views=null"
                 )
 
-    def expect_left_out(self) -> None:
-        """Say, before `update`, that `score_left_out` will be asked for: what makes it cheap can then be kept."""
+    def expect_left_out(self, num_images: int | None = None) -> None:
+        """Say, before `update`, that `score_left_out` will be asked for: what makes it cheap can then be kept.
+
+        Args:
+            num_images: good images that there will be, but for those that cannot be read; None if that is not known.
+        """
         for part in self.detectors_within:
-            part.left_out_expected = True
+            part.left_out_expected, part.images_expected = True, num_images
 
     def require_left_out(self) -> None:
         """Raise `NotFittedError` unless `fit` has kept what `score_left_out` needs."""

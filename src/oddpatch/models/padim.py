@@ -1,5 +1,6 @@
 """PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,8 @@ from oddpatch.ops.projection import semi_orthogonal
 from oddpatch.ops.statistics import left_out_from_samples, left_out_mahalanobis, mahalanobis, whiten_
 from oddpatch.settings import require_one_of
 from oddpatch.types import Prediction
+
+log = logging.getLogger(__name__)
 
 #: Bytes of embeddings that are accumulated or scored at a time: small enough for a CPU's cache, enough for a GPU.
 PART_BYTES = {"cpu": 4 * 2**20, "gpu": 256 * 2**20}
@@ -168,16 +171,24 @@ class PaDiM(Detector):
         """
         finest = features[self.layers[0]]
         parts = self.embed(features)
-        if self._keeps_samples(self.moments.count + len(finest)):
+        if self._are_few(self.moments.count + len(finest)) and not self._expects_many:
             parts = iter(kept := list(parts))
             self.samples.add(index, torch.cat([samples.transpose(0, 1) for _, samples in kept], dim=1))
         else:
             self.samples.clear()
         self.moments.add_parts(parts, (finest.shape[2], finest.shape[3]), len(finest))
 
-    def _keeps_samples(self, count: int) -> bool:
-        """Whether `score_left_out` needs embeddings, which take about the memory of the fit: few images."""
+    def _are_few(self, count: int) -> bool:
+        """Whether `score_left_out` needs the embeddings of so many images."""
         return self.left_out_expected and self.epsilon > 0 and 4 * count <= 5 * self.num_features
+
+    @property
+    def _expects_many(self) -> bool:
+        """Whether there will not be few images, though a third of the files turn out not to be readable.
+
+        Embeddings, which take about the memory of the fit, are not kept then.
+        """
+        return self.images_expected is not None and not self._are_few(2 * self.images_expected // 3)
 
     @torch.no_grad()
     def fit(self, progress: ProgressFn = no_progress) -> None:
@@ -200,8 +211,15 @@ class PaDiM(Detector):
         self.num_images, self.grid = torch.tensor(count, device=device), torch.tensor(grid, device=device)
         self.read_buffers()
         self.left_out = torch.empty(0, device=device)
-        if self._keeps_samples(count):
+        if self._are_few(count) and not self._expects_many:
             self._measure_left_out()
+        elif self._are_few(count):
+            log.warning(
+                "PaDiM was given %d of %d images: distances of good images left out, and thresholds with them, are "
+                "bounds from above; replace the files that were skipped, and fit again",
+                count,
+                self.images_expected,
+            )
         self.finish()
 
     def _measure_left_out(self) -> None:
