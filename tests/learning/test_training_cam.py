@@ -209,7 +209,7 @@ def test_places_are_those_of_the_good_images_it_is_trained_on_and_it_goes_on_as_
     assert 10 < len(good) < 24, "some are held out"
     with torch.no_grad():
         features = job.module.model.backbone(torch.stack([data.train_image(i) for i in good]))
-        shown = detector._joined(features)
+        shown = detector.joined(features)
     torch.testing.assert_close(detector.place_mean, shown.mean(0), rtol=1e-4, atol=1e-5)
     assert metrics(tmp_path / "whole")["balanced_accuracy"] >= 0.5
     train(cam(root, tmp_path / "two", *PLACES, *held_out, "trainer.max_epochs=3"), stop_after=2)

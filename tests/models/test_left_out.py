@@ -68,6 +68,7 @@ def test_where_many_images_are_expected_none_is_kept(caplog):
     detector = make()
     detector.expect_left_out(24)  # of 12 features, 15 images are few, and 24 may become 16
     detector.update([f[:7] for f in features(40)], torch.arange(7))
+    assert isinstance(detector, PaDiM)
     assert not len(detector.samples)
     detector = make()
     detector.expect_left_out(24)

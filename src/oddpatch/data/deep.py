@@ -140,7 +140,7 @@ def _deep_tiff(data: bytes, max_pixels: int) -> Array | None:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
-        if not all(other.subfiletype & _REDUCED_OR_MASK for other in islice(file.pages, 1, _PAGES)):
+        if not all(getattr(other, "subfiletype", 0) & _REDUCED_OR_MASK for other in islice(file.pages, 1, _PAGES)):
             raise DataError(_SEVERAL)
         if page.bitspersample > 8 and page.bitspersample not in (16, 32, 64):
             raise DataError(f"{page.bitspersample} bits a sample are not supported: save it with 8, 16 or 32")

@@ -119,7 +119,7 @@ class CAM(TrainableDetector):
         if self.moments is None:
             super().update(features, index)
             return
-        joined = self._joined(features)
+        joined = self.joined(features)
         count, channels, height, width = joined.shape
         values = joined.flatten(1).T[..., None]  # (sum C_l * h * w, B, 1)
         self.moments.add_parts([(slice(0, len(values)), values)], (channels * height, width), count)
@@ -143,7 +143,7 @@ class CAM(TrainableDetector):
             self.place_deviation = variance.clamp(min=1e-12).sqrt().float()
         self.finish()
 
-    def _joined(self, features: list[Tensor]) -> Tensor:
+    def joined(self, features: list[Tensor]) -> Tensor:
         """All maps on the finest grid (B, sum C_l, h, w)."""
         return join(self.select(features), "bilinear")
 
@@ -155,7 +155,7 @@ class CAM(TrainableDetector):
         """
         if self.convolution is None:
             return self.select(features)[-1]
-        joined = self._joined(features)
+        joined = self.joined(features)
         fitted, given = self.place_mean.shape[1:], joined.shape[2:]
         if not torch.compiler.is_exporting() and fitted != given:
             raise DataError(
