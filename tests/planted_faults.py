@@ -142,7 +142,7 @@ FAULTS = [
     ),
     Fault(
         "a mask repeated beyond the image", "data/alignment.py",
-        "flags=cv2.INTER_NEAREST)\n        return", "flags=cv2.INTER_NEAREST, borderMode=1)\n        return",
+        "flags=cv2.INTER_NEAREST, borderValue=outside", "flags=cv2.INTER_NEAREST, borderMode=1",
         "data/test_alignment.py -k mask",
     ),
     Fault(
@@ -393,7 +393,7 @@ FAULTS = [
     ),
     Fault(
         "a region of the least area is too small", "inference/regions.py",
-        "minlength=count) >= min_area", "minlength=count) > min_area", "inference/test_regions.py",
+        "large = areas >= min_area", "large = areas > min_area", "inference/test_regions.py",
     ),
     Fault(
         "regions merge a pixel too late", "inference/regions.py",
@@ -580,7 +580,7 @@ FAULTS = [
     # A line
     Fault(
         "a score on the threshold is taken out", "watch/watcher.py",
-        "if score > self.reject:", "if score >= self.reject:", "watch/test_watcher.py",
+        "if score > self.reject or", "if score >= self.reject or", "watch/test_watcher.py",
     ),
     Fault(
         "a frame that waits at the end is not counted", "watch/slot.py",
@@ -608,7 +608,7 @@ FAULTS = [
     # The page, the command line, configs
     Fault(
         "a score on the threshold is an alarm on the page", "demo/inspecting.py",
-        "int(one.score > threshold)", "int(one.score >= threshold)", "demo/test_inspecting.py",
+        "return self.score > threshold or", "return self.score >= threshold or", "demo/test_inspecting.py",
     ),
     Fault(
         "the last file may exceed what a session holds", "demo/uploads.py",
