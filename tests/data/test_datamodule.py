@@ -183,6 +183,21 @@ def test_thirteen_images_in_batches_on_two_ranks(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("safe", "ranks", "workers", "warned"), [((9,), 2, 1, 1), ((9,), 1, 1, 0), ((9,), 2, 0, 0), ((3,), 2, 1, 0)]
+)
+def test_forks_of_ranks_that_can_hang_are_warned_of(tmp_path, monkeypatch, caplog, safe, ranks, workers, warned):
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: ranks)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(loading, "SAFE_FORKS", safe)
+    monkeypatch.setattr(sys, "platform", "linux")
+    data = make(tmp_path, resize=[20, 20], num_workers=workers)
+    for _ in range(2):
+        data.test_dataloader()
+    assert sum("or later, or set data.num_workers=0" in line for line in caplog.messages) == warned
+
+
 # Rendering in place of missing data
 
 

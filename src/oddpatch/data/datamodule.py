@@ -24,7 +24,7 @@ from oddpatch.data.layout import (
     scan_together,
     scan_types,
 )
-from oddpatch.data.loading import check_workers, make_loader, workers_that_fit
+from oddpatch.data.loading import check_workers, fork_hazard, make_loader, workers_that_fit
 from oddpatch.data.reference import Reference
 from oddpatch.data.roi import load_roi
 from oddpatch.data.settling import settle
@@ -437,9 +437,11 @@ class MVTecDataModule(LightningDataModule):
         images = self.wrap[part](dataset) if part in self.wrap else dataset
         most = max(self.batch_size, self.num_views)
         num_workers, too_many = workers_that_fit(self.num_workers, most, self.preprocess.image_size)
-        if too_many and not self._said_workers:
+        told = [line for line in (too_many, fork_hazard(num_workers)) if line]
+        if told and not self._said_workers:
             self._said_workers = True
-            self._say(logging.WARNING, "%s", too_many)
+            for line in told:
+                self._say(logging.WARNING, "%s", line)
         return make_loader(images, batches, num_workers)
 
     def skipped(self) -> list[str]:

@@ -1,6 +1,8 @@
 """How images are loaded: what makes batches of a dataset, and how many processes read for it."""
 
 import os
+import platform
+import sys
 from typing import Any
 
 import torch
@@ -9,10 +11,13 @@ from torch.utils.data import DataLoader, Sampler
 from oddpatch.data.dataset import DatasetWrapper, MVTecDataset
 from oddpatch.errors import ConfigError
 from oddpatch.limits import cores, free_shared_memory
+from oddpatch.ops.ranks import Ranks
 from oddpatch.resources import format_bytes
 
 #: Batches that each worker has ready, which is torch's own default.
 PREFETCHED = 2
+#: The first Python whose fork leaves no lock of the interpreter closed in the child: python/cpython#112275.
+SAFE_FORKS = (3, 11, 10)
 
 
 def make_loader(
@@ -56,4 +61,17 @@ def workers_that_fit(num_workers: int, batch_size: int, image_size: tuple[int, i
     return fitting, (
         f"num_workers={num_workers} need {format_bytes(held * num_workers)} of shared memory, /dev/shm has "
         f"{format_bytes(free)}: using {fitting}; give a container more by --shm-size=1g, or lower data.batch_size"
+    )
+
+
+def fork_hazard(num_workers: int) -> str:
+    """Why workers of this process may hang as they start; empty where they cannot.
+
+    Threads of the process group enter Python, and one may hold such a lock at that very moment.
+    """
+    if not num_workers or sys.version_info >= SAFE_FORKS or sys.platform != "linux" or Ranks().size == 1:
+        return ""
+    return (
+        f"Python {platform.python_version()} has a fault by which several ranks with data loaders can hang, though "
+        f"rarely: use Python {'.'.join(map(str, SAFE_FORKS))} or later, or set data.num_workers=0"
     )
