@@ -17,6 +17,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}  # of large files, by SHA-256
         self.requests: list[str] = []
         self.address = ""
+        self.status = 0  # if not 0, all that it answers
 
     def commit(self, repo, revision):
         """Number of a commit; None if there is no such revision."""
@@ -54,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
         body, parts = self.body(), path.strip("/").split("/")
+        if self.hub.status:
+            return self.answer(status=self.hub.status)
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'user'}/{asked['name']}"

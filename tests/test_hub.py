@@ -140,6 +140,39 @@ def test_files_that_are_no_model_are_one_line(detector, hub, name, content, told
     assert told in one_line(error)
 
 
+def test_tensors_that_were_uploaded_broken_are_one_line(detector, hub):
+    detector.push_to_hub("user/housing")
+    files = hub.repos["user/housing"][-1]
+    described = json.loads(files["oddpatch.json"])
+    files["model.safetensors"] = b"broken"
+    described["sha256"]["model.safetensors"] = hashlib.sha256(b"broken").hexdigest()
+    files["oddpatch.json"] = json.dumps(described).encode()
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors cannot be read \(.*\): upload the run again"
+    ) as error:
+        AnomalyDetector.load("hf://user/housing")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(403, "log in by `hf auth login` with a token that may write there"), (507, "try again later")],
+)
+def test_what_the_hub_refuses_is_one_line(detector, hub, status, remedy):
+    hub.status = status
+    with pytest.raises(
+        ResourceError, match=f"^hf://user/housing: the hub answers with error {status}: {remedy}"
+    ) as error:
+        detector.push_to_hub("user/housing")
+    one_line(error)
+
+
+def test_a_fault_that_is_not_of_the_network_is_not_hidden(detector, hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        detector.push_to_hub("user/housing")
+
+
 def test_a_description_that_asks_for_other_code_is_refused(detector, hub):
     detector.push_to_hub("user/housing")
     files = hub.repos["user/housing"][-1]

@@ -1,6 +1,7 @@
 """The launcher with tasks that cost nothing: results, errors, kills, sweeps, and that nothing is left running."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from oddpatch.errors import ConfigError
-from oddpatch.learning.launcher import num_ranks
+from oddpatch.learning.launcher import RankError, _result, num_ranks
 
 SCRIPT = """
 import logging, os, signal, subprocess, sys, time
@@ -126,6 +127,12 @@ def test_another_error_shows_the_traceback_of_its_rank(script):
     assert "rank 1 of 2 failed" in done.stderr
     assert "ZeroDivisionError" in done.stderr
     assert not left_running(script.parent)
+
+
+@pytest.mark.parametrize("codes", [[3, 3], [0, 0]])
+def test_ranks_that_ended_without_a_word_are_an_error(tmp_path, codes):
+    with pytest.raises(RankError, match=re.escape(f"the 2 ranks ended with the exit codes {codes} and no message")):
+        _result(codes, tmp_path)
 
 
 @pytest.mark.slow
