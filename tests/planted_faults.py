@@ -303,7 +303,7 @@ FAULTS = [
     Fault(
         "what is drawn is not seeded", "learning/supervised.py",
         "torch.manual_seed(derive(self.seed, self.global_step, Ranks().rank))", "pass",
-        "learning/test_supervised.py -k killed",
+        "learning/test_supervised.py -m slow -k killed",
     ),
     Fault(
         "the last epoch is tested", "learning/supervised.py",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from planted_faults import FAULTS
 
 import oddpatch
 
@@ -35,6 +36,14 @@ def test_the_versions_of_python_that_are_promised_are_tested():
     assert PROJECT["requires-python"] == f">={promised[0]},<3.{int(promised[-1].partition('.')[2]) + 1}"
     tested = dict(jobs(ROOT / ".github/workflows/test.yml"))
     assert all(tested[job]["strategy"]["matrix"]["python"] == promised for job in ("test", "wheel"))
+
+
+def test_planted_faults_follow_the_source():
+    for fault in FAULTS:
+        assert (ROOT / "src/oddpatch" / fault.path).read_text(encoding="utf-8").count(fault.old) == 1, fault.name
+        assert (ROOT / "tests" / fault.tests.split()[0]).is_file(), fault.name
+    counted = f"planted_faults.py               # {len(FAULTS)} faults, in every room"
+    assert counted in text("CONTRIBUTING.md")
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
