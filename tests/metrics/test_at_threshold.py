@@ -72,3 +72,10 @@ def test_without_a_threshold_there_is_a_reason():
     ):
         assert fed(metric, **given) == {}
         assert list(metric.reasons.values()) == [ABSENT]
+
+
+def test_seg_f1_without_a_defect_pixel_has_a_reason():
+    metric = SegF1()
+    metric.update(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.tensor([0]), 0.5, "")
+    assert metric.compute() == {}
+    assert metric.reasons == {"seg_f1": "needs defect pixels: there are none"}

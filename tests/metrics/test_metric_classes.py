@@ -65,6 +65,8 @@ def test_nothing_seen_is_a_reason_too():
     for metric in (ImageMetrics(), PixelMetrics()):
         assert metric.compute() == {}
         assert set(metric.reasons.values()) == {"no image was seen: call update() first"}
+    with pytest.raises(UndefinedMetricError, match=r"no image was seen: call update\(\) first"):
+        PixelMetrics().ranking()
 
 
 def test_reset_forgets_and_reasons_go_when_there_are_values(batch):

@@ -129,3 +129,8 @@ def test_auroc_by_type_without_good_images_gives_reasons():
 def test_a_label_that_is_neither_good_nor_anomalous_is_refused():
     with pytest.raises(DataError, match="labels hold 2: give 0 for good and 1 for anomalous"):
         rank([0.1, 0.2], [0, 2])
+
+
+def test_defect_types_of_another_shape_are_refused():
+    with pytest.raises(DataError, match=r"scores \(2,\) and defect_types \(1,\) must both be of one shape \(N,\)"):
+        auroc_by_type([0.1, 0.2], ["good"])

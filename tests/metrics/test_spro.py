@@ -1,6 +1,7 @@
 """sPRO against its definition, threshold by threshold, and read from files as the owner of MVTec LOCO AD packs them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +149,13 @@ def test_what_is_wrong_is_said(owner, tmp_path):
     Image.fromarray(masks[0] * np.uint8(7)).save(place)
     with pytest.raises(DataError, match=r"000\.png: its pixels are \[7\], defects_config\.json knows \[254, 255\]"):
         read_defects(tmp_path / "box/test/logical_anomalies/003.png", source)
+    one = {"pixel_value": 7, "saturation_threshold": 0, "relative_saturation": True}
+    (source / "box/defects_config.json").write_text(json.dumps([one]))
+    with pytest.raises(DataError, match=r"defects_config\.json: saturation_threshold 0\.0 of 7 must be above 0"):
+        read_defects(tmp_path / "box/test/logical_anomalies/003.png", source)
+    aligned = SimpleNamespace(alignment="a reference")
+    with pytest.raises(ConfigError, match=r"metrics\.spro cannot be had with data\.align: set data\.align=null"):
+        SPRO(source).update(*[torch.zeros(0)] * 4, [], aligned)
     (source / "box/defects_config.json").write_text('[{"pixel_value": 7}]')
     with pytest.raises(DataError, match=r"defects_config\.json cannot be read"):
         read_defects(tmp_path / "box/test/logical_anomalies/003.png", source)

@@ -169,3 +169,8 @@ def test_good_images_seldom_stand_out_and_an_odd_one_does(count):
     assert count < 9 or stands_out([*scores, 10 + (100 if count < 10 else 12)])
     assert stands_out([*scores, 1e4])
     assert not stands_out([1.0, 1.0, 1.0, 50.0])
+
+
+def test_no_score_is_refused():
+    with pytest.raises(ConfigError, match="no held-out good image was scored: a threshold needs at least one"):
+        conformal_threshold([], 0.1)

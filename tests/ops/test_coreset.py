@@ -251,3 +251,10 @@ def test_density_is_that_of_its_seed():
 def test_a_start_that_is_no_index_is_refused():
     with pytest.raises(ConfigError, match=r"start=5 is no index of 5 points: choose 0\.\.4"):
         coreset.k_center_greedy(torch.zeros(5, 2), 2, start=5)
+
+
+def test_numbers_below_one_are_refused():
+    with pytest.raises(ConfigError, match="block=0: choose at least 1"):
+        k_center_greedy(torch.zeros(5, 2), 2, start=0, block=0)
+    with pytest.raises(ConfigError, match="num_starts=0: choose at least 1"):
+        approximate_greedy(torch.zeros(5, 2), 2, num_starts=0, generator=torch.Generator())

@@ -38,6 +38,11 @@ def test_unfold_refuses_grids_that_do_not_divide():
         align(torch.zeros(1, 1, 4, 4), (7, 7), "unfold")
 
 
+def test_another_alignment_is_refused():
+    with pytest.raises(ConfigError, match=r"alignment='cubic': choose one of .*nearest"):
+        align(torch.zeros(1, 1, 4, 4), (8, 8), "cubic")
+
+
 @pytest.mark.parametrize(
     ("mode", "grid"),
     [*((mode, grid) for mode in ("nearest", "bilinear", "unfold") for grid in ((6, 9), (2, 3), (1, 1))),

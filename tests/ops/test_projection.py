@@ -114,3 +114,8 @@ def test_tolerance_bounds_the_rounding_of_a_matrix_product() -> None:
 def test_more_orthonormal_columns_than_rows_are_refused():
     with pytest.raises(ConfigError, match=r"4 orthonormal columns of 3 rows do not exist: choose 1\.\.3"):
         semi_orthogonal(3, 4, torch.Generator())
+
+
+def test_a_projection_to_nothing_is_refused():
+    with pytest.raises(ConfigError, match="dim=0: choose at least 1"):
+        random_projection(torch.zeros(5, 4), 0, seeded())
