@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -153,9 +154,9 @@ def test_what_is_wrong_is_said(owner, tmp_path):
     (source / "box/defects_config.json").write_text(json.dumps([one]))
     with pytest.raises(DataError, match=r"defects_config\.json: saturation_threshold 0\.0 of 7 must be above 0"):
         read_defects(tmp_path / "box/test/logical_anomalies/003.png", source)
-    aligned = SimpleNamespace(alignment="a reference")
+    nothing, aligned = torch.zeros(0), SimpleNamespace(alignment="a reference")
     with pytest.raises(ConfigError, match=r"metrics\.spro cannot be had with data\.align: set data\.align=null"):
-        SPRO(source).update(*[torch.zeros(0)] * 4, [], aligned)
+        SPRO(source).update(nothing, nothing, nothing, nothing, [], cast(Any, aligned))
     (source / "box/defects_config.json").write_text('[{"pixel_value": 7}]')
     with pytest.raises(DataError, match=r"defects_config\.json cannot be read"):
         read_defects(tmp_path / "box/test/logical_anomalies/003.png", source)

@@ -16,6 +16,7 @@ from oddpatch.models.musc import MuSc
 from oddpatch.models.padim import PaDiM
 from oddpatch.models.rad import RAD
 from oddpatch.models.state import Rows, Spooled
+from oddpatch.ops.ranks import Ranks
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_features_of_several_sizes_are_refused():
         rows.add(torch.tensor([1]), torch.zeros(1, 3, 5))
 
 
-class OtherRank:
+class OtherRank(Ranks):
     """Of two ranks the one whose patches have another shape."""
 
     def exchange(self, value):

@@ -1,6 +1,8 @@
 """A file without a name that a disk has no room for; what it holds otherwise: tests of SPADE and of the cache."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +14,8 @@ TOLD = r"features could not be written to .* \(No space left on device\): free d
 
 
 def test_rows_that_a_full_disk_does_not_take_are_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: Path("/dev/full").open("wb", buffering=0))
     spool = Spool((4,))
-    spool._file.close()
-    spool._file = open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115 - as the spool keeps it
     with pytest.raises(ResourceError, match=TOLD):
         spool.append(torch.zeros(2, 4))
     assert spool.count == 0
