@@ -14,7 +14,7 @@ TOLD = r"features could not be written to .* \(No space left on device\): free d
 
 
 def test_rows_that_a_full_disk_does_not_take_are_one_line(monkeypatch):
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: Path("/dev/full").open("wb", buffering=0))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: Path("/dev/full").open("wb", buffering=0))  # noqa: SIM115 - the spool closes it
     spool = Spool((4,))
     with pytest.raises(ResourceError, match=TOLD):
         spool.append(torch.zeros(2, 4))
