@@ -583,6 +583,22 @@ FAULTS = [
         "if score > self.reject or", "if score >= self.reject or", "watch/test_watcher.py",
     ),
     Fault(
+        "a part of no product is accepted", "watch/watcher.py",
+        " or reason is not None:", ":", "watch/test_watcher.py -k product",
+    ),
+    Fault(
+        "good parts that are taken for strangers are not expected", "drift/monitor.py",
+        "min(float(share) + strangers,", "min(float(share),", "drift/test_monitor.py -k strangers",
+    ),
+    Fault(
+        "of a moving picture the first frame is inspected", "data/deep.py",
+        'image.format not in ("MPO", "PSD", "TIFF"):', "False:", "data/test_decoding.py -k several_frames",
+    ),
+    Fault(
+        "of a stack in a TIFF the first page is inspected", "data/deep.py",
+        "_REDUCED_OR_MASK = 0b101", "_REDUCED_OR_MASK = ~0", "data/test_decoding.py -k smaller_copies",
+    ),
+    Fault(
         "a frame that waits at the end is not counted", "watch/slot.py",
         "dropped=len(self._items))", "dropped=0)", "watch/test_slot.py",
     ),

@@ -107,6 +107,8 @@ def test_predict_gives_product_and_reason(finished, root, tmp_path, format_):
     assert (stranger["is_anomalous"], stranger["reason"]) == (True, "belongs to no product")
     assert "product" not in stranger
     assert (good["product"], good.get("reason")) == ("red", None)
+    drift = json.loads(CliRunner().invoke(app, ["drift", str(finished), str(results), "--json"]).output)
+    assert (drift["parts"], drift["anomalous"]) == (2, 1)
     again = CliRunner().invoke(app, ["predict", str(finished), *images, "--results", str(results), "--resume"])
     assert "2 held already" in again.output, again.output
 
