@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oddpatch.errors import DataError
 from oddpatch.files import from_cell
@@ -14,12 +15,11 @@ from oddpatch.inference.torch_scorer import TorchScorer
 from oddpatch.results import PREDICTIONS
 from oddpatch.wording import counted
 
+Floats = NDArray[np.float64]
 #: Relative difference that float32 may make.
 TOLERANCE = 1e-4
-#: Differences are relative to the image's own score or map, but at least to this share of the highest of all images. Of
-#: an image that was fitted to a map may be 0: float32 takes one of many patches that are nearly alike for the nearest,
-#: and is off by 2e-7 of the highest.
-LEAST = 1e-2
+#: Share of the highest of all images below which a score or a map is that of a copy: see `relative`.
+COPY = 1e-3
 #: Images that are compared at most, evenly spread over all there are, and how many the artifact is given at once.
 MOST, BATCH = 256, 3
 
@@ -130,10 +130,21 @@ def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Pa
                 on_threshold += 1
             elif bool(found[DECISION]) != any(it > least for it, least in pairs):
                 changed.append(path)
-    relative = off / np.maximum(scale, np.maximum(LEAST * scale.max(axis=0), 1e-30))
-    worst = int(relative.max(axis=1).argmax())
-    score, difference = relative.max(axis=0).tolist()
+    share = relative(off, scale)
+    worst = int(share.max(axis=1).argmax())
+    score, difference = share.max(axis=0).tolist()
     return Parity(len(paths), score, difference, changed, paths[worst], told[worst], on_threshold)
+
+
+def relative(off: Floats, scale: Floats) -> Floats:
+    """Differences as shares of what they differ from, image by image: both (N, n).
+
+    Those of a copy of an image that was fitted to, whose distances are 0 or nearly so, are shares of the highest of all
+    images: where all patches are kept, the last digits of a float32 feature, or which of many patches that are nearly
+    alike is the nearest, would else be many times the value itself.
+    """
+    highest = scale.max(axis=0)
+    return off / np.maximum(np.where(scale < COPY * highest, highest, scale), 1e-30)
 
 
 def spread(paths: Sequence[Path], most: int) -> list[Path]:
