@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -118,7 +119,8 @@ class HostPreprocess:
         for side in range(2):
             part, offset = place.inside[side], place.offset[side]
             axis = Axis(size[side], place.resized[side], part.start + offset, part.stop + offset)
-            framed = _resize_first(framed, axis, self.interpolation).swapaxes(0, 1)  # (h, w, 3) in the end
+            # OpenCV copies turned colour images several times as fast as NumPy does.
+            framed = np.asarray(cv2.transpose(_resize_first(framed, axis, self.interpolation)))  # (h, w, 3) in the end
             if place.padded:  # mirrored, as `Preprocess` has it
                 framed = framed[:, mirrored(part, place.size[side])]
         framed = framed.transpose(2, 0, 1) / np.float32(255 if image.dtype == np.uint8 else 1)
