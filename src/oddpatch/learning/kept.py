@@ -16,7 +16,6 @@ class KeptFeatures:
         self._rows: dict[int, int] = {}
         self._spools: list[Spool] = []
         self._channels_last: list[bool] = []
-        self._mapped: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -36,23 +35,19 @@ class KeptFeatures:
         for spool, feature in zip(self._spools, features, strict=True):
             spool.append(feature)
         self._rows.update({image: len(self._rows) + row for row, image in enumerate(index.tolist())})
-        self._mapped = None
 
     def load(self, index: Tensor) -> list[Tensor]:
         """Features [(B, C_l, h_l, w_l)] of images `index` (B,) on its device, laid out as the backbone's."""
-        if self._mapped is None:
-            self._mapped = [spool.rows() for spool in self._spools]
         rows = [self._rows[image] for image in index.tolist()]
         features = []
         # The layout decides in which order sums are rounded.
-        for maps, last in zip(self._mapped, self._channels_last, strict=True):
+        for spool, last in zip(self._spools, self._channels_last, strict=True):
             layout = torch.channels_last if last else torch.contiguous_format
-            features.append(torch.stack([maps[row] for row in rows]).contiguous(memory_format=layout).to(index.device))
+            features.append(spool.read(rows).contiguous(memory_format=layout).to(index.device))
         return features
 
     def close(self) -> None:
         """Give the disk space back."""
-        self._mapped = None
         for spool in self._spools:
             spool.close()
 

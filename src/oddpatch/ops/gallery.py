@@ -5,6 +5,7 @@ import mmap
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from typing import IO
 
 import torch
@@ -56,6 +57,15 @@ class Spool:
     def rows(self) -> Tensor:
         """What was appended, (n, *shape) with n > 0, mapped from the file."""
         return self._map()
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """The rows (n, *shape) at these places, copied: pages of a mapped file count as memory of the process."""
+        found = torch.empty(len(rows), *self.shape, dtype=self.dtype)
+        size = row_bytes(self.shape, self.dtype)
+        for row, room in zip(rows, found.numpy(), strict=True):
+            if os.preadv(self._file.fileno(), [room.data], row * size) != size:
+                raise ResourceError(f"features could not be read back from {tempfile.gettempdir()}: see to its disk")
+        return found
 
     def allocate(self, count: int) -> Tensor:
         """`count` rows of an empty spool to be filled in place, mapped from the file.
