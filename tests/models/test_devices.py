@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from methods import FITTED, METHODS, SIZE, features, fit, make
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from oddpatch.models import banks, lunar, mh_patchcore, patchcore
@@ -34,16 +34,22 @@ def moved(mode, detector):
     detector = copy.deepcopy(detector)
     with mode:
         for module in detector.modules():
-            for held in (module._buffers, module._parameters):
+            for held in (module._buffers, module._parameters):  # noqa: SLF001 - as `Module.to` does
                 held.update({key: pretend(mode, value) for key, value in held.items() if value is not None})
     return detector
 
 
 @pytest.fixture
-def mode():
-    maps._axis_matrix_on.cache_clear()
+def mode(monkeypatch):
+    def with_values(*args):
+        with unset_fake_temporarily():  # it is made on the CPU, by NumPy
+            return axis_matrix(*args)
+
+    axis_matrix = maps.axis_matrix
+    monkeypatch.setattr(maps, "axis_matrix", with_values)
+    maps.axis_matrix_on.cache_clear()
     yield FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(allow_dynamic_output_shape_ops=True))
-    maps._axis_matrix_on.cache_clear()
+    maps.axis_matrix_on.cache_clear()
 
 
 #: PyOD scores on the CPU; in the other two, values decide what is computed.

@@ -40,8 +40,8 @@ def anomaly_map(
         (B, 1, H, W).
     """
     how = (float(sigma), interpolation, radius, scores.dtype, scores.device)
-    rows = _axis_matrix_on(scores.shape[-2], image_size[0], *how)  # (H, h)
-    columns = _axis_matrix_on(scores.shape[-1], image_size[1], *how)  # (W, w)
+    rows = axis_matrix_on(scores.shape[-2], image_size[0], *how)  # (H, h)
+    columns = axis_matrix_on(scores.shape[-1], image_size[1], *how)  # (W, w)
     return (rows @ scores @ columns.mT).unsqueeze(1)
 
 
@@ -51,7 +51,7 @@ def mean_of_highest(values: Tensor, share: float) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def _axis_matrix_on(
+def axis_matrix_on(
     size_in: int,
     size_out: int,
     sigma: float,
@@ -62,10 +62,10 @@ def _axis_matrix_on(
 ) -> Tensor:
     """The same where the scores are: brought there in each batch, it would have the CPU wait for the GPU."""
     with torch.inference_mode(False):  # whoever trains with it later may need it for a gradient
-        return _axis_matrix(size_in, size_out, sigma, interpolation, radius).to(device, dtype)
+        return axis_matrix(size_in, size_out, sigma, interpolation, radius).to(device, dtype)
 
 
-def _axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, radius: int | None) -> Tensor:
+def axis_matrix(size_in: int, size_out: int, sigma: float, interpolation: str, radius: int | None) -> Tensor:
     """The (size_out, size_in) matrix that resizes and then smooths along one axis."""
     require_one_of(INTERPOLATIONS, interpolation=interpolation)
     if sigma < 0:
