@@ -435,6 +435,25 @@ def test_a_jpeg_with_a_second_picture_behind_it_is_read(tmp_path, rng):
         read_image(tmp_path / "a.mpo")
 
 
+@pytest.mark.parametrize("settings", [{}, {"tile_size": (32, 32)}], ids=["whole", "tiles"])
+@pytest.mark.parametrize("boxed", [True, False])
+def test_a_jpeg_2000_cut_anywhere_is_damaged(tmp_path, rng, settings, boxed):
+    path, stream = tmp_path / "a.jp2", io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (48, 40, 3)).astype(np.uint8)).save(
+        stream, "JPEG2000", no_jp2=not boxed, **settings
+    )
+    whole = stream.getvalue()
+    path.write_bytes(whole)
+    assert read_image(path).shape == (3, 48, 40)
+    starts = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\x90"]
+    assert len(starts) == (4 if settings else 1)
+    for place in [*(start + more for start in starts for more in range(4)), *range(9, len(whole), 997)]:
+        path.write_bytes(whole[:place])
+        with pytest.raises(DataError) as error:
+            read_image(path)
+        one_line(error, path)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("layout", [{"rowsperstrip": 4}, {"tile": (16, 16)}], ids=["strips", "tiles"])
 @pytest.mark.parametrize("tag", ["offsets", "counts"])

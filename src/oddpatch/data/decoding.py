@@ -13,8 +13,8 @@ Images become (3, H, W) float32 RGB in [0, 1], as tensors, or as arrays where to
 * HEIC and JPEG XL are read where a plugin of Pillow is installed.
 
 A file that is truncated or damaged is an error, never a partial image, as far as its format can tell: checksums, sizes,
-the number of rows and strips, and marks of the end are checked (PNG, TIFF, JPEG). Where a byte was changed and nothing
-in the format says so, as in BMP, PPM, GIF, WebP and inside JPEG and JPEG 2000, other pixels are read.
+the number of rows and strips, and marks of the end are checked (PNG, TIFF, JPEG, JPEG 2000). Where a byte was changed
+and nothing in the format says so, as in BMP, PPM, GIF, WebP and inside JPEG and JPEG 2000, other pixels are read.
 """
 
 import importlib
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from oddpatch.data.deep import PNG_MAGIC, Array, open_lazily, read_deep, read_with_opencv, refuse_several
-from oddpatch.data.jpeg import JPEG_MAGIC, check_complete, find_end
+from oddpatch.data.jpeg import JPEG_MAGIC, check_complete, check_tiles, find_end
 from oddpatch.data.png import check_rows, read_plain_png
 from oddpatch.data.reading import FileContent, read_bytes, read_within
 from oddpatch.errors import DataError
@@ -230,6 +230,7 @@ def open_upright(path: str | Path, max_pixels: int | None = None) -> Image.Image
     if deep is not None:
         return _checked(deep)
     end = find_end(data) if data.startswith(JPEG_MAGIC) else None
+    check_tiles(data)
     try:
         image = open_lazily(data, pillow_formats(), limit)
         refuse_several(image)

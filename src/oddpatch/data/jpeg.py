@@ -1,4 +1,4 @@
-"""Whether a JPEG file holds all of its pixels: decoders paint what is missing grey, and say nothing."""
+"""Whether JPEG and JPEG 2000 files hold all of their pixels: decoders paint what is missing grey, and say nothing."""
 
 import re
 
@@ -9,11 +9,19 @@ from oddpatch.data.deep import open_lazily
 from oddpatch.errors import DataError
 
 JPEG_MAGIC = b"\xff\xd8\xff"
+# Of JPEG 2000: the box that begins a file, and the markers that begin the image, a tile, and the end of all.
+_BOX, _IMAGE, _TILE, _END = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"\xff\x90", b"\xff\xd9"
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _SOI, _EOI, _SCAN, _TEM = 0xD8, 0xD9, 0xDA, 0x01
 _RESTARTS = range(0xD0, 0xD8)
 # Bytes that no decoder mistakes for a marker, and that are coefficients other than 0 whatever the Huffman tables.
 _MORE = bytes(np.random.default_rng(0).integers(1, 255, 256, np.uint8))
+
+
+def check_tiles(data: bytes) -> None:
+    """Raise a `DataError` for a JPEG 2000 that was cut between two tiles; within one, its decoder says so."""
+    if data.startswith((_BOX, _IMAGE)) and data.find(_END, data.find(_TILE, data.find(_IMAGE))) < 0:
+        raise DataError("truncated, the end of its image is missing: replace or remove it")
 
 
 def find_end(data: bytes) -> int:
