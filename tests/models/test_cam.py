@@ -119,7 +119,8 @@ def test_the_first_weights_come_from_the_seed():
     ("settings", "message"),
     [({"trained_layers": -1}, r"model\.trained_layers=-1 must be at least 0"),
      ({"pool": 0}, r"model\.pool=0 must be at least 1"),
-     ({"trained_layers": 0, "place_channels": 0}, r"model\.place_channels=0 must be at least 1"),
+     ({"trained_layers": 0, "place_channels": 0}, r"model\.place_channels=0: choose 1\.\.4096, or null"),
+     ({"trained_layers": 0, "place_channels": 10**9}, r"model\.place_channels=1000000000: choose 1\.\.4096, or null"),
      ({"place_channels": 4}, r"the backbone must stay as it is: set model\.trained_layers=0"),
      ({"trained_layers": 4}, r"model\.trained_layers=4: this backbone has 3 convolutions: choose 0\.\.3")],
 )  # fmt: skip

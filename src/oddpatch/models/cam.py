@@ -23,6 +23,8 @@ ANOMALY = 1
 #: Of a channel's variance, averaged over all places, that is added to the variance at each place: where good images
 #: hardly differ, a difference that is no larger than elsewhere is none.
 FLOOR = 0.1
+#: Of `place_channels`: a file must not ask for all memory.
+MOST_CHANNELS = 4096
 
 
 class CAM(TrainableDetector):
@@ -71,11 +73,11 @@ class CAM(TrainableDetector):
         seed: int = 0,
     ) -> None:
         super().__init__(channels, strides)
-        for name, value, least in (
-            ("trained_layers", trained_layers, 0), ("pool", pool, 1), ("place_channels", place_channels, 1),
-        ):  # fmt: skip
-            if value is not None and value < least:
+        for name, value, least in (("trained_layers", trained_layers, 0), ("pool", pool, 1)):
+            if value < least:
                 raise ConfigError(f"model.{name}={value} must be at least {least}")
+        if place_channels is not None and not 1 <= place_channels <= MOST_CHANNELS:
+            raise ConfigError(f"model.place_channels={place_channels}: choose 1..{MOST_CHANNELS}, or null for none")
         if place_channels is not None and trained_layers:
             raise ConfigError(
                 f"model.place_channels={place_channels} compares maps with those of good images, so the backbone must "
@@ -85,7 +87,8 @@ class CAM(TrainableDetector):
         drawn = torch.Generator().manual_seed(seed)
         self.dense = nn.Linear(place_channels or self.channels[-1], 2)
         _draw(self.dense, self.dense.in_features, drawn)
-        self.convolution = self.moments = None
+        self.convolution: nn.Conv2d | None = None
+        self.moments: RunningMoments | None = None
         if place_channels is not None:
             self.convolution = nn.Conv2d(sum(self.channels), place_channels, 1)
             _draw(self.convolution, self.convolution.in_channels, drawn)
