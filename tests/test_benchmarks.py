@@ -151,7 +151,7 @@ def test_a_program_counts_its_children_and_tells_facts():
     alone = run([sys.executable, "-c", work])
     used = run([sys.executable, "-c", inner])
     assert used.facts == {"found": 3}
-    assert used.cpu > 0.8 * alone.cpu
+    assert used.cpu > alone.cpu / 4  # without the child it is that of a start; what else is busy may double either
     assert used.memory > 2**20
 
 
