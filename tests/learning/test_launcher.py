@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from oddpatch.errors import ConfigError
-from oddpatch.learning.launcher import RankError, _result, num_ranks
+from oddpatch.learning.launcher import RankError, num_ranks, result_of
 
 SCRIPT = """
 import logging, os, signal, subprocess, sys, time
@@ -132,7 +132,7 @@ def test_another_error_shows_the_traceback_of_its_rank(script):
 @pytest.mark.parametrize("codes", [[3, 3], [0, 0]])
 def test_ranks_that_ended_without_a_word_are_an_error(tmp_path, codes):
     with pytest.raises(RankError, match=re.escape(f"the 2 ranks ended with the exit codes {codes} and no message")):
-        _result(codes, tmp_path)
+        result_of(codes, tmp_path)
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def launch(task: Task, cfg: DictConfig, size: int) -> float | None:
             codes = [process.poll() for process in ranks]
             for process in ranks:
                 _kill(process)
-        return _result(codes, Path(scratch))
+        return result_of(codes, Path(scratch))
 
 
 def _start(rank: int, size: int, scratch: Path) -> "subprocess.Popen[bytes]":
@@ -199,7 +199,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         process.stdin.close()  # type: ignore[union-attr]
 
 
-def _result(codes: list[int | None], scratch: Path) -> float | None:
+def result_of(codes: list[int | None], scratch: Path) -> float | None:
     """What rank zero returned, or the error that explains the others."""
     size = len(codes)
     # A rank that is killed makes others fail that talk to it, so it comes first.
