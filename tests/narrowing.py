@@ -1,5 +1,6 @@
 """What a test knows of a value and a type checker does not."""
 
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,3 +19,8 @@ def pixels(image: object) -> NDArray[Any]:
     """An image that is an array."""
     assert isinstance(image, np.ndarray)
     return image
+
+
+def stand_in(**attributes: Any) -> Any:
+    """An object with these attributes, in place of one that takes more to make."""
+    return SimpleNamespace(**attributes)

@@ -15,7 +15,7 @@ from oddpatch import AnomalyDetector, pipeline
 from oddpatch.checkpoint import read_checkpoint, write_checkpoint
 from oddpatch.data import pixels
 from oddpatch.data.pixels import PixelTransform
-from oddpatch.errors import CheckpointError, ConfigError
+from oddpatch.errors import CheckpointError, ConfigError, DataError
 from oddpatch.export.exporting import export
 from oddpatch.factory import CHECKPOINT
 
@@ -145,3 +145,13 @@ def test_a_checkpoint_cannot_ask_for_other_code(finished, tmp_path):
     with pytest.raises((CheckpointError, ConfigError), match="no transform of albumentations"):
         AnomalyDetector.load(tmp_path / "changed.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_transform_that_fails_on_an_image_is_one_line(monkeypatch):
+    inverted = PixelTransform({"_target_": "albumentations.InvertImg", "p": 1})
+    monkeypatch.setattr("albumentations.InvertImg.apply", lambda self, img, **settings: img[:1])
+    told = (
+        r"^data\.transform=InvertImg fails: it gives \(1, 2, 3\) uint8 of \(2, 2, 3\) uint8: set data\.transform=null"
+    )
+    with pytest.raises(DataError, match=told):
+        inverted(torch.zeros(3, 2, 2, dtype=torch.uint8))

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import REAL_DATA
 from PIL import Image
 
-from oddpatch.datatools.masks import masks_by_colour, masks_by_label
-from oddpatch.datatools.unity import read_recording
+from oddpatch.datatools import masks as module
+from oddpatch.datatools.masks import label_job, masks_by_colour, masks_by_label
+from oddpatch.datatools.unity import Capture, read_recording
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.scenes import render_dataset
 
@@ -205,3 +208,18 @@ def test_dry_run_writes_nothing(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
     assert masks_by_colour(tmp_path / "a.png", tmp_path / "out", [(0, 0, 0)], dry_run=True).pixels == [16]
     assert not (tmp_path / "out").exists()
+
+
+def test_segmentations_of_two_sizes_are_refused(tmp_path):
+    for name, size in (("a", 8), ("b", 9)):
+        Image.fromarray(np.zeros((size, 8, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    sources: Any = [(tmp_path / "a.png", []), (tmp_path / "b.png", [])]
+    job = module._Job(tmp_path / "out.png", sources, colour=True)  # noqa: SLF001 - the step alone: what leads to it takes seconds
+    with pytest.raises(DataError, match=r"a\.png and .*b\.png differ in size: render them again"):
+        job.mask()
+
+
+def test_a_capture_without_a_segmentation_is_refused():
+    capture = Capture(Path("a.png"), None, {}, None, [])
+    with pytest.raises(DataError, match=r"a\.png: has no segmentation: add a segmentation labeler .*--skip"):
+        label_job(capture, ["crack"], Path("mask.png"))

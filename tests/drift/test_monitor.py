@@ -11,7 +11,7 @@ import pytest
 from narrowing import present
 
 from oddpatch.drift.martingale import EXCESSES, SHIFTS, SPREADS
-from oddpatch.drift.monitor import KEPT, Drift, DriftMonitor
+from oddpatch.drift.monitor import KEPT, Drift, DriftMonitor, Stream
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.metrics.good_scores import GoodScores
 
@@ -237,3 +237,10 @@ def test_good_parts_that_are_taken_for_strangers_are_expected_as_those_of_a_high
     again = DriftMonitor(good, threshold)
     again.restore(json.loads(json.dumps(monitor.state())))
     assert [alarm.stream for alarm in watch(again, line(300, shift=0.1))] == ["rejected"]
+
+
+def test_a_state_of_another_calibration_is_not_gone_on_from():
+    values = np.arange(5.0)
+    state = Stream(values, np.random.default_rng(0)).state()
+    with pytest.raises(ValueError, match="another number of images"):
+        Stream(values[:4], np.random.default_rng(0)).restore(state)

@@ -152,6 +152,11 @@ def test_metadata_that_cannot_be_used_is_refused(tmp_path, metadata):
     require_refused(write(tmp_path / "a.onnx", metadata=metadata))
 
 
+def test_a_preprocess_of_another_size_is_refused(tmp_path):
+    other = changed(preprocess={**PREPROCESS, "resize": [2 * SIDE, SIDE]})
+    require_refused(write(tmp_path / "a.onnx", metadata=other), "preprocess and image_size of its metadata differ")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"format": NaN}', "null"])
 def test_metadata_that_is_no_mapping_is_refused(tmp_path, monkeypatch, text):
     from oddpatch.inference import container

@@ -148,6 +148,7 @@ def test_a_part_is_written_when_it_is_full_and_at_the_end(tmp_path, monkeypatch)
         ("a.jsonl", "[" * 100_000 + "\n"),
         ("a.jsonl", b"\xff\xff\n"),
         ("a.jsonl", json.dumps({**record("a.png"), "inspected": "all"}) + "\n"),
+        ("a.jsonl", json.dumps({**record("a.png"), "is_anomalous": "no"}) + "\n"),
         ("a.csv", "path,score\na.png,1\n"),
         ("a.csv", ",".join(COLUMNS) + "\na.png,1\n"),
         ("a.csv", ",".join(COLUMNS) + '\n"a"b,,,,,,,,,\n'),

@@ -369,6 +369,7 @@ def test_a_transform_that_changes_the_size_is_refused(images):
     [
         ("calibration=cross", "would take as many trainings: set calibration=holdout"),
         ("learning.patience=0", "learning.patience=0 must be at least 1"),
+        ("learning.stop_accuracy=0.9", "set learning.stop_accuracy=null"),
         ("learning.train_share=0.9", "validation_share=0.2: choose 0 or a share below 0.1"),
         ("learning.validation_share=0", "set data.validation=0.2"),
         ("cache=features", "set cache=null"),

@@ -17,10 +17,12 @@ from narrowing import present
 from test_pipeline import config, predictions
 
 from oddpatch import factory, pipeline
+from oddpatch.backbones.engine import Runtime
 from oddpatch.checkpoint import read_checkpoint
 from oddpatch.data.splits import read_parts
 from oddpatch.errors import ConfigError
 from oddpatch.learning import distributed
+from oddpatch.learning.supervised import Supervised
 from oddpatch.models.cam import CAM
 
 
@@ -268,6 +270,20 @@ def test_settings_that_cannot_work_are_refused_before_training(root, tmp_path, o
         monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         pipeline.build(cam(root, tmp_path / "out", *([override] if isinstance(override, str) else override)))
+
+
+@pytest.mark.usefixtures("tiny_backbone")
+def test_a_backbone_that_learns_is_taken_as_it_is(root, tmp_path, monkeypatch):
+    nothing: Any = None
+    model = pipeline.build(cam(root, tmp_path)).module.model
+    runtime, model.backbone.runtime = model.backbone.runtime, Runtime("torch", "bf16")
+    with pytest.raises(ConfigError, match=r"the backbone learns too, .*: set backbone\.engine=torch"):
+        Supervised(model, {}, loss=nothing, optimizer=nothing)
+    model.backbone.runtime = runtime
+    monkeypatch.setattr(CAM, "adapt_backbone", lambda self, backbone: None)
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="CAM has no parameter to learn: set learning=one_epoch"):
+        Supervised(model, {}, loss=nothing, optimizer=nothing)
 
 
 if __name__ == "__main__":

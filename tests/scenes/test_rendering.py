@@ -6,10 +6,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from narrowing import stand_in
 
 from oddpatch.errors import ConfigError, DataError
-from oddpatch.scenes import SCENES, load_scene, render_dataset
+from oddpatch.scenes import SCENES, dataset, load_scene, render_dataset
 from oddpatch.scenes.dataset import Job, design_scene, render_one
+from oddpatch.scenes.unity_solo import palette
 
 SIZE = 128
 COUNTS: dict[str, Any] = {"train": 3, "test_good": 2, "test_per_defect": 2, "size": SIZE, "seed": 5}
@@ -282,3 +284,17 @@ def test_scenes_are_found_by_their_modules():
         assert {"missing_objects", "misplaced_objects"} <= set(design_scene(name, SIZE, 5).defects)
     with pytest.raises(ConfigError, match="choose one of pcb, toolbox"):
         load_scene("kitchen")
+
+
+def test_a_defect_that_no_specimen_shows_is_refused():
+    scene = stand_in(
+        size=8, owners=lambda specimen, camera: np.zeros((8, 8), np.int64),
+        defects={"crack": lambda good, rng: (good, {99})},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="size=8 is too small to show crack: choose a larger one"):
+        dataset._spoiled(scene, stand_in(), "crack", stand_in(), np.random.default_rng(0))  # noqa: SLF001 - the step alone: what leads to it takes seconds
+
+
+def test_more_instances_than_colours_are_refused():
+    with pytest.raises(ValueError, match="1000 instances are more than the palette has colours for"):
+        palette(1000)

@@ -1,9 +1,13 @@
 """Secrets of a camera stand in the environment and are never shown."""
 
+import threading
+
 import pytest
 
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, DataError
+from oddpatch.watch import sources
 from oddpatch.watch.addresses import check_address, with_secrets
+from oddpatch.watch.sources import RefusedError
 
 
 def test_secrets_come_from_the_environment(monkeypatch):
@@ -36,3 +40,12 @@ def test_what_is_refused(address, told):
     assert told in str(error.value)
     assert "hunter2" not in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_stream_that_cannot_be_inspected_is_refused_without_its_address(monkeypatch):
+    def refuse(*args, **settings):
+        raise DataError("has no pictures")
+
+    monkeypatch.setattr(sources, "open_video", refuse)
+    with pytest.raises(RefusedError, match=r"^the stream has no pictures$"):
+        next(sources._live("rtsp://user:secret@camera/", {}, None, threading.Event(), False))  # noqa: SLF001 - the step alone: what leads to it takes seconds

@@ -3,19 +3,22 @@
 import logging
 import os
 import shutil
+import threading
 import time
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from narrowing import stand_in
 from PIL import Image
 
 from oddpatch.data.decoding import read_pixels
 from oddpatch.errors import DataError
 from oddpatch.watch import capture, folder
 from oddpatch.watch.capture import Capture, Crop
-from oddpatch.watch.sources import make_source
+from oddpatch.watch.folder import Folder
+from oddpatch.watch.sources import ConnectionLostError, make_source
 
 
 @pytest.fixture(autouse=True)
@@ -215,3 +218,14 @@ def test_crop(tmp_path):
 
 def test_its_name(tmp_path):
     assert make_source(str(tmp_path)).name == str(tmp_path)
+
+
+def test_a_folder_that_goes_while_it_is_watched_is_a_connection_lost(monkeypatch, tmp_path):
+    def gone(*args, **settings):
+        raise FileNotFoundError(2, "No such file or directory")
+        yield
+
+    monkeypatch.setattr("watchfiles.watch", gone)
+    source = stand_in(_path=tmp_path, _counts={}, _unread={}, name="parts")
+    with pytest.raises(ConnectionLostError, match="the folder is gone"):
+        list(Folder.pictures(source, threading.Event()))

@@ -10,17 +10,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from alarms import make_event, wait_until
 from conftest import ROOT, program
-from narrowing import present
+from narrowing import present, stand_in
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Verdict
 from oddpatch.watch.sinks import make_sinks
 from oddpatch.watch.sinks.mqtt import Mqtt
+from oddpatch.watch.sinks.sender import Refused
 
 
 @pytest.fixture(autouse=True)
@@ -361,3 +364,10 @@ def test_a_certificate_is_checked(trusted, tmp_path, monkeypatch, caplog):
         sink.close(1)
     finally:
         broker.kill()
+
+
+def test_an_alarm_that_the_broker_refuses_is_not_sent_again():
+    refused = ReasonCode(PacketTypes.PUBACK, "Not authorized")
+    sent = stand_in(_published=("alarm", 7), _reasons={7: refused})
+    with pytest.raises(Refused, match=r"^refuses \(Not authorized\)$"):
+        Mqtt.deliver(sent, cast(Any, "alarm"))
