@@ -100,10 +100,8 @@ def test_mahalanobis_of_whitening_equals_the_inverse_covariance(dim_of_small, mo
         shift = queries[p].double().numpy() - data[p].double().numpy().mean(0)
         expected = np.sqrt(np.einsum("ni,ij,nj->n", shift, precision, shift))
         np.testing.assert_allclose(distances[p], expected, rtol=1e-4)
-    for threads in (1, 8):  # few of them leave the product to NumPy
-        monkeypatch.setattr(torch, "get_num_threads", lambda it=threads: it)
-        one_by_one = [mahalanobis(queries[:, i : i + 1], mean.float(), scatter).numpy() for i in range(5)]
-        np.testing.assert_allclose(np.concatenate(one_by_one, axis=1), distances, rtol=1e-6)
+    one_by_one = [mahalanobis(queries[:, i : i + 1], mean.float(), scatter).numpy() for i in range(5)]
+    np.testing.assert_allclose(np.concatenate(one_by_one, axis=1), distances, rtol=1e-6)
 
 
 def test_fewer_samples_than_dimensions_work_with_epsilon():

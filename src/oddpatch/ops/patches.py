@@ -99,7 +99,7 @@ def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode:
             pooled = pooled[..., ::stride, ::stride]
         return align(pooled, size, mode).permute(0, 2, 3, 1)
 
-    if features[0].shape[0] * math.prod(size) < LARGE:
+    if not _is_large(features[0].shape[0], size):
         return torch.cat([locally_aware(feature) for feature in features], dim=3)
     # All aligned layers beside the result would be twice its memory.
     channels = [feature.shape[1] for feature in features]
@@ -111,10 +111,15 @@ def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode:
     return joined
 
 
+def _is_large(batch: int, size: tuple[int, int]) -> bool:
+    # A graph that is exported is for batches of any size, so it must not depend on this one's.
+    return not torch.compiler.is_exporting() and batch * math.prod(size) >= LARGE
+
+
 def _channels_at_once(layer: Tensor, size: tuple[int, int]) -> int:
     """How many channels of a layer (B, C, h, w) are brought to a grid of `size` at a time."""
     # With channels last it is all of them: torch would round those of a part in another way.
-    return 16 if layer.shape[0] * math.prod(size) >= LARGE and layer.is_contiguous() else layer.shape[1]
+    return 16 if _is_large(layer.shape[0], size) and layer.is_contiguous() else layer.shape[1]
 
 
 def pool_patches(
