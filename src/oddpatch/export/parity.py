@@ -80,7 +80,7 @@ def real_images(run: Path, about: dict[str, Any], root: Path | None = None) -> I
             tested = [from_cell(row["path"]) for row in csv.DictReader(file) if row.get("path")]
 
     def find(names: Sequence[str]) -> list[Path]:
-        return [path for name in names if (path := _below(root or known, name)) is not None]
+        return [path for name in names if (path := _locate(name, known, root)) is not None]
 
     images = Images(find(about["held_out"]), find(tested))
     if not images.compared:
@@ -91,12 +91,15 @@ def real_images(run: Path, about: dict[str, Any], root: Path | None = None) -> I
     return images
 
 
-def _below(root: Path, name: str) -> Path | None:
-    """The file of a name that begins with a folder as it was given: another one, or seen from another folder."""
-    path = Path(name)
+def _locate(name: str, known: Path, root: Path | None) -> Path | None:
+    """The file of a name: as it is, or below `root`, or seen from another folder than the one it was written in."""
+    path, base = Path(name), root or known
     parts = path.relative_to(path.anchor).parts
-    tails = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((file for file in ([path] if path.is_relative_to(root) else tails) if file.is_file()), None)
+    # Images that a run was calibrated with may lie anywhere; those that were moved do not count where they were.
+    moved = root is not None and path.is_relative_to(known)
+    as_it_is = [path] if path.is_relative_to(base) or (path.is_absolute() and not moved) else []
+    tails = (base.joinpath(*parts[start:]) for start in range(len(parts)))
+    return next((file for file in (*as_it_is, *tails) if file.is_file()), None)
 
 
 def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Path], threshold: float | None) -> Parity:
