@@ -187,6 +187,25 @@ def real_bottle() -> Path:
 
 
 @pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster of one node with one core, which tests may add nodes to; it notices fast that one is lost."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Of the nodes: they have not the environment of whoever uses them.
+    paths = [str(ROOT / "src"), str(ROOT / "tests/sweep"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    watchful = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": watchful}
+    with pytest.MonkeyPatch.context() as patch:  # else whatever calls `ray.init()` beside this test joins it
+        patch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
+        found = Cluster(initialize_head=True, head_node_args=head)
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, of 256 KiB."""
     folder = tmp_path / "disk"

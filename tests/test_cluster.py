@@ -1,5 +1,7 @@
 """A cluster that is not there, or has no machine large enough; what jobs do on one: tests/sweep/test_launchers.py."""
 
+import threading
+
 import pytest
 
 from oddpatch import cluster
@@ -24,3 +26,12 @@ def test_a_job_larger_than_every_machine_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match=r"which no machine of the Ray cluster has \(all together: .*\): lower cpus"):
         cluster.need_of(0, 5, "lower cpus")
     assert cluster.need_of(0, 4, "lower cpus").cpus == 4
+
+
+def test_a_cluster_that_does_not_answer_has_ended(monkeypatch):
+    answered = threading.Event()
+    monkeypatch.setattr(ray, "nodes", answered.wait)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.1)
+    with pytest.raises(cluster.ClusterEndedError, match=r"does not answer, 0\.1 s long: start one"):
+        cluster.machines()
+    answered.set()

@@ -7,6 +7,7 @@ import site
 import subprocess
 import sys
 import tarfile
+import tempfile
 import venv
 import zipfile
 from pathlib import Path
@@ -88,7 +89,9 @@ def oddpatch(built, place, tmp_path_factory):
     found = [python, "-c", "import oddpatch; print(oddpatch.__file__)"]
     told = subprocess.run(found, cwd=place, env=clean, capture_output=True, text=True, check=True).stdout
     assert Path(told.strip()).parent == packages / "oddpatch"
-    return call
+    # A cluster that runs on this machine is not joined. The name is short, as those of sockets are.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as clean["RAY_TMPDIR"]:
+        yield call
 
 
 @pytest.fixture(scope="module")

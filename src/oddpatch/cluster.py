@@ -2,11 +2,13 @@
 
 import logging
 import os
+import queue
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, ResourceError
 from oddpatch.wording import counted
 
 # Read by Ray as it is imported: a machine that is lost would print pages of its state, dozens of lines each.
@@ -15,8 +17,14 @@ import ray
 
 log = logging.getLogger(__name__)
 
+#: Seconds in which a cluster answers, or has ended.
+PATIENCE = 20.0
 #: Cores of a job where there are no GPUs to share them out by.
 CORES = 4
+
+
+class ClusterEndedError(ResourceError):
+    """A Ray cluster that was there is not there any more."""
 
 
 class Need(NamedTuple):
@@ -57,7 +65,8 @@ def cluster(address: str | None, init: Mapping[str, Any], remedy: str) -> Iterat
             f"`ray start --head`, or {remedy}"
         ) from error
     found = machines()
-    log.info("Ray: %s with %s", counted(len(found), "machine"), Need(*_sum(found)))
+    where = ray.get_runtime_context().gcs_address
+    log.info("Ray: the cluster at %s has %s with %s", where, counted(len(found), "machine"), Need(*_sum(found)))
     try:
         yield
     finally:
@@ -96,7 +105,22 @@ def need_of(gpus: float | str, cpus: float | str, remedy: str) -> Need:
 
 def machines() -> list[Mapping[str, float]]:
     """What each machine of the cluster has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in nodes()]
+
+
+def nodes() -> list[dict[str, Any]]:
+    """What Ray says of each machine of the cluster that is there.
+
+    Raises:
+        ClusterEndedError: it does not answer.
+    """
+    # Ray waits for an answer for a minute, and then ends this process without another word.
+    answers: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(ray.nodes()), daemon=True).start()
+    try:
+        return [node for node in answers.get(timeout=PATIENCE) if node["Alive"]]
+    except queue.Empty:
+        raise ClusterEndedError(f"the Ray cluster does not answer, {PATIENCE:g} s long: start one") from None
 
 
 def _sum(found: Sequence[Mapping[str, float]]) -> tuple[float, float]:

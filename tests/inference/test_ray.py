@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, make_dataset
+from conftest import make_dataset
 from test_pipeline import run, tiny
 
 pytestmark = pytest.mark.slow
@@ -21,20 +21,6 @@ def finished(tmp_path_factory):
     run(tiny(root, root / "run", "backbone=resnet18", "model.num_features=20"))
     (root / "tile/test/spot/003.png").write_bytes(b"no image")
     return root
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    pytest.importorskip("ray.data")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]))
-    watchful = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": watchful}
-    found = Cluster(initialize_head=True, head_node_args=head)
-    yield found
-    found.shutdown()
 
 
 def start(root, results, *arguments):
@@ -59,19 +45,19 @@ def records(path):
     return [json.dumps(record) for record in table.to_pylist()]
 
 
-def test_two_nodes_give_what_one_process_gives_also_if_one_is_killed(finished, tmp_path, cluster):
+def test_two_nodes_give_what_one_process_gives_also_if_one_is_killed(finished, tmp_path, ray_cluster):
     assert finish(start(finished, tmp_path / "here.parquet"))[0] == 2
     expected = records(tmp_path / "here.parquet")
     assert len(expected) == IMAGES + 1
     assert sum("not an image" in record for record in expected) == 1
 
-    node = cluster.add_node(num_cpus=1)
-    address = ("--ray", cluster.address, "--save", "map", "--out", tmp_path / "maps")
+    node = ray_cluster.add_node(num_cpus=1)
+    address = ("--ray", ray_cluster.address, "--save", "map", "--out", tmp_path / "maps")
     process = start(finished, tmp_path / "ray.parquet", *address)
     deadline = time.monotonic() + 300
     while len(list((tmp_path / "maps").rglob("*.tiff"))) < 8 and time.monotonic() < deadline:
         time.sleep(0.02)
-    cluster.remove_node(node, allow_graceful=False)
+    ray_cluster.remove_node(node, allow_graceful=False)
     code, told = finish(process)
     assert code == 2, told
     assert told.splitlines()[-2:] == [

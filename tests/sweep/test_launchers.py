@@ -143,30 +143,15 @@ def test_side_by_side(start, data, tmp_path, launcher):
     assert not list(tmp_path.rglob("*%*")), "submitit has its own files where we say"
 
 
-@pytest.fixture
-def cluster(monkeypatch):
-    pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Of the nodes: they have not the environment of the sweep.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(DISTURB), os.environ.get("PYTHONPATH", "")]))
-    watchful = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": watchful}
-    found = Cluster(initialize_head=True, head_node_args=head)
-    yield found
-    found.shutdown()
-
-
 @pytest.mark.slow
-def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, cluster):
-    node = cluster.add_node(num_cpus=1)
+def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, ray_cluster):
+    node = ray_cluster.add_node(num_cpus=1)
     process = start(
-        tmp_path, *data, "sweep=ray", f"hydra.launcher.address={cluster.address}", "hydra.launcher.num_cpus=1",
+        tmp_path, *data, "sweep=ray", f"hydra.launcher.address={ray_cluster.address}", "hydra.launcher.num_cpus=1",
         hold(tmp_path), "model.num_features=10,6000", "seed=0,1,2,3",
     )  # fmt: skip
     wait_for(lambda: len(list(tmp_path.glob("here.*"))) == 2)  # one on each node
-    cluster.remove_node(node, allow_graceful=False)
+    ray_cluster.remove_node(node, allow_graceful=False)
     held = [int(path.suffix[1:]) for path in tmp_path.glob("here.*")]
     wait_for(lambda: not all(is_alive(pid) for pid in held))  # else the lost job could still end well
     (tmp_path / "go").touch()
@@ -182,6 +167,23 @@ def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, clu
     assert "raylet" not in told, "Ray's own pages about it"
     threads = {present(Record.read(path.parent)).threads for path in tmp_path.glob("*/job.json")}
     assert threads == {"1"}
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_ends_is_said_at_once(start, data, tmp_path, ray_cluster):
+    process = start(
+        tmp_path, *data, "sweep=ray", f"hydra.launcher.address={ray_cluster.address}", "hydra.launcher.num_cpus=1",
+        hold(tmp_path), "seed=0,1",
+    )  # fmt: skip
+    wait_for(lambda: list(tmp_path.glob("here.*")))
+    address = ray_cluster.address
+    ray_cluster.shutdown()
+    code, told = finish(process)
+    assert code == 1, told
+    assert f"Ray: the cluster at {address} has ended; 2 jobs not done" in told
+    assert told.count("failed        the Ray cluster has ended") == 2
+    assert "2 failed" in told
+    assert "terminate" not in told, "Ray ends the process after a minute"
 
 
 @pytest.mark.slow

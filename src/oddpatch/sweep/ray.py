@@ -8,10 +8,11 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from oddpatch.cluster import Need, machines, ray
+from oddpatch.cluster import ClusterEndedError, Need, machines, nodes, ray
 from oddpatch.sweep.job import JobError
 from oddpatch.sweep.process import explain
 from oddpatch.sweep.remote import RemoteJob, failure
+from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -26,23 +27,29 @@ def run_jobs(jobs: Sequence[RemoteJob], need: Need, max_retries: int, patience: 
     threads = max(int(need.cpus), 1)
     waiting = {task.remote(replace(job, threads=threads)): i for i, job in enumerate(jobs)}
     returns: dict[int, JobReturn] = {}
-    there = _addresses()
+    there, address = _addresses(), ray.get_runtime_context().gcs_address
     try:
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=LOOK)
+            for reference in ready:  # before anything else is asked of the cluster
+                number, returned = waiting[reference], _result(reference)
+                del waiting[reference]
+                returns[number] = returned
+                name, ended = jobs[number].name, returned.status == JobStatus.COMPLETED
+                told = "ended" if ended else explain(returned._return_value)[1].removeprefix(f"{name}: ")
+                log.info("%d/%d %s: %s", len(returns), len(jobs), name, told)
             known, there = there, _addresses()
             for machine in known.keys() - there.keys():
                 log.warning("Ray: the machine at %s was lost; its jobs run again on others", known[machine])
-            for reference in ready:
-                number = waiting.pop(reference)
-                returns[number] = _result(reference)
-                name, ended = jobs[number].name, returns[number].status == JobStatus.COMPLETED
-                told = "ended" if ended else explain(returns[number]._return_value)[1].removeprefix(f"{name}: ")
-                log.info("%d/%d %s: %s", len(returns), len(jobs), name, told)
             if not ready and not _appears(need, patience):
                 lost = JobError(f"no machine with {need} is left in the Ray cluster")
                 returns.update({i: failure(lost) for i in waiting.values()})
                 break
+    except (ClusterEndedError, ray.exceptions.LocalRayletDiedError):
+        log.error("Ray: the cluster at %s has ended; %s not done", address, counted(len(waiting), "job"))
+        lost = JobError("the Ray cluster has ended: start one, or set hydra.launcher.address=local")
+        returns.update({i: failure(lost) for i in waiting.values()})
+        waiting.clear()
     finally:  # by Ctrl-C, or where no machine is left
         for reference in waiting:
             ray.cancel(reference, force=True)
@@ -58,13 +65,15 @@ def _result(reference: Any) -> JobReturn:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         return failure(JobError(f"it could not be run there ({explain(error.cause or error)[1]})"))
+    except ray.exceptions.LocalRayletDiedError:  # of this machine, by which all others are reached
+        raise
     except ray.exceptions.RayError as error:
         return failure(JobError(f"its process or machine was lost ({type(error).__name__})"))
 
 
 def _addresses() -> dict[str, str]:
     """Where each machine of the cluster is, by Ray's name for it."""
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes()}
 
 
 def _appears(need: Need, patience: float) -> bool:
