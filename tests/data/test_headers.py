@@ -1,10 +1,13 @@
 """What files say before they are decoded, against what is decoded."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
 from encoding import H, W, colour, encoded
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from oddpatch.data.decoding import read_image
 from oddpatch.data.headers import find_full_scale, read_header
@@ -54,3 +57,47 @@ def test_header_is_that_of_the_upright_image(tmp_path, rng):
     assert header is not None
     assert header.size == (W, H) == tuple(read_image(tmp_path / "a.jpg").shape[1:])
     assert read_header(tmp_path / "absent.jpg") is None
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "P", "1", "I;16"])
+def test_header_of_a_png_needs_no_pixels(tmp_path, rng, kind, monkeypatch):
+    image = Image.fromarray(colour(rng))
+    image = Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16)) if kind == "I;16" else image.convert(kind)
+    known = PngImagePlugin.PngInfo()
+    known.add_text("Comment", "a bottle")
+    known.add_itxt("XML:com.adobe.xmp", "<x tiff:Make='a camera'/>")
+    image.save(tmp_path / "a.png", pnginfo=known)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert read_header(tmp_path / "a.png") == ((H, W), kind == "I;16")
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("kind", ["eXIf", "XMP", "raw profile"])
+def test_header_of_a_png_that_is_turned(tmp_path, rng, kind, where):
+    exif = Image.Exif()
+    exif[274] = 6
+    raw = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n      26\n" + exif.tobytes().hex().encode())
+    turning = {
+        "eXIf": chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")),
+        "XMP": chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
+        "raw profile": chunk(b"zTXt", raw),
+    }[kind]
+    Image.fromarray(colour(rng)).save(path := tmp_path / "a.png")
+    whole = path.read_bytes()
+    cut = 33 if where == "before" else len(whole) - 12  # behind the header; before the end
+    path.write_bytes(whole[:cut] + turning + whole[cut:])
+    header = read_header(path)
+    assert header is not None
+    assert header.size == (W, H) == tuple(read_image(path).shape[1:])
+
+
+def test_header_of_a_damaged_png_is_none(tmp_path, rng):
+    Image.fromarray(colour(rng)).save(path := tmp_path / "a.png")
+    whole = path.read_bytes()
+    for damaged in (whole[:-30], whole[:20], whole[:19] + b"\1" + whole[20:]):
+        path.write_bytes(damaged)
+        assert read_header(path) is None

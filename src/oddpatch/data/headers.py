@@ -10,6 +10,7 @@ from PIL import Image
 
 from oddpatch.data.decoding import pillow_formats, read_pixels
 from oddpatch.data.deep import Array, open_lazily
+from oddpatch.data.png import read_upright_header
 from oddpatch.data.reading import FileContent
 from oddpatch.errors import DataError
 
@@ -29,6 +30,9 @@ def read_header(path: str | Path) -> Header | None:
     try:
         if not Path(path).is_file():
             return None
+        with Path(path).open("rb") as file:
+            if stored := read_upright_header(file):
+                return Header((stored.height, stored.width), stored.bits > 8)
         with open_lazily(Path(path), pillow_formats()) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             size = (image.width, image.height) if turned else (image.height, image.width)
