@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parent.parent
 #: Environments of peers, weights both sides share, rows as they were measured.
 BUILD = ROOT / "build"
+#: prctl: processes whose parent has ended become children of this one.
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,25 @@ def cpu_seconds() -> float:
     """User and system time of this process and of the workers that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def adopt_orphans() -> None:
+    """Have `descendants_cpu` count processes whose parent has ended, too: jobs of a sweep are such.
+
+    Raises:
+        BenchmarkError: this is not Linux.
+    """
+    if sys.platform != "linux" or ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise BenchmarkError("CPU time of the processes of a sweep can be counted on Linux only")
+
+
+def descendants_cpu() -> float:
+    """User and system time of all processes started so far, after waiting for those that have yet to end."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def peak_memory() -> int:

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ def results(folder: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     return scores, {**{k: v for k, v in metrics.items() if k not in SKIPPED}, **operating}
 
 
+def largest(found: Sequence[tuple[list[tuple[str, str]], dict[str, Any]]]) -> str:
+    """The largest difference of the metrics, and that of the scores as a share of the largest."""
+    (scores, metrics), (new_scores, new_metrics) = ((dict(scores), metrics) for scores, metrics in found)
+    if scores.keys() != new_scores.keys():
+        return "other images"
+    moved = max(abs(float(new_scores[path]) - float(score)) for path, score in scores.items())
+    moved /= max(abs(float(score)) for score in scores.values())
+    pairs = [(value, new_metrics.get(name)) for name, value in metrics.items() if isinstance(value, float)]
+    gaps = [abs(new - value) for value, new in pairs if isinstance(new, float)]
+    return f"metrics by {max(gaps, default=0):.1e} at most, scores by {moved:.1e} of the largest"
+
+
 def main() -> None:
     """Compare, and print a line for each method and data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,7 +92,8 @@ def main() -> None:
             unlike = [name for name in metrics if metrics[name] != new_metrics.get(name)]
             unlike += ["scores"] if scores != new_scores else []
             different += bool(unlike)
-            print(f"{data:8} {model:36} {'equal' if not unlike else 'DIFFERS: ' + ', '.join(unlike)}", flush=True)
+            told = f"DIFFERS: {', '.join(unlike)}; {largest(found)}" if unlike else "equal"
+            print(f"{data:8} {model:36} {told}", flush=True)
     sys.exit(1 if different else 0)
 
 
