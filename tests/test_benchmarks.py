@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+import equality
 import guard
 from common import BenchmarkError, Used, alternate, compare, run, slope
 
@@ -179,3 +180,24 @@ def test_core_operations_are_no_slower_than_they_were():
         if not slower:
             return
     pytest.fail("\n".join(slower))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they cannot be counted")
+def test_time_of_a_process_whose_parent_has_ended_is_counted():
+    spin = "import time\nwhile time.process_time() < 0.5: pass"
+    orphan = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {spin!r}])"
+    code = (
+        "import subprocess, sys; from common import adopt_orphans, descendants_cpu; adopt_orphans(); "
+        f"subprocess.run([sys.executable, '-c', {orphan!r}], check=True); print(descendants_cpu())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout) >= 0.5
+
+
+def test_how_far_results_differ():
+    before = ([("a.png", "1.0"), ("b.png", "4.0")], {"image_auroc": 0.5, "images": 2})
+    after = ([("a.png", "1.5"), ("b.png", "4.0")], {"image_auroc": 0.25, "images": 2})
+    assert equality.largest([before, after]) == "metrics by 2.5e-01 at most, scores by 1.2e-01 of the largest"
+    assert equality.largest([before, (after[0][:1], after[1])]) == "other images"
