@@ -31,7 +31,12 @@ def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> float:
         "backbone.layers": args.layers, "backbone.weights": args.weights, "data": "mvtec", "data.root": args.root,
         "data.category": args.category, "trainer.accelerator": "cpu", "hydra.sweep.dir": folder,
     }  # fmt: skip
-    command = [sys.executable, ROOT / "train.py", "-m", *(f"{key}={value}" for key, value in chosen.items())]
+    command: list[str | Path] = [
+        sys.executable,
+        ROOT / "train.py",
+        "-m",
+        *(f"{key}={value}" for key, value in chosen.items()),
+    ]
     run([*command, *args.overrides, *overrides])
     seconds = descendants_cpu() - before
     print(
