@@ -220,7 +220,7 @@ def test_a_large_image_is_the_same_to_the_last_bit(monkeypatch, resize):
     preprocess = Preprocess(resize, None, MEAN, STD)
     images = torch.stack([noise(640, 512, seed) for seed in range(2)])
     whole = preprocess(images)
-    monkeypatch.setattr(transforms, "LARGE", 1)
+    monkeypatch.setattr(transforms, "LARGE_FRAME", 1)
     assert torch.equal(preprocess(images), whole)
     assert torch.equal(preprocess(images[1]), whole[1])
 

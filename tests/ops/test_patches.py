@@ -98,7 +98,7 @@ def test_channels_a_few_at_a_time_give_the_same_to_the_last_bit(monkeypatch, mod
         return [join_patches(maps, 3, stride, mode) for stride in (1, 2)] + [pool_patches(maps, 3, 1, 70, mode)]
 
     whole = embeddings()
-    monkeypatch.setattr(patches, "LARGE", 1)
+    monkeypatch.setattr(patches, "MANY_PATCHES", 1)
     for found, expected in zip(embeddings(), whole, strict=True):
         assert torch.equal(found, expected)
         assert found.is_contiguous()

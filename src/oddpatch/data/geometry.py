@@ -12,7 +12,7 @@ Fit = Literal["crop", "stretch", "letterbox", "tiles"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 #: Pixels of a frame from which on images are prepared in bands, and no two inspected side by side: floats and maps of
 #: one take gigabytes.
-LARGE = 2**24
+LARGE_FRAME = 2**24
 
 
 class Geometry(NamedTuple):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
 from oddpatch.data.filters import Axis
-from oddpatch.data.geometry import LARGE, Geometry, Size, make_frame
+from oddpatch.data.geometry import LARGE_FRAME, Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
 from oddpatch.data.pixels import PixelTransform
@@ -240,7 +240,7 @@ class Preprocess(nn.Module):
         self._check_size(image)
         given = image if image.ndim == 4 else image[None]  # (B, 3, H, W)
         height, width = self.image_size
-        if height * width < LARGE or self.geometry((given.shape[2], given.shape[3])).padded:
+        if height * width < LARGE_FRAME or self.geometry((given.shape[2], given.shape[3])).padded:
             batch = self._normalised(self._frame(given))  # (B, 3, h, w)
         else:  # every step as a whole would be another copy of the result
             batch = torch.empty(len(given), 3, height, width, device=image.device)

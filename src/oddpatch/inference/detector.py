@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.decoding import read_file
-from oddpatch.data.geometry import LARGE
+from oddpatch.data.geometry import LARGE_FRAME
 from oddpatch.data.light import Light, measure
 from oddpatch.engines import ENGINES
 from oddpatch.errors import ConfigError, DataError, NameTooLongError
@@ -273,7 +273,8 @@ class AnomalyDetector:
                 is that of its image.
         """
         adapted = self.scorer.settings.get("adapted") or {}
-        if math.prod(adapted.get("size", ())) >= LARGE:  # side by side, several would take several times the memory
+        # Side by side, several would take several times the memory.
+        if math.prod(adapted.get("size", ())) >= LARGE_FRAME:
             for frame in _frames(images):
                 yield frame, self.inspect(frame, save, maps or save is not None)
             return

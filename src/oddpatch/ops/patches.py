@@ -13,7 +13,7 @@ from oddpatch.errors import ConfigError
 
 ALIGNMENTS = ("nearest", "bilinear", "unfold")
 #: Patches from which on layers are brought to one grid a few channels at a time, so that little lies beside the result.
-LARGE = 2**18
+MANY_PATCHES = 2**18
 
 
 def align(feature: Tensor, size: tuple[int, int], mode: str = "nearest") -> Tensor:
@@ -113,7 +113,7 @@ def join_patches(features: Sequence[Tensor], patch_size: int, stride: int, mode:
 
 def _is_large(batch: int, size: tuple[int, int]) -> bool:
     # A graph that is exported is for batches of any size, so it must not depend on this one's.
-    return not torch.compiler.is_exporting() and batch * math.prod(size) >= LARGE
+    return not torch.compiler.is_exporting() and batch * math.prod(size) >= MANY_PATCHES
 
 
 def _channels_at_once(layer: Tensor, size: tuple[int, int]) -> int:
