@@ -116,7 +116,8 @@ class MuSc(Detector):
                     same.append(distances.amax(dim=1, keepdim=True) < SAME)  # (B, 1, N)
                 ranked = distances.masked_fill(same[i], torch.inf).sort(dim=2).values
                 # Of the others: one fewer than the gallery holds where the image is one of it.
-                others_there = len(self.gallery) - same[i].sum(dim=2)
+                # In float32: OpenVINO 2026.4 counts int64 wrongly for all but the first image of a batch.
+                others_there = (~same[i]).float().sum(dim=2)
                 count = (self.best_share * others_there + 1e-9).long().clamp(min=1)  # (B, 1)
                 counted = torch.arange(len(self.gallery), device=maps.device) < count[..., None]  # (B, 1, N)
                 found.append(ranked.masked_fill(~counted, 0).sum(dim=2) / count)
