@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops import neighbours
-from oddpatch.ops.neighbours import NearestIndex, nearest
+from oddpatch.ops.neighbours import NearestIndex, nearest, plain_nearest
 from oddpatch.ops.precision import float32_products, full_precision
 
 
@@ -182,6 +182,23 @@ def test_threads_that_ask_for_precision_leave_what_was_set() -> None:
     assert conv.allow_tf32
     second.__exit__(None, None, None)
     assert conv.conv.fp32_precision == before
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("k", [1, 4])
+def test_what_can_be_exported_equals_brute_force_among_points_that_are_nearly_alike(
+    metric: neighbours.Metric, k: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    groups = 5 * torch.randn(100, 48, generator=generator)
+    bank = (groups[:, None] + 1e-3 * torch.randn(100, 3, 48, generator=generator)).flatten(0, 1)
+    queries = bank[::7] + 1e-4 * torch.randn(43, 48, generator=generator)
+    distances, indices = plain_nearest(queries, bank, k, metric=metric)
+    expected = cdist(queries.double(), bank.double(), metric)
+    order = expected.argsort(axis=1)[:, :k]
+    np.testing.assert_array_equal(indices, order)
+    tolerance = 1e-6 if metric == "euclidean" else 1e-12  # of squares of unit vectors, in float64
+    np.testing.assert_allclose(distances, np.take_along_axis(expected, order, 1), rtol=1e-3, atol=tolerance)
 
 
 def test_no_queries() -> None:

@@ -14,7 +14,7 @@ from oddpatch.models.state import Rows, Spooled
 from oddpatch.ops.correspondence import BLOCK, correspondence_distances
 from oddpatch.ops.gallery import Spool
 from oddpatch.ops.maps import anomaly_map
-from oddpatch.ops.neighbours import Metric, NearestIndex, nearest, squared_distance_matrix
+from oddpatch.ops.neighbours import Metric, NearestIndex, nearest, nominated
 from oddpatch.ops.patches import join
 from oddpatch.settings import require_at_least, require_one_of
 from oddpatch.types import Prediction
@@ -253,9 +253,8 @@ class SPADE(Detector):
             ]
             patches = self.region.take(join(parts).flatten(2).mT, grid, dim=1)  # (B, P, C)
             centre = patches.mean(dim=1, keepdim=True)
-            squared = squared_distance_matrix(queries - centre, patches - centre)  # (B, P, P)
             # Measured on differences: see `plain_nearest`.
-            near = squared.topk(min(self.kappa, squared.shape[2]), dim=2, largest=False).indices  # (B, P, kappa)
+            near = nominated(queries - centre, patches - centre, self.kappa)  # (B, P, kappa')
             found = patches.gather(1, near.flatten(1)[:, :, None].expand(-1, -1, patches.shape[2]))
             squared = (queries[:, :, None] - found.unflatten(1, near.shape[1:])).double().square().sum(dim=3)
             squared = torch.cat([*least, squared], dim=2)
