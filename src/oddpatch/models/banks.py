@@ -18,8 +18,11 @@ from oddpatch.ops.statistics import lower_median
 from oddpatch.settings import require_at_least, require_one_of
 from oddpatch.types import Prediction
 
-#: Scores (B, P) of patches (B, P, D), given their distances (B, P, k) to their neighbours (B, P, k, D).
+#: Scores (B, P) of patches (B, P, D), given their distances (B, P, k) to their neighbours (B, P, k, D); for
+#: `soft_projection` also that to the neighbour after these, (B, P, k + 1), where a bank holds so many.
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: By how much of its scale a neighbour of `soft_projection` must be nearer than the first left out to count in full.
+FADE = 0.03
 
 
 def distance(patches: Tensor, distances: Tensor, neighbours: Tensor) -> Tensor:
@@ -36,10 +39,19 @@ def soft_projection(patches: Tensor, distances: Tensor, neighbours: Tensor) -> T
     """Length of what a mean of the neighbours leaves of a patch, weighted by their distances (ProCon).
 
     The scale of the weights is the lower median of all squared distances of the image.
+
+    Of two that are equally far, rounding decides which is the last neighbour, and a score would jump by a percent: an
+    artifact, whose features differ in their last digits, would give another map. So the weight of a neighbour falls to
+    0 as the first that is left out comes as near (`FADE`), which the released code does not have.
     """
-    squared = distances.square()
-    scale = lower_median(squared.flatten(1), dim=1).clamp(min=torch.finfo(squared.dtype).tiny)  # (B,)
-    weights = torch.softmax(-squared / scale[:, None, None], dim=2)  # (B, P, k)
+    k, tiny = neighbours.shape[2], torch.finfo(distances.dtype).tiny
+    squared, beyond = distances.square().split([k, distances.shape[2] - k], dim=2)
+    scale = lower_median(squared.flatten(1), dim=1).clamp(min=tiny)[:, None, None]  # (B, 1, 1)
+    logits = -squared / scale
+    if beyond.shape[2]:
+        # Never all of it: of neighbours that are all equally far, each counts as much.
+        logits = logits + ((beyond - squared) / (FADE * scale)).clamp(min=tiny, max=1.0).log()
+    weights = torch.softmax(logits, dim=2)  # (B, P, k)
     return (patches - (weights[..., None] * neighbours).sum(dim=2)).norm(dim=2)
 
 
@@ -218,13 +230,14 @@ class MemoryBanks(PatchDetector):
     def score_layer(self, patches: Tensor, bank: int, layer: int, own: Tensor | None = None) -> Tensor:
         """Scores (B, P) of patches (B, P, D_l) by one bank, without its entries from the image `own` (1,)."""
         held = self.banks[bank].split(self.dims, dim=1)[layer]  # (M, D_l)
+        left_out = torch.nonzero(self.source[bank, :, layer] == own)[:, 0] if own is not None else None
+        most = len(held) - (0 if left_out is None else len(left_out))
+        k = min(self.k + 1 if self.rule is soft_projection else self.k, most)
         if torch.compiler.is_exporting():
-            distances, found = plain_nearest(patches.flatten(0, 1), held, self.k)  # (B*P, k) both
+            distances, found = plain_nearest(patches.flatten(0, 1), held, k)  # (B*P, k) both
         else:
-            left_out = torch.nonzero(self.source[bank, :, layer] == own)[:, 0] if own is not None else None
-            k = min(self.k, len(held) - (0 if left_out is None else len(left_out)))
             distances, found = self.indices[bank][layer].search(patches.flatten(0, 1), k, without=left_out)
-        distances, found = (t.unflatten(0, patches.shape[:2]) for t in (distances, found))
+        distances, found = (t.unflatten(0, patches.shape[:2]) for t in (distances, found[:, : self.k]))
         # Image by image: the neighbours take k times the room of the patches.
         one = None if torch.compiler.is_exporting() else 1
         parts = zip(*(t.split(one) if one else (t,) for t in (patches, distances, found)), strict=True)
