@@ -68,7 +68,6 @@ def procon(monkeypatch, num_banks):
     monkeypatch.setattr("oddpatch.models.banks.random_projection", project)
     points = torch.from_numpy(expected["start_points"].astype(np.int64))
     monkeypatch.setattr("oddpatch.ops.coreset.random_subset", lambda *_: points[next(starts)])
-    monkeypatch.setattr("oddpatch.models.banks.FADE", 1e-9)  # there, a neighbour counts in full up to the last
     detector = MemoryBanks([24] * 4, [4] * 4, reduced_dim=16, coreset_ratio=0.05, selector="approximate_greedy",
                            projection_dim=8, num_banks=num_banks, k=5, rule="soft_projection", top=0.05,
                            top_of="patches", smoothing_radius=8, finest_stride=1)  # fmt: skip
@@ -107,7 +106,7 @@ def test_procon_with_one_bank_equals_the_released_code(monkeypatch):
     np.testing.assert_allclose(scores, vector("procon")["patch_one_bank"], 1e-5, 1e-5)
 
 
-def test_a_score_does_not_jump_where_another_patch_becomes_the_last_neighbour():
+def test_with_fade_a_score_does_not_jump_where_another_patch_becomes_the_last_neighbour():
     generator = torch.Generator().manual_seed(0)
     points = torch.nn.functional.normalize(torch.randn(3, 9, generator=generator), dim=1)  # at distance 1 of the patch
     scores = []
@@ -118,16 +117,15 @@ def test_a_score_does_not_jump_where_another_patch_becomes_the_last_neighbour():
         distances = far.norm(dim=1)
         order = distances.argsort()
         patch, neighbours = torch.zeros(1, 1, 9), far[order[:2]][None, None]
-        scores.append(soft_projection(patch, distances[order][None, None], neighbours).item())
-        without_fade = soft_projection(patch, distances[order[:2]][None, None], neighbours).item()
-        scores.append(without_fade)
+        scores.append(soft_projection(patch, distances[order][None, None], neighbours, fade=0.03).item())
+        scores.append(soft_projection(patch, distances[order[:2]][None, None], neighbours).item())
     assert abs(scores[1] - scores[3]) > 1e-2  # as published
     assert scores[0] == pytest.approx(scores[2], rel=1e-4)
 
 
 def test_neighbours_that_are_all_equally_far_count_alike():
     neighbours = torch.eye(4)[None, None, :3]
-    score = soft_projection(torch.zeros(1, 1, 4), torch.ones(1, 1, 4), neighbours)
+    score = soft_projection(torch.zeros(1, 1, 4), torch.ones(1, 1, 4), neighbours, fade=0.03)
     assert score.item() == pytest.approx(3**-0.5)
 
 
@@ -140,7 +138,14 @@ def test_neighbours_well_before_the_next_weigh_as_published():
     weights = np.exp(-distances.square().numpy() / scale)
     mean = (weights[..., None] * neighbours.numpy()).sum(2) / weights.sum(2, keepdims=True)
     expected = np.linalg.norm(patches.numpy() - mean, axis=2)
-    np.testing.assert_allclose(soft_projection(patches, further, neighbours), expected, rtol=1e-5)
+    np.testing.assert_allclose(soft_projection(patches, further, neighbours, fade=0.03), expected, rtol=1e-5)
+    np.testing.assert_allclose(soft_projection(patches, distances, neighbours), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rule", "fade"), [("soft_projection", 0.0), ("distance", 0.03)])
+def test_a_fade_that_means_nothing_is_refused(rule, fade):
+    with pytest.raises(ConfigError, match=f"fade={fade}: choose above 0 with rule=soft_projection, or null"):
+        MemoryBanks([4], [8], rule=rule, fade=fade)
 
 
 @pytest.mark.vector

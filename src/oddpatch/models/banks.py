@@ -1,5 +1,6 @@
 """Memory banks of layers that are kept apart: what methods of frozen transformers have in common."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,11 +19,8 @@ from oddpatch.ops.statistics import lower_median
 from oddpatch.settings import require_at_least, require_one_of
 from oddpatch.types import Prediction
 
-#: Scores (B, P) of patches (B, P, D), given their distances (B, P, k) to their neighbours (B, P, k, D); for
-#: `soft_projection` also that to the neighbour after these, (B, P, k + 1), where a bank holds so many.
+#: Scores (B, P) of patches (B, P, D), given their distances (B, P, k) to their neighbours (B, P, k, D).
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
-#: By how much of its scale a neighbour of `soft_projection` must be nearer than the first left out to count in full.
-FADE = 0.03
 
 
 def distance(patches: Tensor, distances: Tensor, neighbours: Tensor) -> Tensor:
@@ -35,22 +33,26 @@ def cosine(patches: Tensor, distances: Tensor, neighbours: Tensor) -> Tensor:
     return distances.square().mean(dim=2) / 2
 
 
-def soft_projection(patches: Tensor, distances: Tensor, neighbours: Tensor) -> Tensor:
+def soft_projection(patches: Tensor, distances: Tensor, neighbours: Tensor, fade: float | None = None) -> Tensor:
     """Length of what a mean of the neighbours leaves of a patch, weighted by their distances (ProCon).
 
     The scale of the weights is the lower median of all squared distances of the image.
 
-    Of two that are equally far, rounding decides which is the last neighbour, and a score would jump by a percent: an
-    artifact, whose features differ in their last digits, would give another map. So the weight of a neighbour falls to
-    0 as the first that is left out comes as near (`FADE`), which the released code does not have.
+    Args:
+        patches: (B, P, D).
+        distances: (B, P, k) to the neighbours; with `fade` also that to the next one, (B, P, k + 1), if there is one.
+        neighbours: (B, P, k, D).
+        fade: how much nearer than the first left out, in squared distance and units of the scale, a neighbour must be
+            to count in full; one that is as far counts nothing. None is the released code's: of two that are equally
+            far, rounding decides which is the last neighbour, and a score jumps by a percent.
     """
     k, tiny = neighbours.shape[2], torch.finfo(distances.dtype).tiny
     squared, beyond = distances.square().split([k, distances.shape[2] - k], dim=2)
     scale = lower_median(squared.flatten(1), dim=1).clamp(min=tiny)[:, None, None]  # (B, 1, 1)
     logits = -squared / scale
-    if beyond.shape[2]:
+    if fade is not None and beyond.shape[2]:
         # Never all of it: of neighbours that are all equally far, each counts as much.
-        logits = logits + ((beyond - squared) / (FADE * scale)).clamp(min=tiny, max=1.0).log()
+        logits = logits + ((beyond - squared) / (fade * scale)).clamp(min=tiny, max=1.0).log()
     weights = torch.softmax(logits, dim=2)  # (B, P, k)
     return (patches - (weights[..., None] * neighbours).sum(dim=2)).norm(dim=2)
 
@@ -76,6 +78,7 @@ class MemoryBanks(PatchDetector):
             scores.
         k: neighbours of a patch.
         rule: how they score it, one of `RULES`.
+        fade: see `soft_projection`.
         per_channel: scores are divided by the number of channels of their layer (SuperADD).
         mask_background: patches in the background, told from the features alone, score 0: see `foreground`.
         top, top_of, smoothing, smoothing_radius: see `PatchDetector`.
@@ -115,6 +118,7 @@ class MemoryBanks(PatchDetector):
         num_banks: int = 1,
         k: int = 1,
         rule: str = "distance",
+        fade: float | None = None,
         per_channel: bool = False,
         mask_background: bool = False,
         top: float | None = None,
@@ -126,6 +130,8 @@ class MemoryBanks(PatchDetector):
     ) -> None:
         super().__init__(channels, strides, finest_stride, smoothing, smoothing_radius, top, top_of)
         require_one_of(RULES, rule=rule)
+        if fade is not None and (fade <= 0 or RULES[rule] is not soft_projection):
+            raise ConfigError(f"fade={fade}: choose above 0 with rule=soft_projection, or null")
         require_at_least(1, k=k, num_banks=num_banks, reduced_dim=reduced_dim)
         require_at_least(1, coreset_size=coreset_size, projection_dim=projection_dim)
         if num_banks % 2 == 0:
@@ -136,7 +142,9 @@ class MemoryBanks(PatchDetector):
         if coreset_ratio is not None and not 0 < coreset_ratio <= 1:
             raise ConfigError(f"coreset_ratio={coreset_ratio} is a share: choose above 0 and up to 1")
         self.unit, self.k, self.per_channel, self.mask_background = unit, k, per_channel, mask_background
-        self.rule = RULES[rule]
+        self.rule, self.fade = RULES[rule], fade
+        if fade is not None:
+            self.rule = functools.partial(soft_projection, fade=fade)
         # Rows of other lengths than 1 have no cosine in `rule`, and a projection to neighbours is no distance to them.
         self.distance = {"distance": "euclidean", "cosine": "cosine"}.get(rule) if reduced_dim is None else None
         self.coreset_ratio, self.coreset_size, self.projection_dim = coreset_ratio, coreset_size, projection_dim
@@ -232,7 +240,7 @@ class MemoryBanks(PatchDetector):
         held = self.banks[bank].split(self.dims, dim=1)[layer]  # (M, D_l)
         left_out = torch.nonzero(self.source[bank, :, layer] == own)[:, 0] if own is not None else None
         most = len(held) - (0 if left_out is None else len(left_out))
-        k = min(self.k + 1 if self.rule is soft_projection else self.k, most)
+        k = min(self.k + (self.fade is not None), most)
         if torch.compiler.is_exporting():
             distances, found = plain_nearest(patches.flatten(0, 1), held, k)  # (B*P, k) both
         else:
