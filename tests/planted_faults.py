@@ -91,7 +91,17 @@ FAULTS = [
         "score of SPADE from the nearest image alone", "models/spade.py",
         "Prediction(distances.mean(1),", "Prediction(distances[:, 0],", "models/test_spade.py",
     ),
+    Fault(
+        "the last of ProCon's neighbours counts in full", "models/banks.py",
+        "/ (FADE * scale)).clamp(min=tiny, max=1.0)", "/ (FADE * scale)).clamp(min=1.0, max=1.0)",
+        "models/test_banks.py",
+    ),
     # Numbers
+    Fault(
+        "no patch nominated beyond those wanted", "ops/neighbours.py",
+        "min(k + max(LEAST_SPARE, int(SPARE_SHARE * b.shape[-2])), b.shape[-2])", "min(k, b.shape[-2])",
+        "ops/test_neighbours.py",
+    ),
     Fault(
         "covariance over n", "ops/statistics.py",
         "double().div_(count - 1)", "double().div_(count)", "ops/test_statistics.py",
