@@ -93,7 +93,7 @@ FAULTS = [
     ),
     Fault(
         "the last of ProCon's neighbours counts in full", "models/banks.py",
-        "/ (FADE * scale)).clamp(min=tiny, max=1.0)", "/ (FADE * scale)).clamp(min=1.0, max=1.0)",
+        "/ (fade * scale)).clamp(min=tiny, max=1.0)", "/ (fade * scale)).clamp(min=1.0, max=1.0)",
         "models/test_banks.py",
     ),
     # Numbers
