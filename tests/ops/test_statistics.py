@@ -1,12 +1,23 @@
 """Streaming moments against numpy on stored samples."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
 
 from oddpatch.errors import ConfigError
 from oddpatch.ops import statistics
-from oddpatch.ops.statistics import add_samples, empty_moments, mahalanobis, merge, whiten_
+from oddpatch.ops.statistics import (
+    add_samples,
+    empty_blocks,
+    empty_moments,
+    fill_blocks,
+    from_blocks,
+    mahalanobis,
+    merge,
+    whiten_,
+)
 
 
 def samples(count=40, positions=6, dim=9, offset=0.0, seed=0):
@@ -21,6 +32,11 @@ def stream(data, batch_size):
     for part in data.split(batch_size, dim=1):
         moments = add_samples(moments, part)
     return moments
+
+
+def blocks_of(whitening):
+    fill_blocks(blocks := empty_blocks(*whitening.shape[:2]), slice(None), whitening)
+    return blocks
 
 
 def numpy_covariances(data):
@@ -83,7 +99,8 @@ def test_parts_merged_are_as_near_to_float64_as_batches_are():
     for name, (count, mean, scatter) in ways.items():
         whiten_(scatter, count, 0.01, 0, 8)
         assert (scatter - factors).abs().max() < 1e-4 * factors.abs().max(), name
-        torch.testing.assert_close(mahalanobis(queries, mean.float(), scatter).double(), lengths, rtol=1e-5, atol=0)
+        distances = mahalanobis(queries, mean.float(), blocks_of(scatter))
+        torch.testing.assert_close(distances.double(), lengths, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dim_of_small", [128, 0])
@@ -94,14 +111,62 @@ def test_mahalanobis_of_whitening_equals_the_inverse_covariance(dim_of_small, mo
     for start in range(0, 6, 4):
         whiten_(scatter, count, 0.01, start, min(start + 4, 6))
     queries = samples(count=5, seed=1)
-    distances = mahalanobis(queries, mean.float(), scatter).numpy()
+    distances = mahalanobis(queries, mean.float(), blocks_of(scatter)).numpy()
     for p, covariance in enumerate(numpy_covariances(data)):
         precision = np.linalg.inv(covariance + 0.01 * np.eye(9))
         shift = queries[p].double().numpy() - data[p].double().numpy().mean(0)
         expected = np.sqrt(np.einsum("ni,ij,nj->n", shift, precision, shift))
         np.testing.assert_allclose(distances[p], expected, rtol=1e-4)
-    one_by_one = [mahalanobis(queries[:, i : i + 1], mean.float(), scatter).numpy() for i in range(5)]
+    one_by_one = [mahalanobis(queries[:, i : i + 1], mean.float(), blocks_of(scatter)).numpy() for i in range(5)]
     np.testing.assert_allclose(np.concatenate(one_by_one, axis=1), distances, rtol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(("positions", "batch", "dim"), [(11, 3, 100), (5, 1, 40), (2, 2, 128), (1, 1, 32), (0, 2, 9)])
+def test_blocks_of_a_cpu_give_the_lengths_of_whole_matrices(positions, batch, dim, threads, monkeypatch):
+    monkeypatch.setattr(statistics, "CACHED", 2000)
+    random = torch.Generator().manual_seed(0)
+    whitening = torch.randn(positions, dim, dim, generator=random).tril_()
+    mean, queries = torch.randn(positions, dim, generator=random), torch.randn(positions, batch, dim, generator=random)
+    blocks = blocks_of(whitening)
+    assert torch.equal(from_blocks(blocks), whitening)
+    expected = (whitening.double() @ (queries - mean[:, None]).double().mT).norm(dim=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = mahalanobis(queries, mean, blocks)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    monkeypatch.setattr(statistics, "SMALL", 0)  # as on a GPU
+    torch.testing.assert_close(mahalanobis(queries, mean, blocks).double(), expected, rtol=1e-5, atol=0)
+
+
+def test_blocks_hold_few_of_the_zeros():
+    for dim in (100, 128, 200, 550):
+        blocks = empty_blocks(1, dim)
+        assert len(blocks) <= 4
+        assert sum(block.numel() for block in blocks) < 0.66 * dim**2
+
+
+def test_distances_have_gradients_for_who_asks():
+    whitening, queries = torch.randn(2, 9, 9).tril_(), torch.randn(2, 3, 9, requires_grad=True)
+    mahalanobis(queries, torch.zeros(2, 9), blocks_of(whitening)).sum().backward()
+    assert queries.grad.abs().sum() > 0
+
+
+def test_a_forked_process_measures_too():
+    whitening, queries = torch.randn(4, 9, 9).tril_(), torch.randn(4, 3, 9)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = mahalanobis(queries, torch.zeros(4, 9), blocks_of(whitening))
+        pool = multiprocessing.get_context("fork").Pool(1)
+        with pool:
+            found = pool.apply_async(mahalanobis, (queries, torch.zeros(4, 9), blocks_of(whitening))).get(60)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, expected)
 
 
 def test_fewer_samples_than_dimensions_work_with_epsilon():

@@ -15,7 +15,15 @@ from oddpatch.models.state import Rows, RunningMoments, split_positions
 from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.patches import ALIGNMENTS, by_position, join
 from oddpatch.ops.projection import semi_orthogonal
-from oddpatch.ops.statistics import left_out_from_samples, left_out_mahalanobis, mahalanobis, whiten_
+from oddpatch.ops.statistics import (
+    empty_blocks,
+    fill_blocks,
+    from_blocks,
+    left_out_from_samples,
+    left_out_mahalanobis,
+    mahalanobis,
+    whiten_,
+)
 from oddpatch.settings import require_one_of
 from oddpatch.types import Prediction
 
@@ -62,9 +70,8 @@ class PaDiM(Detector):
     """
 
     inspects_regions = True
-    fitted_buffers = ("mean", "whitening", "grid")
+    fitted_buffers = ("mean", "grid")
     mean: Tensor  # (P, D)
-    whitening: Tensor  # (P, D, D) inverse Cholesky factors of the covariances
     grid: Tensor  # (2,) height and width of the grid of positions
     num_images: Tensor  # () fitted to
 
@@ -100,8 +107,11 @@ class PaDiM(Detector):
         self.smoothing = smoothing
         self.score_from = score_from
         self._draw_reduction(reduction, seed)
-        for name in ("mean", "whitening", "grid"):
+        for name in self.fitted_buffers:
             self.register_buffer(name, torch.empty(0))
+        self._block_names = [f"block_{i}" for i in range(len(empty_blocks(0, self.num_features)))]
+        for name in self._block_names:
+            self.register_buffer(name, torch.empty(0), persistent=False)
         self.read_buffers()
         self.register_buffer("num_images", torch.tensor(0), persistent=False)
         self.moments = RunningMoments(torch.float32)
@@ -162,6 +172,33 @@ class PaDiM(Detector):
         self._drawn: list[int] = [] if self.channel_index is None else self.channel_index.tolist()
         self._fitted_grid = tuple(self.grid.tolist())
 
+    @property
+    def blocks(self) -> list[Tensor]:
+        """What `whitening` is kept as, see `oddpatch.ops.statistics.empty_blocks`."""
+        return [getattr(self, name) for name in self._block_names]
+
+    def _keep(self, blocks: list[Tensor]) -> None:
+        for name, block in zip(self._block_names, blocks, strict=True):
+            setattr(self, name, block)
+
+    @property
+    def whitening(self) -> Tensor:
+        """Inverse Cholesky factors (P, D, D) of the covariances, as they are saved."""
+        return from_blocks(self.blocks) if self.is_fitted else torch.empty(0)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:  # type: ignore[no-untyped-def]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "whitening"] = self.whitening
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args) -> None:  # type: ignore[no-untyped-def]
+        whitening = state_dict.pop(prefix + "whitening", None)
+        if whitening is None:
+            missing.append(prefix + "whitening")
+        elif len(whitening):
+            self._keep(blocks := empty_blocks(len(whitening), self.num_features, self.fitted.device))
+            fill_blocks(blocks, slice(None), whitening)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
+
     @torch.no_grad()
     def update(self, features: list[Tensor], index: Tensor) -> None:
         """Add one batch to the running mean and covariance.
@@ -203,11 +240,15 @@ class PaDiM(Detector):
             raise DataError(f"PaDiM needs at least 2 good images for a covariance, it was given {count}: add images")
         _, mean, scatter = self.moments.take()
         positions, dim = mean.shape
+        blocks = empty_blocks(positions, dim, scatter.device)
         for part in split_positions(positions, 8 * dim * dim, CHUNK_BYTES):
             whiten_(scatter, count, self.epsilon, part.start, part.stop)
+            fill_blocks(blocks, part, scatter[part])
             progress(part.stop, positions, "inverting covariances")
+        del scatter
         device = self.fitted.device
-        self.mean, self.whitening = mean.float(), scatter
+        self.mean = mean.float()
+        self._keep(blocks)
         self.num_images, self.grid = torch.tensor(count, device=device), torch.tensor(grid, device=device)
         self.read_buffers()
         self.left_out = torch.empty(0, device=device)
@@ -259,12 +300,18 @@ class PaDiM(Detector):
         return self._score(features, image_size, mahalanobis)
 
     def _score(
-        self, features: list[Tensor], image_size: tuple[int, int], measure: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self,
+        features: list[Tensor],
+        image_size: tuple[int, int],
+        measure: Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor],
     ) -> Prediction:
         height, width = features[self.layers[0]].shape[-2:]
         self._require_grid(height, width)
         distances = torch.cat(
-            [measure(samples, self.mean[part], self.whitening[part]) for part, samples in self.embed(features)]
+            [
+                measure(samples, self.mean[part], [block[part] for block in self.blocks])
+                for part, samples in self.embed(features)
+            ]
         )  # (P, B)
         return self._predict(distances, (height, width), image_size)
 
