@@ -2,6 +2,7 @@
 
 import io
 import os
+from functools import partial
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ from oddpatch.data.decoding import (
     read_image,
     to_array,
     to_rgb_float,
+    to_rgb_planes,
     to_uint8,
 )
 from oddpatch.data.headers import read_header
@@ -322,6 +324,15 @@ def test_array_in_memory_is_not_changed(rng):
     before = pixels.copy()
     to_rgb_float(pixels).add_(0)
     np.testing.assert_array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("convert", [to_rgb_planes, partial(to_rgb_float, keep_uint8=True)])
+def test_8_bits_of_an_array_are_kept_and_are_ours(rng, convert):
+    pixels = rng.integers(0, 256, (H, W, 3), dtype=np.uint8)
+    found, before = convert(pixels), pixels.transpose(2, 0, 1).copy()
+    pixels[:] = 0  # as a camera writes its next image
+    np.testing.assert_array_equal(found, before)
+    assert np.asarray(found).dtype == np.uint8
 
 
 def test_pil_image_with_orientation_is_not_changed(tmp_path, rng):

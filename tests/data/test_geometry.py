@@ -144,19 +144,32 @@ def test_share_is_that_of_all_images_and_names_the_remedy():
     assert inspected_share(Preprocess(None, 56, **PLAIN), [(40, 40)]) is None  # cannot be prepared: loading says so
 
 
-@pytest.mark.parametrize("size", [(301, 500), (500, 301), (64, 1000)])
+@pytest.mark.parametrize("size", [(301, 500), (500, 301), (64, 1000), (20, 30)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_resizing_in_parts_changes_no_bit(size, interpolation, dtype):
-    pixels = (noise(*size) * 255).byte().permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]
-    images = pixels if dtype == torch.uint8 else pixels.float().div_(255)
-    axes = Axis(size[0], 64, 3, 60), Axis(size[1], 80, 0, 80)
-    whole = resample(pixels.float().div_(255), *axes, interpolation)
-    for part in (1, 5000, 40000):
-        assert torch.equal(resample(images, *axes, interpolation, part), whole)
+@pytest.mark.parametrize("first", [0, 3, 37])
+def test_a_part_is_resized_as_the_whole_to_the_last_bit(size, interpolation, first):
+    image = (noise(*size) * 255).byte().permute(1, 2, 0).contiguous().permute(2, 0, 1).numpy()
+    whole = resample(image, Axis(size[0], 64, 0, 64), Axis(size[1], 80, 0, 80), interpolation)
+    part = resample(image, Axis(size[0], 64, first, 60), Axis(size[1], 80, first + 1, 80), interpolation)
+    np.testing.assert_array_equal(part, whole[:, first:60, first + 1 :])
 
 
-def test_8_bit_images_are_prepared_as_their_floats():
+@pytest.mark.parametrize("size", [(1, 1), (301, 50), (9, 4000)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("to", [(64, 80), (301, 80), None])
+def test_resizing_is_torchs_in_double_precision(size, interpolation, to):
+    image, (height, width) = noise(*size), to or size
+    expected = F.interpolate(image[None].double(), (height, width), mode=interpolation, antialias=True)[0]
+    for layout in (image.numpy(), np.ascontiguousarray(image.permute(1, 2, 0)).transpose(2, 0, 1)):
+        found = resample(layout, Axis(size[0], height, 0, height), Axis(size[1], width, 0, width), interpolation)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("resize", [64, None])
+def test_grey_and_8_bit_images_are_prepared_as_their_colours_and_floats(resize):
     pixels = (noise(90, 70) * 255).byte()
-    preprocess = Preprocess(64, 56, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    preprocess = Preprocess(resize, 56, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     assert torch.equal(preprocess(pixels), preprocess(pixels.float().div(255)))
+    grey = pixels[:1].expand(3, -1, -1)
+    assert torch.equal(preprocess(grey), preprocess(grey.contiguous()))

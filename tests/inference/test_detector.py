@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import closing
 from dataclasses import fields
 from itertools import count, islice
@@ -308,17 +309,32 @@ class Brightness:
 
     def __init__(self, calibration):
         self.calibration, self.settings = calibration, {"roi": None, "fit": "stretch"}
+        self.originals, self.held = [], 0
 
     def prepare(self, image, max_pixels=None):
         original = to_rgb_planes(image)
-        return Prepared(original, original, None, 1.0)
+        self.originals.append(weakref.ref(original))
+        return Prepared(original, original / np.float32(255), None, 1.0)
 
     def score(self, images):
+        self.held = sum(original() is not None for original in self.originals)
         maps = [image.pixels.mean(axis=0) for image in images]
         return [Scored(float(brightness.max()), brightness) for brightness in maps]
 
     def lay_out(self, anomaly_map, image):
         return anomaly_map
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_pixels_are_held_only_for_who_saves_them(wanted):
+    scores, saved = np.arange(9) / 20, []
+    scorer = Brightness(GoodScores(scores, scores, np.nan, target_fpr=0.2, absent=None))
+    images = [np.full((6, 8), level, np.uint8) for level in range(4)]
+    save = (lambda frame, image, detection: saved.append(int(image.sum()))) if wanted else None
+    found = [result.light.brightness for _, result in AnomalyDetector(scorer).stream(images, 4, save)]
+    assert found == [float(f"{level / 255:.6g}") for level in range(4)]
+    assert scorer.held == (4 if wanted else 0)
+    assert sorted(saved) == ([144 * level for level in range(4)] if wanted else [])
 
 
 def test_any_scorer_will_do():

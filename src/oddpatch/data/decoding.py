@@ -115,28 +115,31 @@ def read_pixels(path: str | Path, max_pixels: int | None = None) -> Array:
         return pixels_of(open_upright(path, max_pixels))
 
 
-def to_rgb_float(image: Array | Image.Image, name: str = "image", full_scale: int | None = None) -> "Tensor":
+def to_rgb_float(
+    image: Array | Image.Image, name: str = "image", full_scale: int | None = None, keep_uint8: bool = False
+) -> "Tensor":
     """The same rule for an image in memory.
 
     Args:
         image: PIL image, or array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA of bool, uint8, uint16 or float.
         name: what to call the image in an error.
         full_scale: see `read_image`.
+        keep_uint8: see there.
 
     Returns:
-        (3, H, W) float32 RGB in [0, 1].
+        (3, H, W) float32 RGB in [0, 1], or uint8.
 
     Raises:
         DataError: shape, type or values are none of these.
     """
     with naming(name):
-        return _to_tensor(_rgb_array(_in_memory(image), full_scale))
+        return _to_tensor(_rgb_array(_in_memory(image), full_scale, keep_uint8))
 
 
 def to_rgb_planes(image: Array | Image.Image, full_scale: int | None = None) -> Array:
-    """As `to_rgb_float`, without torch: a view (3, H, W) that may be read only."""
+    """As `to_rgb_float` with `keep_uint8`, without torch: a view (3, H, W) that may be read only."""
     with naming("image"):
-        return _planes(_rgb_array(_in_memory(image), full_scale))
+        return _planes(_rgb_array(_in_memory(image), full_scale, keep_uint8=True))
 
 
 def _in_memory(image: Array | Image.Image) -> Array:
@@ -144,7 +147,7 @@ def _in_memory(image: Array | Image.Image) -> Array:
         return pixels_of(_upright(image.copy()))
     if image.dtype.kind == "i" or (image.dtype.itemsize > 2 and image.dtype.kind == "u"):
         raise DataError(f"{image.dtype} has no known full scale: convert to uint8, uint16, or float in [0, 1]")
-    return image
+    return image.copy() if image.dtype == np.uint8 else image  # who gave it may write the next one there
 
 
 def to_array(image: Any) -> Array | Image.Image | None:

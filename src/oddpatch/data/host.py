@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import Array, read_planes
-from oddpatch.data.filters import Axis, taps
 from oddpatch.data.geometry import Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
+from oddpatch.data.resampling import framed
 from oddpatch.errors import ConfigError, DataError
 
 Floats = NDArray[np.float32]
@@ -114,17 +113,7 @@ class HostPreprocess:
                 f"image of {size[0]}x{size[1]} pixels, but roi was drawn on {self._roi.shape[0]}x{self._roi.shape[1]}: "
                 "give images of one size, or a roi of theirs"
             )
-        place = self.geometry(size)
-        framed = image.transpose(1, 2, 0)  # (H, W, 3)
-        for side in range(2):
-            part, offset = place.inside[side], place.offset[side]
-            axis = Axis(size[side], place.resized[side], part.start + offset, part.stop + offset)
-            # OpenCV copies turned colour images several times as fast as NumPy does.
-            framed = np.asarray(cv2.transpose(_resize_first(framed, axis, self.interpolation)))  # (h, w, 3) in the end
-            if place.padded:  # mirrored, as `Preprocess` has it
-                framed = framed[:, mirrored(part, place.size[side])]
-        framed = framed.transpose(2, 0, 1) / np.float32(255 if image.dtype == np.uint8 else 1)
-        return np.ascontiguousarray(framed.clip(0, 1) if self.interpolation == "bicubic" else framed, np.float32)
+        return framed(image, self.geometry(size), self.interpolation)
 
     def geometry(self, original_size: Size) -> Geometry:
         """See `Preprocess.geometry`."""
@@ -159,28 +148,5 @@ class HostPreprocess:
         return (mask > 0).astype(np.float32)
 
 
-def mirrored(part: slice, size: int) -> NDArray[np.int64]:
-    """Of the positions of an axis that show `part` of an image in a frame of `size`, the one that each shows.
-
-    Counted from the beginning of `part`; where the image ends it is mirrored.
-    """
-    length = part.stop - part.start
-    position = (np.arange(size) - part.start) % (2 * length)
-    return np.where(position < length, position, 2 * length - 1 - position)
-
-
 def _to_unit(image: Array) -> Floats:
     return np.asarray(image, np.float32) / np.float32(255) if image.dtype == np.uint8 else image
-
-
-def _resize_first(array: Array, axis: Axis, interpolation: str) -> Floats:
-    """Resize the first axis of (size_in, ...): (n, ...) float32."""
-    if axis.size_in == axis.size_out:
-        return np.asarray(array[axis.first : axis.last], np.float32)
-    row, weight, used = taps(axis, interpolation)
-    flat = array.reshape(axis.size_in, -1)
-    out = np.empty((len(row), flat.shape[1]), np.float32)
-    for one, first, share, count in zip(out, row[:, 0], weight.astype(np.float32), used.sum(axis=1), strict=True):
-        # A few rows at a time, as floats of a whole large image would take four times its memory.
-        np.dot(share[:count], flat[first : first + count].astype(np.float32, copy=False), out=one)
-    return out.reshape(len(row), *array.shape[1:])

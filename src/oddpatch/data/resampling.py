@@ -1,77 +1,147 @@
-"""Antialiased resizing, one axis at a time, as weighted sums of rows: a third of `F.interpolate`'s time on a CPU."""
+"""Antialiased resizing as matrix products in NumPy: the sums of Pillow's and torchvision's filters, in floating point.
+
+The filter is a triangle ("bilinear") or a cubic, as wide as the step where the image shrinks.
+"""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from numpy.typing import NDArray
 
-from oddpatch.data.filters import Axis, taps
+from oddpatch.data.geometry import Geometry
 
-
-class _Taps(NamedTuple):
-    """The K weighted rows that the n rows wanted are made of, those of one after those of another."""
-
-    row: Tensor  # (K,) int64
-    weight: Tensor  # (K,) float32
-    start: Tensor  # (n,) int64, where those of each begin
+Floats = NDArray[np.float32]
+#: Positions that one product gives: more at once have more zeros among their weights.
+_BLOCK = 4
+#: Values that one product is given: floats of so many stay in the cache, and OpenBLAS starts no threads for so few.
+_PART = 2**16
 
 
-def resample(images: Tensor, rows: Axis, columns: Axis, interpolation: str, part: int = 2**20) -> Tensor:
-    """Resize images and cut a part out: the same sums as `F.interpolate(..., antialias=True)` of the whole.
+class Axis(NamedTuple):
+    """How one axis is resized, and which part of it is wanted."""
+
+    size_in: int
+    size_out: int
+    first: int  # of the positions wanted,
+    last: int  # and the one after them
+
+
+class _Product(NamedTuple):
+    """Some of the positions wanted, and the rows that they are made of."""
+
+    wanted: slice
+    rows: slice  # from the first that is used
+    weights: Floats  # (rows, wanted), each column 1 in sum
+
+
+class _Products(NamedTuple):
+    """All of the positions wanted, and the rows that are used for them."""
+
+    used: slice
+    parts: list[_Product]
+
+
+def framed(image: NDArray[Any], place: Geometry, interpolation: str) -> Floats:
+    """Resize an image and lay it into its frame, mirrored where that shows more.
 
     Args:
-        images: (B, C, H, W) floating point, or uint8, whose values are divided by 255; channels last is fastest.
-        rows: of H.
-        columns: of W.
+        image: (3, H, W) floating point, or uint8, whose values are divided by 255; channels last is fastest.
+        place: where it comes to lie.
         interpolation: "bilinear" or "bicubic".
-        part: so many pixels are resized along H at a time: floats of more would take long to get memory for.
 
     Returns:
-        (B, C, h, w) float32.
+        (3, h, w).
     """
-    batch, _, height, width = images.shape
-    used = _used(rows, interpolation)
-    images = images[..., used, :]
-    # Whole vectors, so that sums do not depend on the part. Of what keeps its size the floats are the result.
-    step = width if rows.size_in == rows.size_out else max(part // (batch * height) // 16 * 16, 16)
-    parts = [
-        _resize_first(to_unit(images[..., start : start + step]).float().permute(2, 0, 3, 1), rows, interpolation, used)
-        for start in range(0, width, step)
-    ]  # (h, B, part of W, C) each
-    moved = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)  # (h, B, W, C)
-    moved = _resize_first(moved.permute(2, 1, 3, 0), columns, interpolation, slice(0, width))  # (w, B, C, h)
-    return moved.permute(1, 2, 3, 0)
-
-
-def to_unit(image: Tensor) -> Tensor:
-    """A uint8 image as float32 in [0, 1]; one of floats as it is."""
-    return image if image.is_floating_point() else image.float().div_(255)
-
-
-def _used(axis: Axis, interpolation: str) -> slice:
-    """Those of the `size_in` positions that the positions wanted are made of."""
-    if axis.size_in == axis.size_out:
-        return slice(axis.first, axis.last)
-    row = _taps(axis, interpolation).row
-    return slice(int(row.min()), int(row.max()) + 1)
-
-
-def _resize_first(array: Tensor, axis: Axis, interpolation: str, used: slice) -> Tensor:
-    """Resize the first axis of (size_in, ...), of which `used` is given."""
-    if axis.size_in == axis.size_out:
-        return array[axis.first - used.start : axis.last - used.start]
-    row, weight, start = (part.to(array.device) for part in _taps(axis, interpolation))
-    sums = F.embedding_bag(
-        row - used.start, array.reshape(len(array), -1), start, mode="sum", per_sample_weights=weight
+    rows, columns = (
+        Axis(size, resized, part.start + offset, part.stop + offset)
+        for size, resized, part, offset in zip(image.shape[1:], place.resized, place.inside, place.offset, strict=True)
     )
-    return sums.view(len(start), *array.shape[1:])
+    resized = resample(image, rows, columns, interpolation)
+    if interpolation == "bicubic":
+        np.clip(resized, 0, 1, out=resized)  # as Pillow does
+    if place.padded:  # so that padding looks like the part itself wherever it goes on as it ends
+        above, left = (_mirrored(part, size) for part, size in zip(place.inside, place.size, strict=True))
+        resized = resized[:, above[:, None], left]
+    return resized
+
+
+def resample(image: NDArray[Any], rows: Axis, columns: Axis, interpolation: str) -> Floats:
+    """Resize an image (3, H, W), see `framed`, and cut a part out: (3, h, w), the same sums as
+    `F.interpolate(..., antialias=True)` of the whole, to the last bit whatever the part, of two positions or more."""
+    planes = image[:1] if image.strides[0] == 0 else image  # of grey there is one
+    count, _, width = planes.shape
+    if rows.size_in == rows.size_out and columns.size_in == columns.size_out:
+        cut = planes[:, rows.first : rows.last, columns.first : columns.last]
+        moved = _to_unit(np.array(cut, order="C"))
+    else:
+        down, across = _products(rows, interpolation), _products(columns, interpolation)
+        flat = planes[:, down.used].transpose(1, 2, 0).reshape(-1, width * count)  # a view, of channels last
+        flat = flat[:, across.used.start * count : across.used.stop * count]
+        moved = _resize_first(flat, down)  # (part of W * C, h), so that no pass has to turn what the other gives
+        moved = _resize_first(moved.reshape(-1, count * moved.shape[1]), across)  # (C * h, w)
+        moved = moved.reshape(count, rows.last - rows.first, -1)
+    return moved if count == len(image) else moved.repeat(len(image), axis=0)
+
+
+def _resize_first(array: NDArray[Any], products: _Products) -> Floats:
+    """Resize the first axis of (size_in, m), and make it the last: (m, n)."""
+    out = np.empty((array.shape[1], products.parts[-1].wanted.stop), np.float32)
+    for wanted, rows, weights in products.parts:
+        step = max(_PART // len(weights), 16)
+        for start in range(0, len(out), step):
+            part = slice(start, start + step)
+            np.matmul(_to_unit(array[rows, part]).T, weights, out=out[part, wanted])
+    return out
+
+
+def _to_unit(pixels: NDArray[Any]) -> Floats:
+    """Floats in [0, 1] of some pixels, of which there are few: all at once they would leave the cache."""
+    floats = pixels.astype(np.float32, copy=False)
+    if pixels.dtype == np.uint8:
+        floats /= 255
+    return floats
 
 
 @lru_cache(maxsize=64)
-def _taps(axis: Axis, interpolation: str) -> _Taps:
-    row, weight, used = taps(axis, interpolation)
-    start = np.concatenate([[0], np.cumsum(used.sum(axis=1))[:-1]])
-    return _Taps(torch.from_numpy(row[used]), torch.from_numpy(weight[used]).float(), torch.from_numpy(start))
+def _products(axis: Axis, interpolation: str) -> _Products:
+    """Of the positions wanted; "bilinear" or "bicubic"."""
+    step = axis.size_in / axis.size_out
+    stretch = max(step, 1.0)
+    radius = stretch * (1 if interpolation == "bilinear" else 2)
+    centre = step * (np.arange(axis.first, axis.last) + 0.5)  # (n,)
+    begin = np.maximum((centre - radius + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + radius + 0.5).astype(np.int64), axis.size_in)
+    parts = []
+    for stop in range(_BLOCK, len(centre) + _BLOCK, _BLOCK):
+        stop = min(stop, len(centre))
+        # The last are as many, though some were given before: the sums of one alone are taken in another order.
+        wanted = slice(max(stop - _BLOCK, 0), stop)
+        row = np.arange(begin[wanted][0], end[wanted][-1])[:, None]  # both rise
+        weights = (_triangle if interpolation == "bilinear" else _cubic)(np.abs(row + 0.5 - centre[wanted]) / stretch)
+        weights = np.where((row >= begin[wanted]) & (row < end[wanted]), weights, 0)
+        weights /= weights.sum(axis=0)
+        rows = slice(int(row[0, 0] - begin[0]), int(row[-1, 0] + 1 - begin[0]))
+        parts.append(_Product(wanted, rows, weights.astype(np.float32)))
+    return _Products(slice(int(begin[0]), int(end[-1])), parts)
+
+
+def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(1 - distance, 0)
+
+
+def _cubic(distance: NDArray[np.float64], a: float = -0.5) -> NDArray[np.float64]:
+    """Keys' cubic convolution (1981) with the parameter that Pillow has."""
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.select([distance < 1, distance < 2], [near, far], 0.0)
+
+
+def _mirrored(part: slice, size: int) -> NDArray[np.int64]:
+    """Of the positions of an axis that show `part` of an image in a frame of `size`, the one that each shows.
+
+    Counted from the beginning of `part`; where the image ends it is mirrored.
+    """
+    length = part.stop - part.start
+    position = (np.arange(size) - part.start) % (2 * length)
+    return np.where(position < length, position, 2 * length - 1 - position)

@@ -13,12 +13,11 @@ from torch.nn import functional as F
 
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
-from oddpatch.data.filters import Axis
 from oddpatch.data.geometry import LARGE_FRAME, Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
 from oddpatch.data.pixels import PixelTransform
-from oddpatch.data.resampling import resample, to_unit
+from oddpatch.data.resampling import framed
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
 
@@ -238,16 +237,19 @@ class Preprocess(nn.Module):
         if self.transform is not None:
             image = self.transform(image)
         self._check_size(image)
-        given = image if image.ndim == 4 else image[None]  # (B, 3, H, W)
+        if image.ndim == 4:
+            return torch.stack([self._prepared(single) for single in image])
+        return self._prepared(image)
+
+    def _prepared(self, image: Tensor) -> Tensor:
         height, width = self.image_size
-        if height * width < LARGE_FRAME or self.geometry((given.shape[2], given.shape[3])).padded:
-            batch = self._normalised(self._frame(given))  # (B, 3, h, w)
-        else:  # every step as a whole would be another copy of the result
-            batch = torch.empty(len(given), 3, height, width, device=image.device)
-            for first in range(0, height, _BAND):
-                rows = slice(first, min(first + _BAND, height))
-                batch[:, :, rows] = self._normalised(self._frame(given, rows))
-        return batch if image.ndim == 4 else batch[0]
+        if height * width < LARGE_FRAME or self.geometry((image.shape[1], image.shape[2])).padded:
+            return self._normalised(image)
+        prepared = torch.empty(3, height, width, device=image.device)
+        for first in range(0, height, _BAND):  # every step as a whole would be another copy of the result
+            rows = slice(first, min(first + _BAND, height))
+            prepared[:, rows] = self._normalised(image, rows)
+        return prepared
 
     def in_bands(self, image: Tensor, device: torch.device) -> "InBands | None":
         """An image (3, H, W) as `forward` takes it, to be prepared a few rows at a time.
@@ -265,7 +267,7 @@ class Preprocess(nn.Module):
 
     def rows(self, image: Tensor, first: int, last: int) -> Tensor:
         """Rows (1, 3, last - first, w) of what `forward` gives for an image (3, H, W), see `in_bands`."""
-        return self._normalised(self._frame(image[None], slice(first, last)))
+        return self._normalised(image, slice(first, last))[None]
 
     def _check_size(self, image: Tensor) -> None:
         size = (image.shape[-2], image.shape[-1])
@@ -276,30 +278,17 @@ class Preprocess(nn.Module):
                 "give images of one size, or a roi of theirs"
             )
 
-    def _normalised(self, framed: Tensor) -> Tensor:
-        if self.interpolation == "bicubic":
-            framed = framed.clamp(0, 1)
-        return (framed - self._column(self.mean, framed)).div_(self._column(self.std, framed)).contiguous()
-
-    def _frame(self, batch: Tensor, wanted: slice | None = None) -> Tensor:
-        """Resize images (B, 3, H, W) and lay them into the frame (B, 3, h, w), or the rows `wanted` of it, unpadded."""
-        place = self.geometry((batch.shape[2], batch.shape[3]))
+    def _normalised(self, image: Tensor, wanted: slice | None = None) -> Tensor:
+        """Resize an image (3, H, W), lay it into the frame and normalise it: (3, h, w), or the rows `wanted` of it,
+        unpadded."""
+        place = self.geometry((image.shape[1], image.shape[2]))
         if wanted is not None:
             (top, left), (_, width) = place.offset, place.size
             place = place._replace(offset=(top + wanted.start, left), size=(wanted.stop - wanted.start, width))
-        rows, columns = (
-            Axis(size, resized, part.start + offset, part.stop + offset)
-            for size, resized, part, offset in zip(
-                batch.shape[2:], place.resized, place.inside, place.offset, strict=True
-            )
-        )
-        framed = resample(batch, rows, columns, self.interpolation)
-        if not place.padded:
-            return framed
-        # Mirrored, so that padding looks like the part itself wherever it goes on as it ends.
-        for dim, (part, size) in enumerate(zip(place.inside, place.size, strict=True), start=2):
-            framed = framed.index_select(dim, _mirrored(part, size).to(framed.device))
-        return framed
+        prepared = framed(image.numpy(force=True), place, self.interpolation)
+        prepared -= np.array(self.mean, np.float32)[:, None, None]
+        prepared /= np.array(self.std, np.float32)[:, None, None]
+        return torch.from_numpy(prepared).to(image.device)
 
     def read(self, path: str | Path, max_pixels: int | None = None) -> Tensor:
         """Read an image file as `forward` takes it: (3, H, W), uint8 where the file has 8 bits.
@@ -421,11 +410,9 @@ class InBands(NamedTuple):
         return self.preprocess.rows(self.image, first, last).to(self.device)
 
 
-def _mirrored(part: slice, size: int) -> Tensor:
-    """Which position of an axis, shown at `part` of `size` positions, each of these shows; mirrored where it ends."""
-    length = part.stop - part.start
-    position = (torch.arange(size) - part.start) % (2 * length)
-    return torch.where(position < length, position, 2 * length - 1 - position)
+def to_unit(image: Tensor) -> Tensor:
+    """A uint8 image as float32 in [0, 1]; one of floats as it is."""
+    return image if image.is_floating_point() else image.float().div_(255)
 
 
 def _channels(name: str, values: Sequence[float]) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oddpatch.data.dataset import DatasetWrapper, Item, MVTecDataset
-from oddpatch.data.resampling import to_unit
+from oddpatch.data.transforms import to_unit
 from oddpatch.errors import ConfigError
 from oddpatch.settings import check_types
 

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
@@ -145,6 +145,10 @@ class AnomalyDetector:
             raise ConfigError(f"target_fpr={target_fpr} needs a threshold from good images: {calibration.absent}")
         self.target_fpr = calibration.target_fpr if target_fpr is None else target_fpr
         self.image_threshold = self._resolve(threshold)
+        self._typical, self._typical_pixel = (
+            float(np.median(scores)) if len(scores) else math.nan
+            for scores in (calibration.image_scores, calibration.pixel_scores)
+        )
         #: Of several products: the ratio above which an image belongs to none, see `oddpatch.models.products`.
         self.product_threshold = calibration.product_at(self.target_fpr)
         pixel = calibration.pixel_at(self.target_fpr)
@@ -240,7 +244,7 @@ class AnomalyDetector:
             save: is called with what was found, as by `stream`.
             maps: see `stream`.
         """
-        return self._finish(save, maps, self._score([self._prepare(frame)])[0])[1]
+        return self._finish(save, maps, self._score([self._prepare(save is not None, frame)])[0])[1]
 
     def stream(
         self,
@@ -280,11 +284,12 @@ class AnomalyDetector:
             return
         with Overlap(workers) as overlap:
             ahead = batch_size + overlap.workers
-            steps = overlap.map(self._prepare, _frames(images), ahead)
+            steps = overlap.map(partial(self._prepare, save is not None), _frames(images), ahead)
             finish = partial(self._finish, save, maps or save is not None)
             yield from overlap.map(finish, self._batches(steps, batch_size), ahead)
 
-    def _prepare(self, frame: Frame) -> "_Step":
+    def _prepare(self, keep: bool, frame: Frame) -> "_Step":
+        """Decode and prepare an image; unless they are to be kept, only the shape of its own pixels is left."""
         given = frame.image
         try:
             if isinstance(given, DataError):
@@ -293,9 +298,13 @@ class AnomalyDetector:
                 given = read_file(given, self.timeout)
             start = time.perf_counter()
             image = self.scorer.prepare(given, self.max_pixels)
+            light = measure(image.original)
         except DataError as error:
             return _Step(frame, error)
-        return _Step(frame, image, time.perf_counter() - start)
+        if not keep:  # most of the memory of what waits for its batch
+            shape = np.broadcast_to(np.zeros((), image.original.dtype), image.original.shape)
+            image = replace(image, original=shape)
+        return _Step(frame, image, time.perf_counter() - start, light)
 
     def _batches(self, steps: Iterator["_Step"], batch_size: int) -> Iterator["_Step"]:
         while batch := list(islice(steps, batch_size)):
@@ -305,21 +314,25 @@ class AnomalyDetector:
         """Score the images of a batch; what could not be prepared stays as it is."""
         start = time.perf_counter()
         images = [step.image for step in batch if isinstance(step.image, Prepared)]
-        scored = iter(self.scorer.score(images) if images else ())
+        scored, calibration = self.scorer.score(images) if images else [], self.scorer.calibration
+        scores = [one.score for one in scored]
+        p_values = calibration.p_values(scores).tolist() if calibration.calibrated else [None] * len(scores)
         share = (time.perf_counter() - start) / max(len(images), 1)
-        return [
-            step._replace(scored=next(scored), seconds=step.seconds + share)
-            if isinstance(step.image, Prepared)
-            else step
-            for step in batch
-        ]
+        found = zip(scored, p_values, strict=True)
+        steps = []
+        for step in batch:
+            if isinstance(step.image, Prepared):
+                one, p_value = next(found)
+                step = step._replace(seconds=step.seconds + share, scored=one, p_value=p_value)
+            steps.append(step)
+        return steps
 
     def _finish(self, save: SaveFn | None, maps: bool, step: "_Step") -> tuple[Frame, Detection | DataError]:
         frame, image = step.frame, step.image
         if isinstance(image, DataError):
             return frame, image
         try:
-            detection = self._judge(image, step.scored, step.seconds, maps)
+            detection = self._judge(image, step, maps)
             if save is not None:
                 save(frame, image.original, detection)
         except DataError as error:
@@ -328,15 +341,13 @@ class AnomalyDetector:
             return frame, DataError(str(error))
         return frame, detection
 
-    def _judge(self, image: Prepared, scored: Scored, seconds: float, maps: bool) -> Detection:
+    def _judge(self, image: Prepared, step: "_Step", maps: bool) -> Detection:
         start = time.perf_counter()
-        score, small_map = scored.score, scored.anomaly_map
+        score, small_map = step.scored.score, step.scored.anomaly_map
         calibration, threshold = self.scorer.calibration, self.image_threshold
-        p_value = anomaly = None
-        if calibration.calibrated:
-            p_value = float(calibration.p_values(score))
-            if threshold is not None:
-                anomaly = float(anomaly_score(score, float(np.median(calibration.image_scores)), threshold))
+        anomaly = None
+        if calibration.calibrated and threshold is not None:
+            anomaly = float(anomaly_score(score, self._typical, threshold))
         anomaly_map = normalized = mask = None
         regions: list[Region] = []
         if small_map is not None and self.pixel_threshold is not None:
@@ -351,24 +362,22 @@ class AnomalyDetector:
         if anomaly_map is not None and self.pixel_threshold is not None:
             regions, mask = find_regions(anomaly_map, self.pixel_threshold, self.min_area, self.merge_distance)
             if maps and len(calibration.pixel_scores):
-                typical = float(np.median(calibration.pixel_scores))
                 normalized = np.empty_like(anomaly_map)
                 for top in range(0, len(anomaly_map), _ROWS):
                     rows = slice(top, top + _ROWS)
-                    normalized[rows] = anomaly_score(anomaly_map[rows], typical, self.pixel_threshold)
+                    normalized[rows] = anomaly_score(anomaly_map[rows], self._typical_pixel, self.pixel_threshold)
         if not maps:
             anomaly_map = mask = None
         is_anomalous = None if threshold is None else score > threshold
-        product = calibration.products[scored.product] if calibration.products else None
+        product = calibration.products[step.scored.product] if calibration.products else None
         reason = None
-        if self.product_threshold is not None and scored.ratio > self.product_threshold.value:
+        if self.product_threshold is not None and step.scored.ratio > self.product_threshold.value:
             is_anomalous, product, reason = True, None, NO_PRODUCT
-        light = measure(image.original)
-        seconds += time.perf_counter() - start
+        seconds = step.seconds + time.perf_counter() - start
         aligned = image.registration.told if image.registration else None
         return Detection(
-            score, is_anomalous, p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected, aligned,
-            light, seconds, threshold, product, reason,
+            score, is_anomalous, step.p_value, anomaly, anomaly_map, normalized, regions, mask, image.inspected,
+            aligned, step.light, seconds, threshold, product, reason,
         )  # fmt: skip
 
 
@@ -378,7 +387,9 @@ class _Step(NamedTuple):
     frame: Frame
     image: Prepared | DataError
     seconds: float = 0.0
+    light: Light = Light(math.nan, math.nan)
     scored: Scored = Scored(math.nan, None)
+    p_value: float | None = None
 
 
 def _may_exceed(small_map: NDArray[np.float32], threshold: float | None) -> bool:

@@ -64,7 +64,7 @@ class TorchScorer(Preparing):
         return Prepared(pixels.numpy(), pixels, None, 1.0)
 
     def _take(self, image: Image.Image | NDArray[Any]) -> Tensor:
-        return to_rgb_float(image, full_scale=self.model.preprocess.full_scale)
+        return to_rgb_float(image, full_scale=self.model.preprocess.full_scale, keep_uint8=True)
 
     def _read(self, path: str | Path, max_pixels: int | None) -> Tensor:
         return self.model.preprocess.read(path, max_pixels)
