@@ -28,6 +28,8 @@ METHODS = ("padim", "patchcore", "mh_patchcore", "spade", "dfm", "gaussian", "lu
 ENGINES = {"onnx": ("ONNX Runtime", "model.onnx"), "openvino": ("OpenVINO", "model.xml")}
 #: Good images to fit to, and of each kind to test on.
 FITTED, TESTED = 40, 4
+#: What a method cannot do without so few images: SPADE retrieves 50 from its gallery.
+NEEDED = {"spade": ("model.k=5",)}
 #: Batches that are timed, of one image and of eight.
 REPEATS = {1: 30, 8: 6}
 
@@ -61,9 +63,9 @@ def each(options: Options, methods: Sequence[str]) -> Iterator[Found]:
 
 
 def fit(options: Options, method: str, folder: Path) -> None:
-    """Fit a method to few images, at the settings of its YAML."""
-    run([sys.executable, ROOT / "train.py", f"model={method}", "data=mvtec", f"data.root={options.root}",
-         f"data.category={options.category}", "data._target_=oddpatch.data.few.FewImages",
+    """Fit a method to few images, at the settings of its YAML and those of `NEEDED`."""
+    run([sys.executable, ROOT / "train.py", f"model={method}", *NEEDED.get(method, ()), "data=mvtec",
+         f"data.root={options.root}", f"data.category={options.category}", "data._target_=oddpatch.data.few.FewImages",
          f"+data.train_images={12 if options.quick else FITTED}", f"+data.test_images={1 if options.quick else TESTED}",
          f"backbone={options.backbone}", "data.num_workers=0", f"hydra.run.dir={folder}", "logger=none",
          "callbacks.pictures=null", "callbacks.report=null", "callbacks.progress=null"])  # fmt: skip
