@@ -28,8 +28,8 @@ METHODS = ("padim", "patchcore", "mh_patchcore", "spade", "dfm", "gaussian", "lu
 ENGINES = {"onnx": ("ONNX Runtime", "model.onnx"), "openvino": ("OpenVINO", "model.xml")}
 #: Good images to fit to, and of each kind to test on.
 FITTED, TESTED = 40, 4
-#: What a method cannot do without so few images: SPADE retrieves 50 from its gallery.
-NEEDED = {"spade": ("model.k=5",)}
+#: What a method cannot do without: SPADE retrieves 50 from its gallery of so few images; docs/methods/procon.md.
+NEEDED = {"spade": ("model.k=5",), "procon": ("model.fade=0.03",)}
 #: Batches that are timed, of one image and of eight.
 REPEATS = {1: 30, 8: 6}
 
