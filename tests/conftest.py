@@ -139,6 +139,12 @@ def program(name: str, package: str) -> str:
 
 
 @pytest.fixture(autouse=True)
+def same_numbers_are_drawn() -> None:
+    """Whatever was drawn before, in whichever order tests run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def absl_leaves_the_captured_streams_open() -> None:
     """Hydra closes every log handler there is; absl's, which TensorBoard brings, closes the stream it began with."""
     if (absl := sys.modules.get("absl.logging")) is not None:
