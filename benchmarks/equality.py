@@ -53,14 +53,14 @@ def results(folder: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
 
 
 def largest(found: Sequence[tuple[list[tuple[str, str]], dict[str, Any]]]) -> str:
-    """The largest difference of the metrics, and that of the scores as a share of the largest."""
+    """The largest difference of the metrics, thresholds left out, and that of the scores as a share of the largest."""
     (scores, metrics), (new_scores, new_metrics) = ((dict(scores), metrics) for scores, metrics in found)
     if scores.keys() != new_scores.keys():
         return "other images"
     moved = max(abs(float(new_scores[path]) - float(score)) for path, score in scores.items())
     moved /= max(abs(float(score)) for score in scores.values())
-    pairs = [(value, new_metrics.get(name)) for name, value in metrics.items() if isinstance(value, float)]
-    gaps = [abs(new - value) for value, new in pairs if isinstance(new, float)]
+    values = {name: value for name, value in metrics.items() if isinstance(value, float) and "threshold" not in name}
+    gaps = [abs(new - value) for name, value in values.items() if isinstance(new := new_metrics.get(name), float)]
     return f"metrics by {max(gaps, default=0):.1e} at most, scores by {moved:.1e} of the largest"
 
 

@@ -197,7 +197,7 @@ def test_time_of_a_process_whose_parent_has_ended_is_counted():
 
 
 def test_how_far_results_differ():
-    before = ([("a.png", "1.0"), ("b.png", "4.0")], {"image_auroc": 0.5, "images": 2})
-    after = ([("a.png", "1.5"), ("b.png", "4.0")], {"image_auroc": 0.25, "images": 2})
+    before = ([("a.png", "1.0"), ("b.png", "4.0")], {"image_auroc": 0.5, "image_f1_max_threshold": 2.0})
+    after = ([("a.png", "1.5"), ("b.png", "4.0")], {"image_auroc": 0.25, "image_f1_max_threshold": 3.0})
     assert equality.largest([before, after]) == "metrics by 2.5e-01 at most, scores by 1.2e-01 of the largest"
     assert equality.largest([before, (after[0][:1], after[1])]) == "other images"
