@@ -19,6 +19,7 @@ ABOUT = {"config": {}, "weights": "tiny", "num_fitted": 16}
 #: Methods whose graph is another one with a setting.
 OTHERS = [
     ("cam", {"trained_layers": 0, "place_channels": 4, "pool": 16}),
+    ("procon", {"fade": 0.03}),
 ]
 #: Normalised.
 FITTED_TO = torch.randn(16, 3, *SIZE, generator=torch.Generator().manual_seed(0))

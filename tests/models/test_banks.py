@@ -165,6 +165,11 @@ def test_superadd_scores_as_the_released_code():
     np.testing.assert_allclose(score, expected["score_top1pct"], 1e-5, 1e-5)
 
 
+def test_where_an_artifact_of_procon_is_refused_the_remedy_is_to_fade():
+    told = [MemoryBanks([24], [8], rule="soft_projection", k=4, fade=fade).parity_remedy for fade in (None, 0.03)]
+    assert told == ["train again with model.fade=0.03", MemoryBanks.parity_remedy]
+
+
 def test_an_image_is_left_out_by_itself():
     train, kept = vector_maps("train"), torch.tensor([0, 1, 2, 4, 5, 6, 7])
     settings: dict[str, Any] = {"rule": "soft_projection", "k": 4, "finest_stride": 1}

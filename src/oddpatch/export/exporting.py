@@ -101,7 +101,7 @@ def export(
             _write(onnx_model.SerializeToString(), metadata, draft)
             artifact = load_artifact(draft)
         parity = compare(TorchScorer(model, own=True), artifact, images.compared, threshold)
-        _require(parity, precision, max_changed_decisions, run)
+        _require(parity, precision, max_changed_decisions, run, model.detector.parity_remedy)
         files = sorted(scratch.iterdir(), key=lambda file: file == draft)  # the description last
         size = sum(file.stat().st_size for file in files)
         for file in files:
@@ -190,11 +190,11 @@ def _program_scorer(path: Path, outputs: list[str], metadata: dict[str, Any]) ->
     return ArtifactScorer(Artifact(metadata, "torch", run), path)
 
 
-def _require(parity: Parity, precision: str, max_changed: int, run: Path) -> None:
+def _require(parity: Parity, precision: str, max_changed: int, run: Path, remedy: str) -> None:
     if precision == "float32" and not parity.agrees:
         raise ParityError(
             f"{run}: nothing is written, as the artifact would give other numbers than the run: {parity}; the worst is "
-            f"{parity.worst} ({parity.told}): export with another --format"
+            f"{parity.worst} ({parity.told}): {remedy}"
         )
     if len(parity.changed) > max_changed:
         raise ParityError(

@@ -145,6 +145,8 @@ class MemoryBanks(PatchDetector):
         self.rule, self.fade = RULES[rule], fade
         if fade is not None:
             self.rule = functools.partial(soft_projection, fade=fade)
+        elif self.rule is soft_projection:
+            self.parity_remedy = "train again with model.fade=0.03"
         # Rows of other lengths than 1 have no cosine in `rule`, and a projection to neighbours is no distance to them.
         self.distance = {"distance": "euclidean", "cosine": "cosine"}.get(rule) if reduced_dim is None else None
         self.coreset_ratio, self.coreset_size, self.projection_dim = coreset_ratio, coreset_size, projection_dim

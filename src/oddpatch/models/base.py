@@ -49,6 +49,8 @@ class Detector(nn.Module, ABC):
     localizes: bool = True
     #: Whether `torch.export` can follow `forward`; where it cannot, `forward` says so in one line.
     exportable: bool = True
+    #: What to do where an artifact gives other numbers.
+    parity_remedy: str = "export with another --format"
     #: Whether `update` and `forward` look at nothing outside `self.region`; others refuse `data.roi`.
     inspects_regions: bool = False
     #: Whether `score_left_out` leaves out all views of an image where it was shown several (`data.views`).
