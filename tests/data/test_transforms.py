@@ -7,7 +7,6 @@ from narrowing import present
 from PIL import Image
 from torchvision.transforms import v2
 
-from oddpatch.data import transforms
 from oddpatch.data.decoding import read_image, to_rgb_float
 from oddpatch.data.transforms import Geometry, Preprocess
 from oddpatch.errors import ConfigError, DataError
@@ -213,16 +212,6 @@ def test_an_image_prepared_in_bands_is_the_same_to_the_last_bit(scale, interpola
         assert bands.size == whole.shape[1:]
         for first, last in ((0, 32), (16, 80), (32, whole.shape[1])):
             assert torch.equal(bands.rows(first, last)[0], whole[:, first:last])
-
-
-@pytest.mark.parametrize("resize", [[640, 512], [320, 300]])
-def test_a_large_image_is_the_same_to_the_last_bit(monkeypatch, resize):
-    preprocess = Preprocess(resize, None, MEAN, STD)
-    images = torch.stack([noise(640, 512, seed) for seed in range(2)])
-    whole = preprocess(images)
-    monkeypatch.setattr(transforms, "LARGE_FRAME", 1)
-    assert torch.equal(preprocess(images), whole)
-    assert torch.equal(preprocess(images[1]), whole[1])
 
 
 def test_an_image_of_another_shape_is_prepared_as_a_whole():

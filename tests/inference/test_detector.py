@@ -331,10 +331,9 @@ def test_pixels_are_held_only_for_who_saves_them(wanted):
     scorer = Brightness(GoodScores(scores, scores, np.nan, target_fpr=0.2, absent=None))
     images = [np.full((6, 8), level, np.uint8) for level in range(4)]
     save = (lambda frame, image, detection: saved.append(int(image.sum()))) if wanted else None
-    found = [result for _, result in AnomalyDetector(scorer).stream(images, 4, save)]
-    assert [result.light.brightness for result in found if isinstance(result, Detection)] == [
-        float(f"{level / 255:.6g}") for level in range(4)
-    ]
+    results = [result for _, result in AnomalyDetector(scorer).stream(images, 4, save)]
+    found = [result.light.brightness for result in results if isinstance(result, Detection)]
+    assert found == [float(f"{level / 255:.6g}") for level in range(4)]
     assert scorer.held == (4 if wanted else 0)
     assert sorted(saved) == ([144 * level for level in range(4)] if wanted else [])
 

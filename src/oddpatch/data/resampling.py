@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from oddpatch.data.geometry import Geometry
 
 Floats = NDArray[np.float32]
-#: Positions that one product gives: more at once have more zeros among their weights.
-_BLOCK = 4
-#: Values that one product is given: floats of so many stay in the cache, and OpenBLAS starts no threads for so few.
-_PART = 2**16
+#: Multiplications of one product at most: for so few OpenBLAS starts no threads, and what they need stays in the cache.
+_PRODUCT = 2**18
+#: Values that the first pass gives at a time: of a large image all of them would be another copy of it, in floats.
+_BAND = 2**20
 
 
 class Axis(NamedTuple):
@@ -73,25 +73,32 @@ def resample(image: NDArray[Any], rows: Axis, columns: Axis, interpolation: str)
     count, _, width = planes.shape
     if rows.size_in == rows.size_out and columns.size_in == columns.size_out:
         cut = planes[:, rows.first : rows.last, columns.first : columns.last]
-        moved = _to_unit(np.array(cut, order="C"))
+        resized = _to_unit(np.array(cut, order="C"))
     else:
         down, across = _products(rows, interpolation), _products(columns, interpolation)
         flat = planes[:, down.used].transpose(1, 2, 0).reshape(-1, width * count)  # a view, of channels last
         flat = flat[:, across.used.start * count : across.used.stop * count]
-        moved = _resize_first(flat, down)  # (part of W * C, h), so that no pass has to turn what the other gives
-        moved = _resize_first(moved.reshape(-1, count * moved.shape[1]), across)  # (C * h, w)
-        moved = moved.reshape(count, rows.last - rows.first, -1)
-    return moved if count == len(image) else moved.repeat(len(image), axis=0)
+        resized = np.empty((count, rows.last - rows.first, columns.last - columns.first), np.float32)
+        step = max(_BAND // flat.shape[1] // down.parts[0].weights.shape[1], 1)
+        for start in range(0, len(down.parts), step):
+            parts = down.parts[start : start + step]
+            band = slice(parts[0].wanted.start, parts[-1].wanted.stop)
+            # Each pass turns what it gives, so that nothing has to be turned for the other.
+            moved = _resize_first(flat, parts).reshape(-1, count * (band.stop - band.start))  # (part of W, C * band)
+            resized[:, band] = _resize_first(moved, across.parts).reshape(count, -1, resized.shape[2])
+    return resized if count == len(image) else resized.repeat(len(image), axis=0)
 
 
-def _resize_first(array: NDArray[Any], products: _Products) -> Floats:
-    """Resize the first axis of (size_in, m), and make it the last: (m, n)."""
-    out = np.empty((array.shape[1], products.parts[-1].wanted.stop), np.float32)
-    for wanted, rows, weights in products.parts:
-        step = max(_PART // len(weights), 16)
+def _resize_first(array: NDArray[Any], products: list[_Product]) -> Floats:
+    """Resize the first axis of (size_in, m) to the n positions of some products, and make it the last: (m, n)."""
+    first = products[0].wanted.start
+    out = np.empty((array.shape[1], products[-1].wanted.stop - first), np.float32)
+    for wanted, rows, weights in products:
+        step = max(_PRODUCT // weights.size, 16)
         for start in range(0, len(out), step):
             part = slice(start, start + step)
-            np.matmul(_to_unit(array[rows, part]).T, weights, out=out[part, wanted])
+            given = _to_unit(array[rows, part]).T
+            np.matmul(given, weights, out=out[part, wanted.start - first : wanted.stop - first])
     return out
 
 
@@ -112,11 +119,12 @@ def _products(axis: Axis, interpolation: str) -> _Products:
     centre = step * (np.arange(axis.first, axis.last) + 0.5)  # (n,)
     begin = np.maximum((centre - radius + 0.5).astype(np.int64), 0)
     end = np.minimum((centre + radius + 0.5).astype(np.int64), axis.size_in)
+    block = max(int(16 / stretch), 4)  # more at once have more zeros among their weights
     parts = []
-    for stop in range(_BLOCK, len(centre) + _BLOCK, _BLOCK):
+    for stop in range(block, len(centre) + block, block):
         stop = min(stop, len(centre))
         # The last are as many, though some were given before: the sums of one alone are taken in another order.
-        wanted = slice(max(stop - _BLOCK, 0), stop)
+        wanted = slice(max(stop - block, 0), stop)
         row = np.arange(begin[wanted][0], end[wanted][-1])[:, None]  # both rise
         weights = (_triangle if interpolation == "bilinear" else _cubic)(np.abs(row + 0.5 - centre[wanted]) / stretch)
         weights = np.where((row >= begin[wanted]) & (row < end[wanted]), weights, 0)

@@ -13,16 +13,13 @@ from torch.nn import functional as F
 
 from oddpatch.data.alignment import Alignment, Registration, decode
 from oddpatch.data.decoding import read_image
-from oddpatch.data.geometry import LARGE_FRAME, Geometry, Size, make_frame
+from oddpatch.data.geometry import Geometry, Size, make_frame
 from oddpatch.data.laying import to_original
 from oddpatch.data.light import Light, measure
 from oddpatch.data.pixels import PixelTransform
 from oddpatch.data.resampling import framed
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.types import IGNORE
-
-#: Rows of a large image that are prepared at a time.
-_BAND = 256
 
 
 class Placement(NamedTuple):
@@ -238,18 +235,8 @@ class Preprocess(nn.Module):
             image = self.transform(image)
         self._check_size(image)
         if image.ndim == 4:
-            return torch.stack([self._prepared(single) for single in image])
-        return self._prepared(image)
-
-    def _prepared(self, image: Tensor) -> Tensor:
-        height, width = self.image_size
-        if height * width < LARGE_FRAME or self.geometry((image.shape[1], image.shape[2])).padded:
-            return self._normalised(image)
-        prepared = torch.empty(3, height, width, device=image.device)
-        for first in range(0, height, _BAND):  # every step as a whole would be another copy of the result
-            rows = slice(first, min(first + _BAND, height))
-            prepared[:, rows] = self._normalised(image, rows)
-        return prepared
+            return torch.stack([self._normalised(single) for single in image])
+        return self._normalised(image)
 
     def in_bands(self, image: Tensor, device: torch.device) -> "InBands | None":
         """An image (3, H, W) as `forward` takes it, to be prepared a few rows at a time.
