@@ -57,13 +57,15 @@ def operations() -> dict[str, Pair]:
     found = laid.copy()
     found[100:140, 60:100] = 2
     features = [torch.randn(64, 100, 14, 14, generator=random)]
-    fine = [torch.randn(24, 100, 28, 28, generator=random)]
+    fine = [torch.randn(24, 100, 40, 40, generator=random)]
     detector = PaDiM([100], [8], num_features=100)
     detector.update(fine, torch.arange(24))
     detector.fit()
-    whitening = detector.whitening  # 31 MB, which no cache holds: a busy neighbour changes little
+    whitening = detector.whitening  # 64 MB, of which 42 are held: no cache holds them, a busy neighbour changes little
+    some = [fine[0][:8]]
     one = [fine[0][:1]]
-    patches = one[0].reshape(100, -1).T.contiguous()[:, None]  # (784, 1, 100)
+    patches = some[0].flatten(2).permute(2, 0, 1).contiguous()  # (1600, 8, 100)
+    patch = patches[:, :1].contiguous()
     scene = cv2.resize(
         np.random.default_rng(0).random((24, 24, 3), np.float32), (320, 320), interpolation=cv2.INTER_CUBIC
     )
@@ -96,7 +98,10 @@ def operations() -> dict[str, Pair]:
         "regions": (lambda: find_regions(found, 1.0), lambda: cv2.connectedComponents((found > 1).astype(np.uint8))),
         "PaDiM, update": (update, lambda: torch.bmm(whitening[:196], whitening[:196])),
         "PaDiM, one image": (
-            lambda: detector(one, (224, 224)), lambda: torch.bmm(whitening, patches.mT)
+            lambda: detector(one, (224, 224)), lambda: torch.bmm(whitening, patch.mT)
+        ),
+        "PaDiM, 8 images": (
+            lambda: detector(some, (224, 224)), lambda: torch.bmm(patches, whitening.mT)
         ),
         "register an image": (lambda: alignment.register(scene), lambda: sift.detectAndCompute(grey, None)),
     }  # fmt: skip

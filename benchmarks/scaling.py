@@ -30,6 +30,7 @@ from oddpatch.models.padim import PaDiM
 from oddpatch.models.patchcore import PatchCore
 from oddpatch.models.spade import SPADE
 from oddpatch.ops.ranks import Ranks
+from oddpatch.ops.statistics import empty_blocks
 
 BATCH = 50
 MIB = 2**20
@@ -52,9 +53,14 @@ def row(d: int) -> int:
     return 4 * d + 16
 
 
+def kept(dim: int) -> int:
+    """Numbers of a whitening matrix that PaDiM keeps."""
+    return sum(block.numel() for block in empty_blocks(1, dim))
+
+
 #: Predicted bytes at the peak for N images, P and D. Selecting a coreset adds some 40 MiB of buffers of a fixed size.
 MEMORY: dict[str, Callable[[int, int, int], float]] = {
-    "PaDiM": lambda n, p, d: 4 * p * d**2 + 8 * p * d + 16 * MIB,
+    "PaDiM": lambda n, p, d: 4 * p * (d**2 + kept(d)) + 8 * p * d + 16 * MIB,
     "PatchCore, bounded": lambda n, p, d: 1.5 * min(BOUND, n * p * row(d)),
     "PatchCore, all held": lambda n, p, d: 2 * n * p * row(d),
     "Gaussian-AD": lambda n, p, d: 2 * 4 * n * d + 8 * (4 * d**2 + 3 * n * d),
@@ -62,7 +68,7 @@ MEMORY: dict[str, Callable[[int, int, int], float]] = {
 }
 #: Predicted bytes that all G ranks together send to rank zero, and that rank zero sends to each of them.
 NETWORK: dict[str, Callable[[int, int, int, int], tuple[float, float]]] = {
-    "PaDiM": lambda n, p, d, g: ((g - 1) * (4 * p * d**2 + 8 * p * d), 4 * p * (d**2 + d)),
+    "PaDiM": lambda n, p, d, g: ((g - 1) * (4 * p * d**2 + 8 * p * d), 4 * p * (kept(d) + d)),
     "PatchCore, bounded": lambda n, p, d, g: ((g - 1) * BOUND, CORESET * row(d)),
     "PatchCore, all held": lambda n, p, d, g: ((1 - 1 / g) * n * p * row(d), CORESET * row(d)),
     "Gaussian-AD": lambda n, p, d, g: ((1 - 1 / g) * n * (4 * d + 8), 4 * (d**2 + d)),

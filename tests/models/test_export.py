@@ -10,6 +10,7 @@ from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
 from oddpatch.models.anomaly_model import AnomalyModel
 from oddpatch.models.spade import SPADE
+from oddpatch.ops import statistics
 
 SETTINGS = {
     "patchcore_weighted": ("patchcore", {"num_neighbors": 3, "k": 2}),
@@ -65,6 +66,17 @@ def test_an_exported_detector_gives_the_same_numbers_for_any_batch(name, region)
         return
     exported = torch.export.export(model, (example,), dynamic_shapes=dynamic).module()
     for count in (1, 3, 5):
+        require_equal(exported, model, features(count, seed=2))
+
+
+def test_padim_is_exported_with_its_matrices_in_blocks(monkeypatch):
+    monkeypatch.setattr(statistics, "COLUMNS", 3)
+    model = Scores(detector := fit(make("padim"))).eval()
+    assert len(detector.blocks) > 1
+    example = features(3, seed=1)
+    dynamic = ([{0: torch.export.Dim("batch", min=1, max=64)}] * len(example),)
+    exported = torch.export.export(model, (example,), dynamic_shapes=dynamic).module()
+    for count in (1, 5):
         require_equal(exported, model, features(count, seed=2))
 
 

@@ -9,9 +9,18 @@ from torch.nn import functional as F
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.models import padim
 from oddpatch.models.padim import PaDiM
+from oddpatch.ops import statistics
 
 CHANNELS, STRIDES = [4, 6], [4, 8]
 SIZE = (32, 48)
+
+
+@pytest.fixture(params=["whole", "blocks"])
+def kept(request, monkeypatch):
+    """How whitening matrices are kept: those of more channels than are used here are in blocks."""
+    if request.param == "blocks":
+        monkeypatch.setattr(statistics, "COLUMNS", 3)
+    return request.param
 
 
 def features(count, seed=0):
@@ -66,6 +75,7 @@ def reference(detector, train, test, epsilon, sigma, mode="nearest"):
         {"num_features": None},
     ],
 )
+@pytest.mark.usefixtures("kept")
 def test_equals_a_plain_numpy_reference(settings):
     detector = fitted(**settings)
     test = features(3, seed=1)
@@ -124,6 +134,25 @@ def test_how_many_positions_are_taken_at_a_time_changes_nothing(settings, monkey
     torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts.whitening, whole.whitening, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(parts(test, SIZE).anomaly_map, expected.anomaly_map, rtol=1e-5, atol=1e-5)
+
+
+def test_whole_matrices_are_saved_and_load_in_either_way(kept, monkeypatch):
+    saving = fitted()
+    assert len(saving.blocks) == {"whole": 1, "blocks": 3}[kept]
+    saved = saving.state_dict()
+    assert not [name for name in saved if "block" in name]
+    whitening = saved["whitening"]
+    assert whitening.shape == (8 * 12, 7, 7)
+    assert torch.equal(whitening, whitening.tril())
+    for columns in (3, 32):
+        monkeypatch.setattr(statistics, "COLUMNS", columns)
+        loading = PaDiM(CHANNELS, STRIDES, num_features=7, smoothing=2.0)
+        loading.load_state_dict(saved)
+        assert torch.equal(loading.whitening, whitening)
+        torch.testing.assert_close(loading(features(3, seed=1), SIZE), saving(features(3, seed=1), SIZE))
+    del saved["whitening"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"whitening"'):
+        PaDiM(CHANNELS, STRIDES, num_features=7).load_state_dict(saved)
 
 
 def test_the_drawn_channels_are_seeded_and_saved():

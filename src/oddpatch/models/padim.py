@@ -1,6 +1,7 @@
 """PaDiM: one Gaussian per patch position (Defard et al., arXiv 2011.08785)."""
 
 import logging
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ from oddpatch.ops.maps import anomaly_map
 from oddpatch.ops.patches import ALIGNMENTS, by_position, join
 from oddpatch.ops.projection import semi_orthogonal
 from oddpatch.ops.statistics import (
+    are_split,
     empty_blocks,
     fill_blocks,
     from_blocks,
@@ -240,10 +242,11 @@ class PaDiM(Detector):
             raise DataError(f"PaDiM needs at least 2 good images for a covariance, it was given {count}: add images")
         _, mean, scatter = self.moments.take()
         positions, dim = mean.shape
-        blocks = empty_blocks(positions, dim, scatter.device)
+        blocks = empty_blocks(positions, dim, scatter.device) if are_split(dim) else [scatter]
         for part in split_positions(positions, 8 * dim * dim, CHUNK_BYTES):
             whiten_(scatter, count, self.epsilon, part.start, part.stop)
-            fill_blocks(blocks, part, scatter[part])
+            if len(blocks) > 1:
+                fill_blocks(blocks, part, scatter[part])
             progress(part.stop, positions, "inverting covariances")
         del scatter
         device = self.fitted.device
@@ -327,7 +330,10 @@ class PaDiM(Detector):
         return Prediction(raw.amax(dim=(1, 2, 3)), smoothed)
 
     def required_memory(self, shapes: Sequence[FeatureShape], num_images: int) -> tuple[int, str]:
-        """Covariances of all positions; a few at a time are added to and inverted in place."""
-        needed = self.probe(shapes).moments.required(num_images) + max(3 * CHUNK_BYTES, 24 * self.num_features**2)
+        """Covariances of all positions; a few at a time are inverted, in place or into blocks."""
+        moments = self.probe(shapes).moments
+        needed = moments.required(num_images) + max(3 * CHUNK_BYTES, 24 * self.num_features**2)
+        if are_split(self.num_features):
+            needed += sum(block.nbytes for block in empty_blocks(1, self.num_features)) * math.prod(moments.grid or ())
         remedy = f"lower model.num_features ({self.num_features}), data.resize and data.crop, or drop the finest layer"
         return needed, remedy

@@ -17,6 +17,8 @@ from oddpatch.errors import ConfigError, DataError
 SMALL = 128
 #: Bytes of samples that are measured at a time on a CPU: with what is made of them, they stay in its cache.
 CACHED = 2**20
+#: Columns of a block of whitening matrices: they fill the vectors of a CPU.
+COLUMNS = 32
 #: Images whose products with matrices of `SMALL` channels OpenBLAS forms without threads of its own.
 FEW = 64
 
@@ -120,36 +122,49 @@ def _invert_factors_of_small(covariance: Tensor) -> Tensor:
     return torch.from_numpy(factors)
 
 
-def empty_blocks(positions: int, dim: int, device: torch.device | str = "cpu") -> list[Tensor]:
-    """Room for whitening matrices of P positions without most of their zeros, which `fill_blocks` fills.
+def are_split(dim: int) -> bool:
+    """Whether whitening matrices of so many channels are kept in blocks, or else whole."""
+    return COLUMNS < dim <= SMALL
 
-    Whitening matrices are triangular, and reading them is most of what the distances of a single image cost. Of rows
-    start to stop, the first `stop` columns are kept, transposed, as one block (P, stop, stop - start): products with
-    samples then read contiguous memory. Four blocks at most, whose rows fill the vectors of a CPU, leave 63 to 66 % of
-    100 channels or more.
+
+def empty_blocks(positions: int, dim: int, device: torch.device | str = "cpu") -> list[Tensor]:
+    """Room for the whitening matrices of P positions, which `fill_blocks` fills.
+
+    They are triangular, and reading them is most of what the distances of a single image cost. So most of the zeros are
+    left out: of rows start to stop, 32 at a time, the first `stop` columns are kept, transposed, as one block
+    (P, stop, stop - start), which products with samples read in one go. Of 100 channels 65 % remain. Large matrices,
+    which are fitted in place, and tiny ones stay as they are, one "block" (P, D, D).
     """
-    width = 32 * math.ceil(dim / 128)
-    stops = [*range(width, dim, width), dim]
-    # NumPy asks Linux for huge pages, torch does not: a tenth less time to read them.
+    stops = [*range(COLUMNS, dim, COLUMNS), dim] if are_split(dim) else [dim]
     shapes = [(positions, stop, stop - start) for start, stop in zip([0, *stops], stops, strict=False)]
-    return [torch.from_numpy(np.empty(shape, np.float32)).to(device) for shape in shapes]
+    if torch.device(device).type == "cpu":  # NumPy asks Linux for huge pages, torch does not: up to a third less time
+        return [torch.from_numpy(np.empty(shape, np.float32)) for shape in shapes]
+    return [torch.empty(shape, device=device) for shape in shapes]
 
 
 def fill_blocks(blocks: Sequence[Tensor], part: slice, whitening: Tensor) -> None:
     """Write the whitening matrices (p, D, D) of some positions into the blocks."""
-    for block in blocks:
-        stop, width = block.shape[1:]
-        block[part] = whitening[:, stop - width : stop, :stop].mT
+    for block, kept in zip(blocks, _triangle(blocks, whitening), strict=True):
+        block[part] = kept
 
 
 def from_blocks(blocks: Sequence[Tensor]) -> Tensor:
     """The whitening matrices (P, D, D)."""
+    if len(blocks) == 1:
+        return blocks[0]
     positions, dim = blocks[-1].shape[:2]
     whitening = blocks[-1].new_zeros(positions, dim, dim)
-    for block in blocks:
-        stop, width = block.shape[1:]
-        whitening[:, stop - width : stop, :stop] = block.mT
+    for block, kept in zip(blocks, _triangle(blocks, whitening), strict=True):
+        kept.copy_(block)
     return whitening
+
+
+def _triangle(blocks: Sequence[Tensor], whitening: Tensor) -> list[Tensor]:
+    """What is kept of matrices (p, D, D), as views like `blocks`."""
+    if len(blocks) == 1:
+        return [whitening]
+    ends = [(block.shape[1] - block.shape[2], block.shape[1]) for block in blocks]
+    return [whitening[:, start:stop, :stop].mT for start, stop in ends]
 
 
 def mahalanobis(samples: Tensor, mean: Tensor, blocks: Sequence[Tensor]) -> Tensor:
@@ -163,11 +178,16 @@ def mahalanobis(samples: Tensor, mean: Tensor, blocks: Sequence[Tensor]) -> Tens
     Returns:
         (P, B).
     """
-    small = samples.device.type == "cpu" and samples.dtype == torch.float32 and samples.shape[2] <= SMALL
-    if small and not samples.requires_grad and not torch.compiler.is_compiling():
+    small = samples.device.type == "cpu" and samples.dtype == torch.float32
+    if small and len(blocks) > 1 and not samples.requires_grad and not torch.compiler.is_compiling():
         return _mahalanobis_of_small(samples, mean, blocks)
     centred = samples - mean.unsqueeze(1)  # (P, B, D)
-    return torch.cat([torch.bmm(centred[:, :, : block.shape[1]], block) for block in blocks], dim=2).norm(dim=2)
+    if len(blocks) > 1:
+        return torch.cat([torch.bmm(centred[:, :, : block.shape[1]], block) for block in blocks], dim=2).norm(dim=2)
+    if not torch.compiler.is_exporting() and samples.shape[1] == 1:
+        # Of one sample at each position all time goes into reading the matrices, which is done faster row by row.
+        return torch.bmm(blocks[0], centred.mT).norm(dim=1)
+    return torch.bmm(centred, blocks[0].mT).norm(dim=2)
 
 
 def _mahalanobis_of_small(samples: Tensor, mean: Tensor, blocks: Sequence[Tensor]) -> Tensor:
