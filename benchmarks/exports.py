@@ -128,6 +128,7 @@ def rows(options: Options) -> Iterator[Row]:
                 f"scores differ by {figures['score']:.1e}, maps by {figures['map']:.1e}; {_rate(figures):.0f} and "
                 f"{_rate(torch):.0f} images per CPU s in batches of 8; start {figures['start']:.1f} and "
                 f"{torch['start']:.1f} CPU s; {figures['size'] / 1e6:.0f} and {torch['size'] / 1e6:.0f} MB"
+                + "".join(f"; {setting}" for setting in NEEDED.get(method, ()))
             )
             yield Row(f"{method}, {engine}", "torch", ours, theirs, "CPU ms", ours / theirs, note=note, rounds=1)
 
