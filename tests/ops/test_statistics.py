@@ -1,6 +1,8 @@
 """Streaming moments against numpy on stored samples."""
 
 import multiprocessing
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -125,7 +127,7 @@ def test_mahalanobis_of_whitening_equals_the_inverse_covariance(dim_of_small, mo
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(
     ("positions", "batch", "dim"),
-    [(11, 3, 100), (5, 1, 40), (2, 2, 128), (1, 1, 33), (0, 2, 50), (3, 1, 150), (3, 4, 150)],
+    [(11, 3, 100), (5, 1, 40), (2, 2, 128), (3, 130, 50), (1, 1, 33), (0, 2, 50), (3, 1, 150), (3, 4, 150)],
 )
 def test_blocks_of_a_cpu_give_the_lengths_of_whole_matrices(positions, batch, dim, threads, monkeypatch):
     monkeypatch.setattr(statistics, "CACHED", 2000)
@@ -160,12 +162,15 @@ def test_distances_have_gradients_for_who_asks():
     assert present(queries.grad).abs().sum() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python from 3.12 on
 def test_a_forked_process_measures_too():
     whitening, queries = torch.randn(4, 40, 40).tril_(), torch.randn(4, 3, 40)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         expected = mahalanobis(queries, torch.zeros(4, 40), blocks_of(whitening))
+        both = threading.Barrier(2)
+        list(statistics.workers(2, os.getpid()).map(lambda _: both.wait(60), range(2)))  # all threads are there
         pool = multiprocessing.get_context("fork").Pool(1)
         with pool:
             found = pool.apply_async(mahalanobis, (queries, torch.zeros(4, 40), blocks_of(whitening))).get(60)

@@ -212,13 +212,13 @@ def _mahalanobis_of_small(samples: Tensor, mean: Tensor, blocks: Sequence[Tensor
         for start in range(0, positions, step)
         for first in range(0, count, FEW)
     ]
-    for _ in map(measure, parts) if threads == 1 else _threads(threads, os.getpid()).map(measure, parts):
+    for _ in map(measure, parts) if threads == 1 else workers(threads, os.getpid()).map(measure, parts):
         pass
     return torch.from_numpy(distances)
 
 
 @lru_cache(maxsize=1)
-def _threads(count: int, process: int) -> ThreadPoolExecutor:
+def workers(count: int, process: int) -> ThreadPoolExecutor:
     """So many threads, which are kept; a process that was forked has none of them, and so asks by its number."""
     return ThreadPoolExecutor(count)
 
