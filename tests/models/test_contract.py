@@ -232,6 +232,8 @@ def test_the_estimate_of_memory_is_within_a_fifth_of_the_peak(name):
         detector([m[:1] for m in maps], (WIDE["size"], WIDE["size"]))
 
     peak = allocated_at_the_peak(run)
+    # NumPy allocates the blocks of PaDiM, beside the covariances that they are made of: torch sees nothing of them.
+    peak += sum(block.nbytes for block in getattr(detector, "blocks", []))
     assert 0.8 * peak <= needed <= 1.2 * peak
     assert remedy
 
