@@ -104,6 +104,9 @@ WATCH = """label => {
 
 
 def upload(page, files):
+    # A form that was sent is emptied when its run ends, and files that are given before that with it.
+    page.locator("[data-testid=stApp][data-test-script-state=notRunning]").wait_for()
+    playwright.expect(page.get_by_test_id("stFileChip")).to_have_count(0)
     page.locator("input[type=file]").last.set_input_files(files)
     page.get_by_test_id("stFileChip").first.wait_for()
     playwright.expect(page.get_by_test_id("stFileChipIconSpinner")).to_have_count(0)

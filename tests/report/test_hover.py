@@ -43,6 +43,10 @@ def report(tmp_path_factory):
         yield root
 
 
+#: Of pictures that come in as one scrolls, a late one would push on those below it after their place was measured.
+LOAD = "Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode(); }))"
+
+
 @pytest.mark.system
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: make test-system installs it")
 @pytest.mark.parametrize("width", [1280, 400])
@@ -56,6 +60,7 @@ def test_pointing_at_a_picture_tells_the_value_of_the_map(report, width):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(f"file://{report}/run/report.html")
+        page.evaluate(LOAD)
         article = page.locator("article", has=page.locator("[data-map]")).first
         name = article.locator("header b").inner_text().replace(" / ", "/")
         with torch.inference_mode():
