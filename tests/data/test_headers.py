@@ -101,3 +101,13 @@ def test_header_of_a_damaged_png_is_none(tmp_path, rng):
     for damaged in (whole[:-30], whole[:20], whole[:19] + b"\1" + whole[20:]):
         path.write_bytes(damaged)
         assert read_header(path) is None
+
+
+@pytest.mark.parametrize("at", [0, 4])
+def test_a_png_without_pixels_has_no_header(tmp_path, rng, at):
+    Image.fromarray(colour(rng)).save(path := tmp_path / "a.png")
+    whole = path.read_bytes()
+    says = bytearray(whole[16:29])
+    says[at : at + 4] = bytes(4)
+    path.write_bytes(whole[:8] + chunk(b"IHDR", bytes(says)) + whole[33:])
+    assert read_header(path) is None

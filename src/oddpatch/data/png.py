@@ -72,13 +72,16 @@ def read_upright_header(file: BinaryIO) -> Stored | None:
         file: of any kind, at its start.
 
     Returns:
-        None for a file of another kind, one that is cut off, one whose header is damaged, and one that may be turned.
+        None for a file of another kind, one that is cut off, one whose header is damaged, one without
+        pixels, and one that may be turned.
     """
     start = file.read(33)
     whole = len(start) == 33 and start.startswith(PNG_MAGIC + b"\0\0\0\x0dIHDR")
     if not whole or zlib.crc32(start[12:29]) != struct.unpack_from(">I", start, 29)[0]:
         return None
     width, height, bits = struct.unpack_from(">IIB", start, 16)
+    if not width or not height:
+        return None
     kind = b"IHDR"
     while kind != b"IEND":
         head = file.read(8)
