@@ -3,15 +3,19 @@
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
+import cv2
+import kornia_rs.io
 import numpy as np
 import pytest
 from narrowing import pixels
 from PIL import Image, PngImagePlugin
 
 from oddpatch.data.decoding import read_planes
-from oddpatch.data.png import read_plain_png
+from oddpatch.data.png import decode_beside_others, read_plain_png
 from oddpatch.errors import DataError
+from oddpatch.inference.throughput import in_order
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 17, 3), np.uint8)
 XMP = '<rdf:Description tiff:Orientation="6"/>'
@@ -42,9 +46,23 @@ def chunk(kind, data):
     ids=["plain", "dpi", "comment", "stored"],
 )
 def test_plain_files_are_what_pillow_reads(image, options):
-    found = pixels(read_plain_png(png(image, **options), 1000))
-    assert found.flags.writeable
-    np.testing.assert_array_equal(found, image)
+    data = png(image, **options)
+    with ThreadPoolExecutor(1, initializer=decode_beside_others) as beside_others:
+        for found in (read_plain_png(data, 1000), beside_others.submit(read_plain_png, data, 1000).result()):
+            assert pixels(found).flags.writeable
+            np.testing.assert_array_equal(pixels(found), image)
+
+
+def test_threads_that_work_side_by_side_do_not_hold_the_lock_of_python(monkeypatch):
+    """Of kornia_rs 0.2: `decode_image_png_u8` holds it, `cv2.imdecode` does not."""
+    used = []
+    for module, name in ((kornia_rs.io, "decode_image_png_u8"), (cv2, "imdecode")):
+        plain = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, plain=plain, name=name: [used.append(name), plain(*given)][1])
+    read_plain_png(png(PIXELS), 1000)
+    list(in_order(lambda data: read_plain_png(data, 1000), [png(PIXELS)], 1))
+    read_plain_png(png(PIXELS), 1000)
+    assert used == ["decode_image_png_u8", "imdecode", "decode_image_png_u8"]
 
 
 def exif():

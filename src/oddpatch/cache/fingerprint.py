@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 #: Libraries that decode, resize and compute.
 LIBRARIES = (
-    "efficientnet-pytorch", "numpy", "opencv-python-headless", "openvino", "pillow", "tifffile", "timm", "torch",
-    "torchvision",
+    "efficientnet-pytorch", "kornia-rs", "numpy", "opencv-python-headless", "openvino", "pillow", "tifffile", "timm",
+    "torch", "torchvision",
 )  # fmt: skip
 #: Parts of oddpatch between a file and its features.
 SOURCES = ("backbones", "cache", "data", "ops/precision.py")

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, Self, TypeVar
 
+from oddpatch.data.png import decode_beside_others
 from oddpatch.limits import cores
 
 Item = TypeVar("Item")
@@ -32,7 +33,7 @@ class Overlap:
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or cores()
-        self._pool = ThreadPoolExecutor(self.workers)
+        self._pool = ThreadPoolExecutor(self.workers, initializer=decode_beside_others)
         self._queues: list[_Queue[Any]] = []
         self._feeders: list[threading.Thread] = []
 
