@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common import Options, Row, Used, alternate, compare, timed
+from oddpatch.data.decoding import read_planes
 from oddpatch.data.host import HostPreprocess
 from oddpatch.data.transforms import Preprocess
 
@@ -44,6 +45,7 @@ def rows(options: Options) -> Iterator[Row]:
         "NumPy": lambda path: host(host.read(path)),
         "decoder": decoder,
         "OpenCV's decoder": cv2.imread,
+        "our decoder": lambda path: read_planes(path),
         "usual": usual,
     }
 
@@ -64,6 +66,7 @@ def rows(options: Options) -> Iterator[Row]:
         for against, side, target, told in (
             ("the decoder alone (Pillow)", "decoder", 1.15, ""),
             ("OpenCV's decoder alone", "OpenCV's decoder", None, ""),
+            ("our decoder alone (kornia-rs)", "our decoder", None, ""),
             ("OpenCV + F.interpolate", "usual", 1.0 if name == "torch" else None, note if name == "torch" else ""),
         ):
             yield compare(f"{what}, {name}", against, used[name], used[side], target, take=milliseconds,

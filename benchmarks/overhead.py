@@ -14,10 +14,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import cpu_seconds
+from common import cpu_seconds, decode_with_opencv
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -42,14 +43,24 @@ def prepare(args: argparse.Namespace, out: str) -> Any:
     return pipeline.build(cfg)
 
 
-def floor(run: Any) -> None:
-    """Decode every image and run the backbone, with the workers and batches of the run."""
+def floor(run: Any, opencv: bool = False) -> None:
+    """Decode every image and run the backbone, with the workers and batches of the run.
+
+    Args:
+        run: see `prepare`.
+        opencv: decode by OpenCV, as most programs do.
+    """
     import torch
 
+    from oddpatch.data.decoding import read_image
+
     model = run.module.model
+    decode = decode_with_opencv if opencv else lambda path: tuple(read_image(path, keep_uint8=True).shape[1:])
     with torch.inference_mode():
         for loader in (run.data.train_dataloader(), run.data.test_dataloader()):
-            loader.dataset.preprocess = _skip(model.preprocess.image_size, model.preprocess.alignment is not None)
+            loader.dataset.preprocess = _skip(
+                decode, model.preprocess.image_size, model.preprocess.alignment is not None
+            )
             for batch in loader:
                 model.backbone(batch.image.to(run.module.device))
             loader.dataset.preprocess = model.preprocess
@@ -77,13 +88,12 @@ def measure(args: argparse.Namespace) -> None:
         print(f"{len(samples)} images, {args.model} on {args.backbone}: median ratio {ratios[len(ratios) // 2]:.2f}")
 
 
-def _skip(size: tuple[int, int], aligned: bool) -> Any:
+def _skip(decode: Callable[[Path], tuple[int, int]], size: tuple[int, int], aligned: bool) -> Any:
     """A stand-in for preprocessing that only gives a tensor of the right shape: the floor decodes and no more."""
     import numpy as np
     import torch
 
     from oddpatch.data.alignment import Registration
-    from oddpatch.data.decoding import read_image
     from oddpatch.data.light import Light
     from oddpatch.data.transforms import Placement
 
@@ -94,8 +104,7 @@ def _skip(size: tuple[int, int], aligned: bool) -> Any:
         roi_mask = None
 
         def prepare(self, path: Path) -> tuple[torch.Tensor, Placement]:
-            image = read_image(path, keep_uint8=True)
-            return torch.zeros(3, *size), Placement((image.shape[1], image.shape[2]), Light(0, 0), registration)
+            return torch.zeros(3, *size), Placement(decode(path), Light(0, 0), registration)
 
         def mask(self, mask: Any, registration: Any) -> torch.Tensor:
             return torch.ones(1, *size, dtype=torch.uint8)  # zeros would be warned about

@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -44,8 +45,23 @@ PARTS = {
     "devices": "devices:rows",
     "growth": "growth:rows",
 }
-PACKAGES = ("oddpatch", "torch", "timm", "lightning", "openvino", "onnxruntime", "numpy", "opencv-python-headless")
+PACKAGES = (
+    "oddpatch", "torch", "timm", "lightning", "openvino", "onnxruntime", "numpy", "opencv-python-headless", "kornia-rs",
+)  # fmt: skip
 LINE = "row: "
+INTRODUCTION = """\
+# Results
+
+Written by `make bench`; [docs/performance.md](../docs/performance.md) says how to read it.
+
+A ratio is ours / theirs, the median over rounds in which both sides take turns: less is better. CPU s are user and
+system seconds of all processes of a side. Other programs ran on the machine.
+
+"""
+HEAD = """\
+| what | against | ours | theirs | ratio | target | met | wall, s | rounds | date | notes | command |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
 
 
 def machine() -> dict[str, str]:
@@ -57,6 +73,9 @@ def machine() -> dict[str, str]:
     if cpu.exists():
         found = [line.partition(":")[2].strip() for line in cpu.read_text().splitlines() if "model name" in line]
         model = found[0] if found else model
+        # Clouds hide the name of a processor; its family and model tell a generation from another.
+        ids = dict(re.findall(r"^(cpu family|model)\s*: (\d+)$", cpu.read_text(), re.MULTILINE))
+        model += "".join(f", {name} {number}" for name, number in ids.items())
     memory = Path("/proc/meminfo")
     gib = int(memory.read_text().split()[1]) / 2**20 if memory.exists() else 0.0
     versions = []
@@ -116,30 +135,29 @@ def save_rows(folder: Path, name: str, rows: list[Row], about: dict[str, str], e
 
 
 def table(folder: Path, about: dict[str, str]) -> str:
-    """RESULTS.md from the rows of all parts that were measured on this machine with these versions."""
-    lines, without = [], []
+    """RESULTS.md from the rows of all parts: those of this machine with these versions, then those of others."""
+    sections: dict[str, list[str]] = {_title(about): []}
+    without, elsewhere = [], []
     for name in PARTS:
         file = folder / f"{name}.json"
         if not file.exists():
             without.append(f"`{name}`")
             continue
         found = json.loads(file.read_text())
-        date = found["about"].pop("date")
-        if found["about"] != {key: value for key, value in about.items() if key != "date"}:
-            without.append(f"`{name}` (measured elsewhere or with other versions on {date})")
-            continue
+        date, title = found["about"]["date"], _title(found["about"])
+        if title != _title(about):
+            elsewhere.append(f"`{name}`")
         if not found["ended"]:
             without.append(f"the rest of `{name}` (stopped on {date})")
-        lines += [_line(Row(**row), date) for row in found["rows"]]
+        sections.setdefault(title, []).extend(_line(Row(**row), date) for row in found["rows"])
     missing = f"\nNot measured: {', '.join(without)}.\n" if without else ""
-    return (
-        "# Results\n\nWritten by `make bench`; [docs/performance.md](../docs/performance.md) says how to read it.\n\n"
-        f"{about['processor']}; {about['versions']}.\n\n"
-        "A ratio is ours / theirs, the median over rounds in which both sides take turns: less is better. CPU s are "
-        "user and system seconds of all\nprocesses of a side. Other programs ran on the machine.\n\n"
-        "| what | against | ours | theirs | ratio | target | met | wall, s | rounds | date | notes | command |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + f"\n{missing}"
-    )
+    missing += f"\nMeasured elsewhere or with other versions, see below: {', '.join(elsewhere)}.\n" if elsewhere else ""
+    first, *others = (f"{title}\n\n{HEAD}" + "\n".join(lines) + "\n" for title, lines in sections.items())
+    return "".join([INTRODUCTION, first, missing, *(f"\n## Elsewhere or with other versions\n\n{it}" for it in others)])
+
+
+def _title(about: dict[str, str]) -> str:
+    return f"{about['processor']}; {about['versions']}."
 
 
 def _line(row: Row, date: str) -> str:

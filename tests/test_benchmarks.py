@@ -89,7 +89,7 @@ def test_an_unknown_part_is_named(checkout):
     assert "--only speed: choose of padim, " in failed
 
 
-def test_rows_measured_with_other_versions_are_left_out(checkout):
+def test_rows_measured_with_other_versions_stand_below_and_say_so(checkout):
     bench(checkout, "--only", "metrics")
     file = checkout / "benchmarks/rows/metrics.json"
     kept = json.loads(file.read_text())
@@ -97,8 +97,11 @@ def test_rows_measured_with_other_versions_are_left_out(checkout):
     file.write_text(json.dumps(kept))
     bench(checkout, "--only", "pipeline")
     table = (checkout / "benchmarks/RESULTS.md").read_text()
-    assert "| sorting |" not in table
-    assert "`metrics` (measured elsewhere or with other versions on" in table
+    here, below = table.split("## Elsewhere or with other versions")
+    assert "| sorting |" not in here
+    assert "see below: `metrics`." in here
+    assert "torch 1.0.\n" in below
+    assert "| sorting |" in below
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
