@@ -55,7 +55,13 @@ def floor(run: Any, opencv: bool = False) -> None:
     from oddpatch.data.decoding import read_image
 
     model = run.module.model
-    decode = decode_with_opencv if opencv else lambda path: tuple(read_image(path, keep_uint8=True).shape[1:])
+
+    def decode(path: Path) -> tuple[int, int]:
+        if opencv:
+            return decode_with_opencv(path)
+        _, height, width = read_image(path, keep_uint8=True).shape
+        return height, width
+
     with torch.inference_mode():
         for loader in (run.data.train_dataloader(), run.data.test_dataloader()):
             loader.dataset.preprocess = _skip(

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from oddpatch.data.decoding import read_planes
 from oddpatch.data.png import decode_beside_others, read_plain_png
 from oddpatch.errors import DataError
-from oddpatch.inference.throughput import in_order
+from oddpatch.inference.throughput import Overlap
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 17, 3), np.uint8)
 XMP = '<rdf:Description tiff:Orientation="6"/>'
@@ -56,13 +56,25 @@ def test_plain_files_are_what_pillow_reads(image, options):
 def test_threads_that_work_side_by_side_do_not_hold_the_lock_of_python(monkeypatch):
     """Of kornia_rs 0.2: `decode_image_png_u8` holds it, `cv2.imdecode` does not."""
     used = []
-    for module, name in ((kornia_rs.io, "decode_image_png_u8"), (cv2, "imdecode")):
+
+    def spy(module, name):
         plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given, plain=plain, name=name: [used.append(name), plain(*given)][1])
+
+        def decode(*given):
+            used.append(name)
+            return plain(*given)
+
+        monkeypatch.setattr(module, name, decode)
+
+    spy(kornia_rs.io, "decode_image_png_u8")
+    spy(cv2, "imdecode")
     read_plain_png(png(PIXELS), 1000)
-    list(in_order(lambda data: read_plain_png(data, 1000), [png(PIXELS)], 1))
+    for overlap in (Overlap(2), Overlap(2, holding=True), Overlap(3, holding=True)):
+        with overlap:
+            list(overlap.map(lambda data: read_plain_png(data, 1000), [png(PIXELS)], 1))
     read_plain_png(png(PIXELS), 1000)
-    assert used == ["decode_image_png_u8", "imdecode", "decode_image_png_u8"]
+    alone, beside_others = "decode_image_png_u8", "imdecode"
+    assert used == [alone, beside_others, alone, beside_others, alone]
 
 
 def exif():

@@ -238,6 +238,8 @@ class ArtifactScorer(Preparing):
         CheckpointError: its preprocessing cannot be made.
     """
 
+    leaves_python = True
+
     def __init__(self, artifact: Artifact, path: Path) -> None:
         super().__init__()
         self.metadata, self.engine, self._run, self._path = *artifact, path

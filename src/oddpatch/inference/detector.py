@@ -21,7 +21,7 @@ from oddpatch.engines import ENGINES
 from oddpatch.errors import ConfigError, DataError, NameTooLongError
 from oddpatch.inference.artifact import is_artifact, load_artifact
 from oddpatch.inference.regions import Region, find_regions
-from oddpatch.inference.scorer import ImageLike, Prepared, Scored, Scorer
+from oddpatch.inference.scorer import ImageLike, Prepared, Preparing, Scored, Scorer
 from oddpatch.inference.sources import Frame
 from oddpatch.inference.throughput import Overlap
 from oddpatch.metrics.good_scores import NO_PRODUCT
@@ -282,7 +282,7 @@ class AnomalyDetector:
             for frame in _frames(images):
                 yield frame, self.inspect(frame, save, maps or save is not None)
             return
-        with Overlap(workers) as overlap:
+        with Overlap(workers, isinstance(self.scorer, Preparing) and self.scorer.leaves_python) as overlap:
             ahead = batch_size + overlap.workers
             steps = overlap.map(partial(self._prepare, save is not None), _frames(images), ahead)
             finish = partial(self._finish, save, maps or save is not None)

@@ -78,6 +78,9 @@ class Scorer(Protocol):
 class Preparing(ABC):
     """Files and images in memory, prepared in the same steps whatever scores them."""
 
+    #: The network runs outside Python: other threads may hold its lock for some milliseconds.
+    leaves_python = False
+
     def __init__(self) -> None:
         self._decoding = Room(pixels_that_fit())
 

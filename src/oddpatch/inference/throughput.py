@@ -12,6 +12,8 @@ from oddpatch.limits import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+#: Threads that may decode with Python's lock held: two decode as many images so as three that release it.
+HOLDING = 2
 
 
 class Overlap:
@@ -29,11 +31,14 @@ class Overlap:
 
     Args:
         workers: threads; None for one per core.
+        holding: images may be decoded with Python's lock held, which takes half as long: for two threads, and a network
+            that needs the lock now and then. More threads would wait for each other.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, holding: bool = False) -> None:
         self.workers = workers or cores()
-        self._pool = ThreadPoolExecutor(self.workers, initializer=decode_beside_others)
+        prepare_thread = None if holding and self.workers <= HOLDING else decode_beside_others
+        self._pool = ThreadPoolExecutor(self.workers, initializer=prepare_thread)
         self._queues: list[_Queue[Any]] = []
         self._feeders: list[threading.Thread] = []
 

@@ -55,6 +55,7 @@ class TorchScorer(Preparing):
         self.model = (model if as_it_is else deepcopy(model)).to(self.device).eval()
         self.calibration = self.model.good_scores
         self.settings = self.model.preprocess.settings()
+        self.leaves_python = self.model.backbone.runtime.engine == "openvino"
         if (transform := self.model.preprocess.transform) is not None and transform.warning:
             log.warning("%s", transform.warning)
 
