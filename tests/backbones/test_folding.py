@@ -114,6 +114,28 @@ def test_features_are_equal_without_batch_norm(make, left):
     assert all(torch.equal(value, before[key]) for key, value in after.items())
 
 
+@pytest.mark.parametrize(
+    ("size", "padded"),
+    [((64, 64), 1), ((96, 32), 1), ((50, 36), 4), ((65, 64), 4), ((71, 47), 2)],
+    ids=["even", "oblong", "odd on the way", "odd", "odd, then even"],
+)
+@torch.no_grad()
+def test_where_sides_are_even_no_pass_only_pads_but_that_of_the_first_convolution(size, padded):
+    backbone = trained(TimmBackbone("tf_efficientnet_lite0", [1, 2, 3], "random"))
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+    def passes(network):
+        with torch.profiler.profile() as profile:
+            features = network(images)
+        return features, sum(event.name == "aten::constant_pad_nd" for event in profile.events())
+
+    backbone(IMAGES)  # is folded
+    found, few = passes(backbone)
+    expected, all_of_them = passes(backbone.forward)
+    same(found, expected)
+    assert (few, all_of_them) == (padded, 4)
+
+
 def test_networks_without_batch_norm_are_run_as_they_are():
     found, expected, folded = run(TimmBackbone("vgg11", [1, 2], "random"))
     same(found, expected, 0)

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it: the same features in fewer passes over memory."""
+"""BatchNorm and padding folded into convolutions: the same features in fewer passes over memory."""
 
 import copy
 import logging
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 if TYPE_CHECKING:
@@ -15,10 +16,14 @@ log = logging.getLogger(__name__)
 
 #: Largest change of a feature, relative to the largest of its map, that rounding may make.
 TOLERANCE = 1e-5
+#: Convolutions of timm and efficientnet_pytorch that pad as TensorFlow does, whatever the size of their input.
+SAME_PADDING = frozenset({"Conv2dSame", "Conv2dDynamicSamePadding"})
 
 
 def fold(backbone: "Backbone", image_size: tuple[int, int]) -> "Backbone | None":
-    """A copy of `backbone` without the BatchNorms that follow a convolution; all other parameters are shared with it.
+    """A copy of `backbone` without the BatchNorms that follow a convolution, and without passes that only pad.
+
+    All other parameters are shared with it.
 
     Which convolution a BatchNorm follows is seen in a pass over a random image (H, W) of `image_size`, and a second
     pass checks the result.
@@ -44,6 +49,9 @@ def fold(backbone: "Backbone", image_size: tuple[int, int]) -> "Backbone | None"
             # timm's BatchNormAct2d ends with an activation.
             rest = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
             folded.set_submodule(names[norm], rest)
+        for convolution, name in names.items():
+            if _pads_unevenly(convolution):
+                folded.set_submodule(name, _PaddingInKernel(convolution))
         folded.requires_grad_(False)
         features = folded.forward(image)
     change = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(features, expected, strict=True))
@@ -86,3 +94,36 @@ def _maker(tensor: Tensor) -> nn.Conv2d | None:
     """The convolution that put out this very tensor, unless it was written to since."""
     convolution, version = getattr(tensor, "made_by", (None, None))
     return convolution if version == tensor._version else None
+
+
+def _pads_unevenly(module: nn.Module) -> bool:
+    """Whether a module is a convolution of each channel by itself that pads one more at the end of an even side."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and type(module).__name__ in SAME_PADDING
+        and module.groups == module.in_channels
+        and tuple(module.stride) == (2, 2)
+        and tuple(module.dilation) == (1, 1)
+        and all(size % 2 for size in module.kernel_size)
+    )
+
+
+class _PaddingInKernel(nn.Module):
+    """A convolution of stride 2 with the padding "SAME" of TensorFlow, which is one more at the end of an even side.
+
+    Convolutions know even padding only, so that the input is copied to be padded. A row and a column of zeros before
+    the kernel do it as well: the sums are the same, and those of a channel by itself cost less than the copy.
+    """
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.plain = convolution
+        weight = F.pad(convolution.weight, (1, 0, 1, 0))
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
+        self.padding = tuple(size // 2 for size in convolution.kernel_size)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """As the convolution."""
+        if maps.shape[-2] % 2 or maps.shape[-1] % 2:
+            return self.plain(maps)
+        return F.conv2d(maps, self.weight, self.plain.bias, 2, self.padding, 1, self.plain.groups)
