@@ -18,6 +18,7 @@ from oddpatch.errors import DataError
 from oddpatch.inference.throughput import Overlap
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (11, 17, 3), np.uint8)
+DEEP = np.random.default_rng(1).integers(0, 65536, (11, 17, 3), np.uint16)
 XMP = '<rdf:Description tiff:Orientation="6"/>'
 
 
@@ -46,10 +47,22 @@ def chunk(kind, data):
     ids=["plain", "dpi", "comment", "stored"],
 )
 def test_plain_files_are_what_pillow_reads(image, options):
-    data = png(image, **options)
+    check_plain(png(image, **options), image)
+
+
+@pytest.mark.parametrize("image", [DEEP, DEEP[..., 0]], ids=["colour", "grey"])
+@pytest.mark.parametrize("interlaced", [False, True], ids=["", "interlaced"])
+def test_deep_files_keep_their_depth(image, interlaced):
+    channels = np.atleast_3d(image)
+    check_plain(raw(channels, 2 if image.ndim == 3 else 0, 16, interlaced=interlaced), image)
+
+
+def check_plain(data, image):
+    """A file is decoded to these pixels in either kind of thread."""
     with ThreadPoolExecutor(1, initializer=decode_beside_others) as beside_others:
         for found in (read_plain_png(data, 1000), beside_others.submit(read_plain_png, data, 1000).result()):
             assert pixels(found).flags.writeable
+            assert pixels(found).dtype == image.dtype
             np.testing.assert_array_equal(pixels(found), image)
 
 
@@ -87,7 +100,7 @@ OTHERS = {
     "alpha": png(np.concatenate([PIXELS, PIXELS[..., :1]], axis=2)),
     "palette": png(Image.fromarray(PIXELS).quantize(16)),
     "one bit": png(Image.fromarray(PIXELS).convert("1")),
-    "16 bits": png(PIXELS[..., 0].astype(np.uint16) * 257),
+    "16 bits, turned": png(DEEP[..., 0], exif=exif()),
     "transparent colour": png(PIXELS, transparency=tuple(PIXELS[0, 0].tolist())),
     "turned by EXIF": png(PIXELS, exif=exif()),
     "turned by XMP": png(PIXELS, pnginfo=text(**{"XML:com.adobe.xmp": (XMP, False)})),
@@ -154,9 +167,11 @@ def test_a_file_of_fewer_rows_than_its_header_says_is_damaged(tmp_path, channels
             read_planes(path)
 
 
-@pytest.mark.parametrize("kind", ["plain", "palette", "alpha", "16 bits", "turned by EXIF", "animated"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "palette", "alpha", "16 bits", "16 bits, turned", "turned by EXIF", "animated"]
+)
 def test_a_file_cut_anywhere_or_with_any_bit_turned_is_damaged(tmp_path, kind):
-    whole = png(PIXELS) if kind == "plain" else OTHERS[kind]
+    whole = {"plain": png(PIXELS), "16 bits": png(DEEP[..., 0])}.get(kind) or OTHERS[kind]
     path = tmp_path / "image.png"
     for place in range(8, len(whole), 7):
         turned = bytearray(whole)

@@ -21,6 +21,7 @@ _TEXT = frozenset((b"tEXt", b"iTXt"))
 _TURNS = (b"rientation", b"Raw profile")
 #: OpenCV refuses larger ones.
 _MAX_SIDE, _MAX_PIXELS = 2**20, 2**30
+_GREY, _RGB = 0, 2
 # Samples of a pixel by the type of its colour: grey, RGB, palette, grey + alpha, RGBA.
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Of the seven passes of an interlaced file: first row and column, and the steps between them.
@@ -39,8 +40,8 @@ def decode_beside_others() -> None:
     _thread.beside_others = True
 
 
-def read_plain_png(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
-    """Decode a PNG of 8-bit grey or colour that is to be shown as it is stored.
+def read_plain_png(data: bytes, max_pixels: int) -> NDArray[np.uint8 | np.uint16] | None:
+    """Decode a PNG of grey or colour, of 8 or 16 bits, that is to be shown as it is stored.
 
     Args:
         data: of a file.
@@ -60,21 +61,27 @@ def read_plain_png(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     width, height, depth, colour = struct.unpack_from(">IIBB", chunks[0][1])
     check_pixels(height, width, max_pixels)
     small = max(width, height) <= _MAX_SIDE and width * height <= _MAX_PIXELS
-    if depth != 8 or colour not in (0, 2) or not small or not all(_is_plain(*chunk) for chunk in chunks):
+    plain = depth in (8, 16) and colour in (_GREY, _RGB) and small and all(_is_plain(*chunk) for chunk in chunks)
+    if not plain:
         return None
-    if not _thread.beside_others:
-        from kornia_rs.io import decode_image_png_u8  # looks for CUDA's compiler, and loads it
+    if _thread.beside_others:
+        return _decode_beside_others(data, colour)
+    from kornia_rs.io import decode_image_png_u8, decode_image_png_u16  # looks for CUDA's compiler, and loads it
 
-        try:
-            image = decode_image_png_u8(data, (height, width), "rgb" if colour else "mono")
-        except Exception:  # what it raises for a file that it does not take
-            return None
-        return image if colour else image[..., 0]
+    decode = decode_image_png_u8 if depth == 8 else decode_image_png_u16
+    try:
+        image = decode(data, (height, width), "mono" if colour == _GREY else "rgb")
+    except Exception:  # what it raises for a file that it does not take
+        return None
+    return image[..., 0] if colour == _GREY else image
+
+
+def _decode_beside_others(data: bytes, colour: int) -> NDArray[np.uint8 | np.uint16] | None:
+    """By OpenCV, which takes twice the time, but releases Python's lock."""
     import cv2  # slow to import
 
-    # Takes twice the time, but releases Python's lock.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB if colour else cv2.IMREAD_GRAYSCALE)
-    return None if image is None else np.asarray(image, np.uint8)
+    kind = cv2.IMREAD_GRAYSCALE if colour == _GREY else cv2.IMREAD_COLOR_RGB
+    return cv2.imdecode(np.frombuffer(data, np.uint8), kind | cv2.IMREAD_ANYDEPTH)  # type: ignore[return-value]
 
 
 class Stored(NamedTuple):

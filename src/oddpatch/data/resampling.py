@@ -14,6 +14,9 @@ from oddpatch.data.geometry import Geometry
 Floats = NDArray[np.float32]
 #: Multiplications of one product at most: for so few OpenBLAS starts no threads, and what they need stays in the cache.
 _PRODUCT = 2**18
+#: Positions of one product: from 8 on, OpenBLAS takes sums in another order for other numbers of rows on some processors
+#: (Haswell's kernels, which most of AMD's use, too), and more have more zeros among their weights.
+_BLOCK = 4
 #: Values that the first pass gives at a time: of a large image all of them would be another copy of it, in floats.
 _BAND = 2**20
 
@@ -119,12 +122,11 @@ def _products(axis: Axis, interpolation: str) -> _Products:
     centre = step * (np.arange(axis.first, axis.last) + 0.5)  # (n,)
     begin = np.maximum((centre - radius + 0.5).astype(np.int64), 0)
     end = np.minimum((centre + radius + 0.5).astype(np.int64), axis.size_in)
-    block = max(int(16 / stretch), 4)  # more at once have more zeros among their weights
     parts = []
-    for stop in range(block, len(centre) + block, block):
+    for stop in range(_BLOCK, len(centre) + _BLOCK, _BLOCK):
         stop = min(stop, len(centre))
         # The last are as many, though some were given before: the sums of one alone are taken in another order.
-        wanted = slice(max(stop - block, 0), stop)
+        wanted = slice(max(stop - _BLOCK, 0), stop)
         row = np.arange(begin[wanted][0], end[wanted][-1])[:, None]  # both rise
         weights = (_triangle if interpolation == "bilinear" else _cubic)(np.abs(row + 0.5 - centre[wanted]) / stretch)
         weights = np.where((row >= begin[wanted]) & (row < end[wanted]), weights, 0)
