@@ -10,7 +10,7 @@ from PIL import Image
 
 from oddpatch.data.decoding import pillow_formats, read_pixels
 from oddpatch.data.deep import Array, open_lazily
-from oddpatch.data.png import read_upright_header
+from oddpatch.data.png import decode_beside_others, read_upright_header
 from oddpatch.data.reading import FileContent
 from oddpatch.errors import DataError
 
@@ -60,7 +60,7 @@ def find_full_scale(paths: Iterable[str | Path], max_pixels: int | None = None) 
     Returns:
         255, 1023, 4095, ..., 65535; None where no image has integers of more than 8 bits.
     """
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(initializer=decode_beside_others) as pool:
         highest = max(pool.map(lambda path: _highest(path, max_pixels), paths), default=-1)
     return None if highest < 0 else max(2 ** highest.bit_length() - 1, 255)
 
