@@ -5,8 +5,9 @@
 
 An operation and its reference are called in turns in one process on one thread, and the ratio is that of the least CPU
 times: another program can only add to a time, never take away from it. The reference is the plain way to do the same or
-its dearest step, so that it depends on the processor as the operation does. Seconds would belong to one machine, and
-counts of instructions to the vector units that the libraries choose.
+its dearest step, so that it depends on the processor much as the operation does. What is left of that is between vector
+units, so that ratios are kept for each kind. Seconds would belong to one machine, and counts of instructions to the
+vector units that the libraries choose.
 """
 
 import argparse
@@ -146,6 +147,19 @@ def slower(kept: dict[str, float], now: dict[str, float], margin: float = MARGIN
     ]
 
 
+def kept() -> dict[str, float]:
+    """The ratios to keep on a processor with vector units of this kind; empty where none are kept yet."""
+    found: dict[str, dict[str, float]] = json.loads(KEPT.read_text())
+    return found.get(torch.backends.cpu.get_cpu_capability(), {})
+
+
+def keep(ratios: dict[str, float]) -> None:
+    """Make these the ones for vector units of this kind; those of others stay."""
+    found = json.loads(KEPT.read_text())
+    found[torch.backends.cpu.get_cpu_capability()] = {name: round(ratio, 3) for name, ratio in ratios.items()}
+    KEPT.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+
+
 def main() -> None:
     """Compare, or write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -153,12 +167,15 @@ def main() -> None:
     args = parser.parse_args()
     now = measure()
     if args.write:
-        KEPT.write_text(json.dumps({name: round(ratio, 3) for name, ratio in now.items()}, indent=2) + "\n")
-        return
-    kept = json.loads(KEPT.read_text())
+        return keep(now)
+    before = kept()
+    if not before:
+        sys.exit(
+            f"no ratios are kept for {torch.backends.cpu.get_cpu_capability()}: python benchmarks/guard.py --write"
+        )
     for name, ratio in now.items():
-        print(f"{name:24} {ratio:8.3f}  kept {kept[name]:8.3f}  x {ratio / kept[name]:.2f}")
-    sys.exit("\n".join(slower(kept, now)) or 0)
+        print(f"{name:24} {ratio:8.3f}  kept {before[name]:8.3f}  x {ratio / before[name]:.2f}")
+    sys.exit("\n".join(slower(before, now)) or 0)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from oddpatch.data.geometry import Geometry
 Floats = NDArray[np.float32]
 #: Multiplications of one product at most: for so few OpenBLAS starts no threads, and what they need stays in the cache.
 _PRODUCT = 2**18
-#: Positions of one product: from 8 on, OpenBLAS takes sums in another order for other numbers of rows on some processors
-#: (Haswell's kernels, which most of AMD's use, too), and more have more zeros among their weights.
+#: Positions of one product. From 8 on, some of OpenBLAS's kernels (Haswell's, which most of AMD's processors use, too)
+#: take sums in another order for other numbers of rows; and more have more zeros among their weights.
 _BLOCK = 4
 #: Values that the first pass gives at a time: of a large image all of them would be another copy of it, in floats.
 _BAND = 2**20
