@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +49,27 @@ def anomalib() -> Path:
     return python
 
 
-def weights(backbone: str) -> tuple[Path, Any]:
-    """A file with the weights of the whole network, so that both sides have the same, and its `FeatureInfo`."""
+def weights(backbone: str) -> tuple[Path, Mapping[str, Any]]:
+    """A file with the weights of the whole network, so that both sides have the same, and its `FeatureInfo`.
+
+    Made by a process of its own: the peak memory of a process is never less than that of whoever started it.
+    """
+    path = BUILD / "peers" / f"{backbone}.pt"
+    return path, run([sys.executable, __file__, backbone, path]).facts
+
+
+def main() -> None:
+    """Write the weights of a backbone to a file, and print its `FeatureInfo`."""
     import torch
 
     from oddpatch.backbones.inspection import settings_of
     from oddpatch.hydra_entry.building import make
 
+    backbone, path = sys.argv[1], Path(sys.argv[2])
     network = make({**settings_of(backbone), "layers": [1, 2, 3, 4]})
-    path = BUILD / "peers" / f"{backbone}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({name: value.contiguous() for name, value in network.network.state_dict().items()}, path)
-    return path, network.info
+    print(json.dumps({"mean": network.info.mean, "std": network.info.std}))
 
 
 def fit_and_test(
@@ -71,7 +81,11 @@ def fit_and_test(
     path, info = weights(options.backbone)
     spec = {
         "model": model, "settings": settings, "root": str(options.root), "category": options.category,
-        "weights": str(path), "backbone": "tf_efficientnet_lite0", "layers": layers, "mean": info.mean,
-        "std": info.std, "workers": 2, "device": options.device, "export": export and str(export),
+        "weights": str(path), "backbone": "tf_efficientnet_lite0", "layers": layers, **info,
+        "workers": 2, "device": options.device, "export": export and str(export),
     }  # fmt: skip
     return run([anomalib(), Path(__file__).parent / "peer_anomalib.py", json.dumps(spec)])
+
+
+if __name__ == "__main__":
+    main()
