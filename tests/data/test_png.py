@@ -66,6 +66,15 @@ def check_plain(data, image):
             np.testing.assert_array_equal(pixels(found), image)
 
 
+def test_a_wrong_checksum_of_what_is_packed_matters_in_no_thread():
+    """Each chunk has a checksum of its own, which covers every byte of the file."""
+    good = raw(PIXELS, 2, 8)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in PIXELS))
+    wrong = packed[:-1] + bytes([packed[-1] ^ 1])
+    assert chunk(b"IDAT", packed) in good
+    check_plain(good.replace(chunk(b"IDAT", packed), chunk(b"IDAT", wrong)), PIXELS)
+
+
 def test_threads_that_work_side_by_side_do_not_hold_the_lock_of_python(monkeypatch):
     """Of kornia_rs 0.2: `decode_image_png_u8` holds it, `cv2.imdecode` does not."""
     used = []

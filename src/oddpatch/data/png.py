@@ -64,8 +64,9 @@ def read_plain_png(data: bytes, max_pixels: int) -> NDArray[np.uint8 | np.uint16
     plain = depth in (8, 16) and colour in (_GREY, _RGB) and small and all(_is_plain(*chunk) for chunk in chunks)
     if not plain:
         return None
-    if _thread.beside_others:
-        return _decode_beside_others(data, colour)
+    # What OpenCV refuses is for kornia-rs to judge, so that no file is read in one thread and refused in another.
+    if _thread.beside_others and (found := _decode_beside_others(data, colour)) is not None:
+        return found
     from kornia_rs.io import decode_image_png_u8, decode_image_png_u16  # looks for CUDA's compiler, and loads it
 
     decode = decode_image_png_u8 if depth == 8 else decode_image_png_u16
@@ -81,7 +82,8 @@ def _decode_beside_others(data: bytes, colour: int) -> NDArray[np.uint8 | np.uin
     import cv2  # slow to import
 
     kind = cv2.IMREAD_GRAYSCALE if colour == _GREY else cv2.IMREAD_COLOR_RGB
-    return cv2.imdecode(np.frombuffer(data, np.uint8), kind | cv2.IMREAD_ANYDEPTH)  # type: ignore[return-value]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), kind | cv2.IMREAD_ANYDEPTH)
+    return image  # type: ignore[return-value]  # None of what it refuses, whatever its stub says
 
 
 class Stored(NamedTuple):

@@ -12,7 +12,7 @@ from oddpatch.limits import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-#: Threads that may decode with Python's lock held: two decode as many images so as three that release it.
+#: Threads that may decode with Python's lock held, one at a time; more would decode faster by releasing it.
 HOLDING = 2
 
 
