@@ -17,7 +17,19 @@ from oddpatch.ops.coreset import (
     k_center_greedy,
     random_subset,
 )
-from oddpatch.ops.projection import DistanceSketch, fit_sketch
+from oddpatch.ops.projection import DistanceSketch, fit_sketch, principal_directions
+
+
+@pytest.fixture(params=["as chosen", "cells"], autouse=True)
+def how_points_are_compared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every selection as it is made of so many points, and by cells of their sketches however few they are."""
+
+    def sketch(points: Tensor, _: int) -> DistanceSketch:
+        mean = points.double().mean(0)
+        return DistanceSketch(mean, principal_directions(points.double() - mean, max(1, points.shape[1] // 3)))
+
+    if request.param == "cells":
+        monkeypatch.setattr(coreset, "fit_sketch", sketch)
 
 
 def covering_radius(points: Tensor, selected: Tensor) -> float:

@@ -17,6 +17,16 @@ from oddpatch.ops.neighbours import NearestIndex, nearest, plain_nearest
 from oddpatch.ops.precision import float32_products, full_precision
 
 
+@pytest.fixture(params=["whole", "cells"], autouse=True)
+def how_a_bank_is_searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every search of a bank as a whole, and by cells however small it is."""
+    if request.param == "cells":
+        monkeypatch.setattr(neighbours, "PER_CELL", 0)
+        monkeypatch.setattr(neighbours, "QUERIES_PER_CELL", 0)
+    else:
+        monkeypatch.setattr(neighbours, "PER_CELL", 2**62)
+
+
 def embedding_like(num_points: int, dim: int, seed: int = 0) -> Tensor:
     """Clusters with few directions that hold most of the variance, off the origin."""
     generator = torch.Generator().manual_seed(seed)

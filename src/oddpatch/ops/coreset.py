@@ -4,21 +4,16 @@ PatchCore: Roth et al., "Towards total recall in industrial anomaly detection", 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError
-from oddpatch.ops.neighbours import (
-    Columns,
-    chunks,
-    lengths,
-    nearest,
-    pairs_below,
-    require_finite,
-    squared_distances,
-)
+from oddpatch.ops.bounds import Columns, pairs_below, squared_distances
+from oddpatch.ops.cells import at_most_apart
+from oddpatch.ops.chunks import chunks, lengths
+from oddpatch.ops.neighbours import nearest, require_finite
 from oddpatch.ops.precision import full_precision
 from oddpatch.ops.projection import DistanceSketch, fit_sketch
 from oddpatch.settings import require_at_least
@@ -45,6 +40,10 @@ class OtherGroups:
         self.groups = groups
         self.squared = torch.full((len(groups),), math.inf, dtype=torch.float64, device=groups.device)  # (N,)
 
+    def differ(self, a: Tensor, b: Tensor) -> Tensor:
+        """Whether points of indices (n,) are of other groups than those of other indices (n,)."""
+        return self.groups[a] != self.groups[b]
+
     def add_first(self, pick: int, squared: Tensor) -> None:
         """Add the pick that a selection starts from, and the squared distances (N,) of all points to it."""
         self.squared = squared.where(self.groups != self.groups[pick], self.squared)
@@ -69,7 +68,10 @@ def k_center_greedy(
     long as the farthest of it is at least as far as any outside; then all points meet the block's picks in one matrix
     product. That product is over a `DistanceSketch` and only nominates the pairs that are measured exactly.
 
-    Memory beyond the points: a float32 copy in few dimensions, O(N), and chunks of a size that does not grow with N.
+    On a CPU, points are sorted into `Cells` around the first picks: only cells near a new pick are compared with it.
+
+    Memory beyond the points: a float32 copy in few dimensions, two while it is sorted, O(N), and chunks of a size that
+    does not grow with N.
 
     Args:
         points: (N, D) of any float type, on any device.
@@ -284,6 +286,8 @@ class _Selection:
         with full_precision():
             self.sketch = sketch or fit_sketch(points, count)
             self.sketched = Columns(self.sketch, points) if self.sketch.basis is not None else None
+        self.place: Tensor | None = None  # (N,) of each point in `sketched`, where that is sorted into cells
+        self.num_cells, self.most_cells = 1, math.ceil(2 * math.sqrt(count))
 
     def run(self, progress: ProgressFn | None) -> Tensor:
         with full_precision():
@@ -302,7 +306,7 @@ class _Selection:
         distances = self.distances[members]
         columns = self._columns(members)
         bounds, slack = columns.bounds(columns.points[: len(members)], columns.norms[: len(members)])
-        row, column = pairs_below(bounds, _limit(distances, slack))
+        row, column = pairs_below(bounds, _limit(distances, slack).float())
         between = torch.full((len(members), len(members)), math.inf, dtype=torch.float64, device=members.device)
         between[column, row] = squared_distances(self.points, members[row], self.points, members[column])
 
@@ -321,7 +325,8 @@ class _Selection:
     def _columns(self, rows: Tensor) -> Columns:
         if self.sketched is None:
             return Columns(self.sketch, self.points[rows])
-        return Columns(self.sketch, self.sketched.points[rows], sketched=True)
+        places = rows if self.place is None else self.place[rows]
+        return Columns(self.sketch, self.sketched.points[places], sketched=True)
 
     def _sketch(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Sketches and their lengths of some of the points; a sketch that is no smaller than they is not kept."""
@@ -338,40 +343,77 @@ class _Selection:
 
     def _lower_distances(self, picked: Tensor) -> None:
         """Bring the distance of every point up to date with new picks (M,)."""
+        self._sort_into_cells()
         new = self.points[picked]  # (M, D)
-        columns = self._columns(picked)
-        for rows in chunks(len(self.points), 4 * len(columns.bias), self.points.device):
-            bounds, slack = columns.bounds(*self._sketch(rows))
-            limit = _limit(self.distances[rows], slack)
-            if self.others is None:
-                row, column = pairs_below(bounds, limit)
-            else:
-                row, column, other = self._pairs_with_others(bounds, limit, slack, rows, picked)
-            exact = squared_distances(self.points, row + rows.start, new, column)
-            self.distances[rows].scatter_reduce_(0, row, exact, "amin")
+        for row, column in self._pairs(self._columns(picked), picked):
+            exact = squared_distances(self.points, row, new, column)
+            self.distances.scatter_reduce_(0, row, exact, "amin")
             if self.others is not None:
-                self.others.squared[rows].scatter_reduce_(0, row[other], exact[other], "amin")
+                other = self.others.differ(row, picked[column])
+                self.others.squared.scatter_reduce_(0, row[other], exact[other], "amin")
         self.distances[picked] = PICKED
 
-    def _pairs_with_others(
-        self, bounds: Tensor, limit: Tensor, slack: Tensor, rows: slice, picked: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Row and column of the pairs to be measured, and which of them are of two groups.
+    def _sort_into_cells(self) -> None:
+        """On a CPU, sort the points into cells around the picks, and again into four times as many when there are.
 
-        The nearest pick of another group is never nearer than the nearest of all: its limit is the wider one.
+        A GPU is faster with large products of all points.
         """
-        assert self.others is not None
-        groups = self.others.groups
-        wide = _limit(self.others.squared[rows], slack).clamp_(max=torch.finfo(torch.float32).max)
-        row, column = pairs_below(bounds, torch.maximum(limit, wide))
-        other = groups[rows][row] != groups[picked][column]
-        wanted = other | (bounds[row, column] <= limit[row])
-        return row[wanted], column[wanted], other[wanted]
+        if self.sketched is None or self.points.is_cuda:
+            return
+        wanted = self.most_cells
+        while wanted > len(self.picks):
+            wanted //= 4
+        if wanted > self.num_cells:
+            centres = self._columns(torch.tensor(self.picks[:wanted])).points[:wanted]
+            self.sketched, self.num_cells = self.sketched.in_cells(centres), wanted
+            self.place = self.sketched.order.argsort()
+
+    def _pairs(self, columns: Columns, picked: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Points, and new picks (their places in `picked`), that are to be measured: some at a time."""
+        if self.sketched is not None and self.sketched.cells is not None:
+            yield from self._pairs_by_cells(self.sketched, columns, picked)
+            return
+        for rows in chunks(len(self.points), 4 * len(columns.bias), self.points.device):
+            sketched, norms = self._sketch(rows)
+            bounds, slack = columns.bounds(sketched, norms)
+            own, limit = self._limits(rows, slack)
+            row, column = pairs_below(bounds, limit.float().clamp_(max=torch.finfo(torch.float32).max))
+            if self.others is not None:
+                below = bounds[row, column] <= own.float()[row]
+                matters = below | self.others.differ(row + rows.start, picked[column])
+                row, column = row[matters], column[matters]
+            yield row + rows.start, column
+
+    def _pairs_by_cells(self, sketched: Columns, columns: Columns, picked: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, where no cell is looked at that is too far from a pick for any of its points to come nearer."""
+        cells, order, norms = sketched.cells, sketched.order, sketched.norms[: sketched.count]
+        assert cells is not None
+        own, limit = self._limits(order, self.sketch.tolerance(norms, columns.largest))
+        new, count = columns.points[: columns.count], columns.count
+        near = cells.gaps(cells.distances(new)) <= at_most_apart(cells.maxima(limit))  # (M, cells)
+        # |a|^2 - 2ab + |b|^2 <= limit: the limit of a point goes over to its side.
+        short = sketched.with_bias((norms.square() - limit).float())
+        for column, place, bound in short.pairs_in_cells(new, near, -columns.bias[:count]):
+            row = order[place]
+            if self.others is not None:
+                below = bound + (limit - own)[place].float() <= -columns.bias[column]
+                matters = below | self.others.differ(row, picked[column])
+                row, column = row[matters], column[matters]
+            yield row, column
+
+    def _limits(self, rows: slice | Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds (n,) above which new picks leave the distances of some points as they are; and the larger ones above
+        which they leave those to other groups, too."""
+        own = _limit(self.distances[rows], slack)
+        if self.others is None:
+            return own, own
+        # The nearest pick of another group is never nearer than the nearest of all.
+        return own, torch.maximum(own, _limit(self.others.squared[rows], slack))
 
 
 def _limit(distances: Tensor, slack: Tensor) -> Tensor:
     """Bounds above this leave a distance as it is; one of zero, of a duplicate, nothing lowers any more."""
-    return (distances + slack).masked_fill_(distances <= 0, -math.inf).float()
+    return (distances + slack).masked_fill_(distances <= 0, -math.inf)
 
 
 def _farthest(distances: Tensor, size: int) -> tuple[Tensor, float, int]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from oddpatch.ops.neighbours import lengths
+from oddpatch.ops.chunks import lengths
 from oddpatch.ops.precision import full_precision
 
 #: Patches that share one minimum: few enough that little is measured twice, enough for efficient products.

@@ -7,26 +7,32 @@ the same bit for bit however the queries were batched.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
+from oddpatch.ops.bounds import GROUP, Columns, group_minima, pairs_below, squared_distances
+from oddpatch.ops.cells import at_most_apart, centres_of
+from oddpatch.ops.chunks import chunks, lengths
 from oddpatch.ops.precision import full_precision
 from oddpatch.ops.projection import DIRECT_COST, DistanceSketch, fit_sketch
 
 Metric = Literal["euclidean", "cosine"]
 
-#: Columns that share one minimum when pairs are nominated: a row is looked at closely only where that is small enough.
-GROUP = 64
 #: Points that are nominated beyond those wanted where no bound on the errors is known, see `plain_nearest`: at least so
 #: many, and a share of a large bank, where more are nearly alike. To measure these takes a tenth of the product's time.
 LEAST_SPARE, SPARE_SHARE = 3, 1e-3
 #: Largest matrix of bounds in a search, unless told otherwise: below it, products have too few rows to be fast, and a
 #: GPU waits for the CPU between chunks.
 SEARCH_BYTES, GPU_SEARCH_BYTES = 1 << 25, 1 << 28
+#: Cells of a bank, in square roots of its size: more have to be looked at for a query than is saved.
+CELLS = 1
+#: What looking at a cell costs whatever its size, in multiply-adds of a large product; and how many queries for each
+#: cell it takes until sorting a bank into them has paid.
+PER_CELL, QUERIES_PER_CELL = 2**21, 4
 
 
 def nearest(
@@ -71,6 +77,8 @@ def nominated(a: Tensor, b: Tensor, k: int) -> Tensor:
 class NearestIndex:
     """A bank of points made ready to be searched. It holds the bank, and a float32 copy of it in few dimensions.
 
+    On a CPU, a large bank is sorted into `Cells` once it has been searched for some queries: most of it is passed over.
+
     Args:
         bank: (N, D) points of any float type.
         metric: `euclidean`, or `cosine`: 1 - cos, where a zero vector is at 1 from all others and at 0 from its like.
@@ -92,6 +100,7 @@ class NearestIndex:
             self.sketch = fit_sketch(self.bank, num_queries)
             self.coarse = Columns(self.sketch, self.bank)
         self.fine: Columns | None = None
+        self.asked = 0
 
     @torch.no_grad()
     def search(
@@ -122,22 +131,42 @@ class NearestIndex:
         squared = queries.new_empty((len(queries), k), dtype=torch.float64)
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
-            for rows in chunks(len(queries), len(self.coarse.bias) * 4, queries.device, max_bytes):
-                squared[rows], indices[rows] = self._search(self.coarse, queries[rows], k, without)
+            columns, by_cells = self._columns(queries)
+            # By cells, two numbers are held of each cell.
+            width = 8 * len(columns.cells) if columns.cells and by_cells else 4 * len(columns.bias)
+            for rows in chunks(len(queries), width, queries.device, max_bytes):
+                squared[rows], indices[rows] = self._search(columns, queries[rows], k, without, by_cells)
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
         return distances.float(), indices
 
-    def _search(self, columns: "Columns", queries: Tensor, k: int, without: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _columns(self, queries: Tensor) -> tuple[Columns, bool]:
+        """The bank, and whether it is faster to search it by cells: not on a GPU, and not if there is little to do."""
+        columns = self.coarse
+        cells = math.ceil(CELLS * math.sqrt(columns.count))
+        if queries.is_cuda or len(queries) * columns.count * columns.sketch.dim < cells * PER_CELL:
+            return columns, False
+        self.asked += len(queries)
+        if columns.cells is None and self.asked >= cells * QUERIES_PER_CELL:
+            self.coarse = columns = columns.in_cells(centres_of(columns.points[: columns.count], cells))
+        return columns, columns.cells is not None
+
+    def _search(
+        self, columns: Columns, queries: Tensor, k: int, without: Tensor | None, by_cells: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Squared distances (q, k) float64 and indices (q, k) for one chunk of queries."""
         sketched = columns.sketch(queries)
-        bounds, slack = columns.bounds(sketched, lengths(sketched))  # (q, M), (q,)
         if without is not None:
-            bounds.index_fill_(1, without, math.inf)
-        minima = group_minima(bounds)  # (q, M / GROUP)
-        candidates = _smallest(bounds, minima, k)  # (q, k)
-        row = torch.arange(len(queries), device=queries.device).repeat_interleave(k)
-        at_most = squared_distances(queries, row, self.bank, candidates.flatten()).view(-1, k).amax(1)  # (q,)
-        row, column = pairs_below(bounds, (at_most + slack).float(), minima)
+            columns = columns.with_bias(
+                columns.bias[: columns.count].masked_fill(torch.isin(columns.order, without), math.inf)
+            )
+
+        def at_most(candidates: Tensor) -> Tensor:
+            """Bounds (q,) on the squared distances to the k nearest, by k columns for each query (q, k)."""
+            row = torch.arange(len(queries), device=queries.device).repeat_interleave(k)
+            return squared_distances(queries, row, self.bank, columns.order[candidates].flatten()).view(-1, k).amax(1)
+
+        row, column = (_pairs_by_cells if by_cells else _pairs)(columns, sketched, k, at_most)
+        row, column = columns.as_given(row, column)
         counts = torch.bincount(row, minlength=len(queries))
         # Where the sketch leaves too much open, a product over all dimensions costs less than measuring the pairs.
         most = len(self.bank) if columns.sketch.basis is None else max(4 * k, len(self.bank) // DIRECT_COST)
@@ -153,74 +182,40 @@ class NearestIndex:
         return squared, indices
 
 
-class Columns:
-    """Points (M, D) as the columns of matrices of lower bounds; filled up to a multiple of `GROUP` with far ones.
+def _pairs(columns: Columns, sketched: Tensor, k: int, at_most: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Queries (q, dim) and the columns that may be among their k nearest.
 
     Args:
-        sketch: of the points.
-        points: (M, D), or their sketches (M, dim).
-        sketched: whether they are sketches.
+        columns: of the bank.
+        sketched: the queries, of float32.
+        k: how many are wanted.
+        at_most: bounds (q,) on the squared distances to the k nearest, by k columns of each query (q, k).
     """
-
-    def __init__(self, sketch: DistanceSketch, points: Tensor, sketched: bool = False) -> None:
-        self.sketch = sketch
-        padded = math.ceil(len(points) / GROUP) * GROUP
-        self.points = torch.zeros(padded, sketch.dim, device=points.device)
-        for rows in chunks(len(points), 8 * points.shape[1], points.device):
-            self.points[rows] = points[rows] if sketched else sketch(points[rows])
-        self.norms = lengths(self.points)  # (M,)
-        self.largest = self.norms.amax()
-        self.bias = self.norms.square().float()
-        self.bias[len(points) :] = math.inf
-
-    def bounds(self, sketched: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower bounds on the squared distances from points (q, D), short of a term per row.
-
-        Args:
-            sketched: (q, dim) their sketches.
-            norms: (q,) the lengths of these.
-
-        Returns:
-            bounds (q, M) and slack (q,) float64: where `squared distance <= d` it is sure that `bound <= d + slack`.
-        """
-        bounds = torch.addmm(self.bias, sketched, self.points.mT, alpha=-2)
-        return bounds, self.sketch.tolerance(norms, self.largest) - norms.square()
+    bounds, slack = columns.bounds(sketched, lengths(sketched))  # (q, M), (q,)
+    minima = group_minima(bounds)  # (q, M / GROUP)
+    limit = at_most(_smallest(bounds, minima, k)) + slack
+    return pairs_below(bounds, limit.float(), minima)
 
 
-def lengths(points: Tensor) -> Tensor:
-    """Euclidean norms (n,) float64 of points (n, D)."""
-    norms = torch.empty(len(points), dtype=torch.float64, device=points.device)
-    for rows in chunks(
-        len(points), 8 * points.shape[1], points.device
-    ):  # torch makes a float64 copy of what it is given
-        norms[rows] = torch.linalg.vector_norm(points[rows], dim=1, dtype=torch.float64)
-    return norms
-
-
-def group_minima(bounds: Tensor) -> Tensor:
-    """The smallest of each `GROUP` columns: (q, M) -> (q, M / GROUP)."""
-    return bounds.view(len(bounds), -1, GROUP).amin(2)
-
-
-def pairs_below(bounds: Tensor, limit: Tensor, minima: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Row and column of all entries of `bounds` (q, M) that do not exceed their row's `limit` (q,), in row-major order.
-
-    Most groups hold none and are passed over at the cost of one look at their minimum.
-    """
-    minima = group_minima(bounds) if minima is None else minima
-    row, group = torch.nonzero(minima <= limit[:, None], as_tuple=True)
-    members = bounds.view(-1, GROUP).index_select(0, row * minima.shape[1] + group)  # (groups, GROUP)
-    found, member = torch.nonzero(members <= limit.index_select(0, row)[:, None], as_tuple=True)
-    return row[found], group[found] * GROUP + member
-
-
-def squared_distances(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
-    """`|a[rows] - b[columns]|²` (P,) in float64, from the differences, which do not cancel."""
-    result = torch.empty(len(rows), dtype=torch.float64, device=a.device)
-    for pairs in chunks(len(rows), 8 * a.shape[1], a.device, None if a.is_cuda else 1 << 20):  # stays in the cache
-        difference = a.index_select(0, rows[pairs]).double().sub_(b.index_select(0, columns[pairs]))
-        torch.sum(difference.square_(), 1, out=result[pairs])
-    return result
+def _pairs_by_cells(
+    columns: Columns, sketched: Tensor, k: int, at_most: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The same, where no cell is looked at that is too far from a query for any of its points to be near enough."""
+    cells = columns.cells
+    assert cells is not None
+    distances, norms = cells.distances(sketched), lengths(sketched)  # (q, cells), (q,)
+    # A cell next to a query holds a near point; of many, as many cells as it takes to hold so many.
+    held = cells.sums(columns.bias[: columns.count].isfinite().double())  # others are left out
+    number = 1
+    while True:
+        chosen = distances.topk(number, largest=False).indices  # (q, number)
+        if number == len(cells) or held[chosen].sum(1).amin() >= k:
+            break
+        number = min(2 * number, len(cells))
+    limit = at_most(columns.best_in_cells(sketched, chosen, k)) + columns.sketch.tolerance(norms, columns.largest)
+    near = cells.gaps(distances) <= at_most_apart(limit)[:, None]
+    found = list(columns.pairs_in_cells(sketched, near, (limit - norms.square()).float()))
+    return torch.cat([row for row, _, _ in found]), torch.cat([column for _, column, _ in found])
 
 
 def _smallest(bounds: Tensor, minima: Tensor, k: int) -> Tensor:
@@ -261,10 +256,3 @@ def require_finite(points: Tensor, what: str) -> None:
     if not norms.isfinite().all():
         row = int((~norms.isfinite()).nonzero()[0])
         raise DataError(f"{what}: row {row} holds NaN, infinity or values too large: check the backbone's precision")
-
-
-def chunks(total: int, row_bytes: int, device: torch.device, max_bytes: int | None = None) -> Iterator[slice]:
-    """Slices of `total` rows that need at most `max_bytes` each; by default what a cache, or a GPU, is fast with."""
-    max_bytes = max_bytes or (1 << 26 if device.type == "cuda" else 1 << 23)
-    size = max(1, max_bytes // row_bytes)
-    return (slice(start, min(start + size, total)) for start in range(0, total, size))
