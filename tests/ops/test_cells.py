@@ -141,6 +141,7 @@ def test_a_selection_sorts_its_points_into_more_and_more_cells(monkeypatch: pyte
             super().__init__(points, centres)
 
     monkeypatch.setattr("oddpatch.ops.bounds.Cells", Counted)
+    monkeypatch.setattr("oddpatch.ops.coreset.POINTS_PER_CELL", 1)
     points = points_of(4000, 150)
     mean = points.double().mean(0)
     sketch = DistanceSketch(mean, principal_directions(points.double() - mean, 20))

@@ -30,6 +30,7 @@ def how_points_are_compared(request: pytest.FixtureRequest, monkeypatch: pytest.
 
     if request.param == "cells":
         monkeypatch.setattr(coreset, "fit_sketch", sketch)
+        monkeypatch.setattr(coreset, "POINTS_PER_CELL", 1)
 
 
 def covering_radius(points: Tensor, selected: Tensor) -> float:

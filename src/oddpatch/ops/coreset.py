@@ -6,6 +6,7 @@ PatchCore: Roth et al., "Towards total recall in industrial anomaly detection", 
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ ProgressFn = Callable[[int, int, str], None]
 PICKED = -1.0
 #: Fewest points that are picked from between two looks at all points.
 SMALLEST_BLOCK = 64
+#: Points of a cell, at least, in the mean.
+POINTS_PER_CELL = 400
 
 
 class OtherGroups:
@@ -287,7 +290,8 @@ class _Selection:
             self.sketch = sketch or fit_sketch(points, count)
             self.sketched = Columns(self.sketch, points) if self.sketch.basis is not None else None
         self.place: Tensor | None = None  # (N,) of each point in `sketched`, where that is sorted into cells
-        self.num_cells, self.most_cells = 1, math.ceil(2 * math.sqrt(count))
+        # More cells leave more of the points out, and cost more themselves.
+        self.num_cells, self.most_cells = 1, min(math.ceil(2 * math.sqrt(count)), len(points) // POINTS_PER_CELL)
 
     def run(self, progress: ProgressFn | None) -> Tensor:
         with full_precision():
@@ -317,7 +321,7 @@ class _Selection:
             if left[best] < reach or (left[best] == reach and indices[best] > reach_index):
                 break
             chosen.append(best)
-            left.clip(max=rows[best], out=left)
+            np.minimum(left, rows[best], out=left)
             left[best] = PICKED
         self._adapt(len(chosen))
         return members[chosen]
