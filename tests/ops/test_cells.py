@@ -93,6 +93,7 @@ def test_pairs_are_those_of_all_columns(bounds: int, monkeypatch: pytest.MonkeyP
     points, queries = points_of(700, 8), points_of(90, 8, seed=1)
     columns = Columns(fit_sketch(points, 10), points)
     sorted_ones = columns.in_cells(centres_of(columns.points[:700], 26))
+    assert sorted_ones.cells is not None
     sketched = columns.sketch(queries)
     near = torch.rand(90, len(sorted_ones.cells), generator=torch.Generator().manual_seed(0)) < 0.4
     limit = torch.full((90,), float(columns.bounds(sketched, sketched.norm(dim=1).double())[0][:, :700].median()))
@@ -121,7 +122,7 @@ def test_a_large_bank_is_sorted_once_it_pays(monkeypatch: pytest.MonkeyPatch) ->
     assert index.coarse.cells is None
 
     monkeypatch.setattr(neighbours, "PER_CELL", 2**14)
-    found = []
+    found: list[tuple[Tensor, Tensor]] = []
     while index.coarse.cells is None:
         assert len(found) < 50
         found.append(index.search(queries, 3))
