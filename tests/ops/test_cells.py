@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oddpatch.ops import neighbours
 from oddpatch.ops.bounds import Columns
-from oddpatch.ops.cells import LARGEST, Cells, at_most_apart, centres_of
+from oddpatch.ops.cells import LARGEST, MANY_THREADS, Cells, at_most_apart, cells_pay, centres_of
 from oddpatch.ops.coreset import k_center_greedy
 from oddpatch.ops.neighbours import NearestIndex
 from oddpatch.ops.projection import DistanceSketch, fit_sketch, principal_directions
@@ -115,6 +115,7 @@ def test_pairs_are_those_of_all_columns(bounds: int, monkeypatch: pytest.MonkeyP
 
 
 def test_a_large_bank_is_sorted_once_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oddpatch.ops.cells.MANY_THREADS", 2**16)
     bank, queries = points_of(9000, 12), points_of(150, 12, seed=2)
     monkeypatch.setattr(neighbours, "PER_CELL", 2**62)
     index = NearestIndex(bank)
@@ -133,6 +134,22 @@ def test_a_large_bank_is_sorted_once_it_pays(monkeypatch: pytest.MonkeyPatch) ->
     assert index.search(queries[:1], 3)[1].equal(expected[1][:1])  # too few for cells, of a bank that is sorted
 
 
+def test_many_threads_compare_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "PER_CELL", 0)
+    monkeypatch.setattr(neighbours, "QUERIES_PER_CELL", 0)
+    assert not cells_pay(torch.device("cuda"))
+    few, bank = torch.get_num_threads(), points_of(3000, 12)
+    indices = []
+    try:
+        for threads in (1, MANY_THREADS):
+            torch.set_num_threads(threads)
+            indices.append(NearestIndex(bank))
+            assert indices[-1].search(bank[:300])[1].flatten().equal(torch.arange(300))
+    finally:
+        torch.set_num_threads(few)
+    assert [index.coarse.cells is None for index in indices] == [False, True]
+
+
 def test_a_selection_sorts_its_points_into_more_and_more_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
@@ -143,6 +160,7 @@ def test_a_selection_sorts_its_points_into_more_and_more_cells(monkeypatch: pyte
 
     monkeypatch.setattr("oddpatch.ops.bounds.Cells", Counted)
     monkeypatch.setattr("oddpatch.ops.coreset.POINTS_PER_CELL", 1)
+    monkeypatch.setattr("oddpatch.ops.cells.MANY_THREADS", 2**16)
     points = points_of(4000, 150)
     mean = points.double().mean(0)
     sketch = DistanceSketch(mean, principal_directions(points.double() - mean, 20))

@@ -29,6 +29,7 @@ def how_points_are_compared(request: pytest.FixtureRequest, monkeypatch: pytest.
         return DistanceSketch(mean, principal_directions(points.double() - mean, max(1, points.shape[1] // 3)))
 
     if request.param == "cells":
+        monkeypatch.setattr("oddpatch.ops.cells.MANY_THREADS", 2**16)
         monkeypatch.setattr(coreset, "fit_sketch", sketch)
         monkeypatch.setattr(coreset, "POINTS_PER_CELL", 1)
 

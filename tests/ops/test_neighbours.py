@@ -21,6 +21,7 @@ from oddpatch.ops.precision import float32_products, full_precision
 def how_a_bank_is_searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every search of a bank as a whole, and by cells however small it is."""
     if request.param == "cells":
+        monkeypatch.setattr("oddpatch.ops.cells.MANY_THREADS", 2**16)
         monkeypatch.setattr(neighbours, "PER_CELL", 0)
         monkeypatch.setattr(neighbours, "QUERIES_PER_CELL", 0)
     else:

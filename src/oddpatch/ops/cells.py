@@ -12,6 +12,8 @@ from oddpatch.ops.chunks import chunks, lengths
 SAMPLED, STEPS = 32, 3
 #: Points of a cell, at most, in multiples of their mean.
 LARGEST = 4
+#: Threads that share one large product better than the many small ones of cells, from so many on.
+MANY_THREADS = 5
 
 
 class Cells:
@@ -97,6 +99,11 @@ class Cells:
             if count:
                 yield slice(start, start + count), points
                 start += count
+
+
+def cells_pay(device: torch.device) -> bool:
+    """Whether comparing with what is near is faster there than comparing with all: on few threads of a CPU."""
+    return device.type == "cpu" and torch.get_num_threads() < MANY_THREADS
 
 
 def at_most_apart(squared: Tensor) -> Tensor:

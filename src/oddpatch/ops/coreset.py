@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oddpatch.errors import ConfigError
 from oddpatch.ops.bounds import Columns, pairs_below, squared_distances
-from oddpatch.ops.cells import at_most_apart
+from oddpatch.ops.cells import at_most_apart, cells_pay
 from oddpatch.ops.chunks import chunks, lengths
 from oddpatch.ops.neighbours import nearest, require_finite
 from oddpatch.ops.precision import full_precision
@@ -71,7 +71,8 @@ def k_center_greedy(
     long as the farthest of it is at least as far as any outside; then all points meet the block's picks in one matrix
     product. That product is over a `DistanceSketch` and only nominates the pairs that are measured exactly.
 
-    On a CPU, points are sorted into `Cells` around the first picks: only cells near a new pick are compared with it.
+    On few threads of a CPU, points are sorted into `Cells` around the first picks, so that only those near a new pick
+    are compared with it.
 
     Memory beyond the points: a float32 copy in few dimensions, two while it is sorted, O(N), and chunks of a size that
     does not grow with N.
@@ -358,11 +359,8 @@ class _Selection:
         self.distances[picked] = PICKED
 
     def _sort_into_cells(self) -> None:
-        """On a CPU, sort the points into cells around the picks, and again into four times as many when there are.
-
-        A GPU is faster with large products of all points.
-        """
-        if self.sketched is None or self.points.is_cuda:
+        """Where it pays, sort the points into cells around the picks, again when there are four times as many."""
+        if self.sketched is None or not cells_pay(self.points.device):
             return
         wanted = self.most_cells
         while wanted > len(self.picks):

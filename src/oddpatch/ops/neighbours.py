@@ -15,7 +15,7 @@ from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops.bounds import GROUP, Columns, group_minima, pairs_below, squared_distances
-from oddpatch.ops.cells import at_most_apart, centres_of
+from oddpatch.ops.cells import at_most_apart, cells_pay, centres_of
 from oddpatch.ops.chunks import chunks, lengths
 from oddpatch.ops.precision import full_precision
 from oddpatch.ops.projection import DIRECT_COST, DistanceSketch, fit_sketch
@@ -77,7 +77,8 @@ def nominated(a: Tensor, b: Tensor, k: int) -> Tensor:
 class NearestIndex:
     """A bank of points made ready to be searched. It holds the bank, and a float32 copy of it in few dimensions.
 
-    On a CPU, a large bank is sorted into `Cells` once it has been searched for some queries: most of it is passed over.
+    On few threads of a CPU, a large bank is sorted into `Cells` once it has been searched for some queries: most of it
+    is passed over.
 
     Args:
         bank: (N, D) points of any float type.
@@ -140,14 +141,15 @@ class NearestIndex:
         return distances.float(), indices
 
     def _columns(self, queries: Tensor) -> tuple[Columns, bool]:
-        """The bank, and whether it is faster to search it by cells: not on a GPU, and not if there is little to do."""
+        """The bank, and whether it is faster to search it by cells: not if there is little to do."""
         columns = self.coarse
-        cells = math.ceil(CELLS * math.sqrt(columns.count))
-        if queries.is_cuda or len(queries) * columns.count * columns.sketch.dim < cells * PER_CELL:
+        wanted = math.ceil(CELLS * math.sqrt(columns.count))
+        work = len(queries) * columns.count * columns.sketch.dim
+        if work < wanted * PER_CELL or not cells_pay(queries.device):
             return columns, False
         self.asked += len(queries)
-        if columns.cells is None and self.asked >= cells * QUERIES_PER_CELL:
-            self.coarse = columns = columns.in_cells(centres_of(columns.points[: columns.count], cells))
+        if columns.cells is None and self.asked >= wanted * QUERIES_PER_CELL:
+            self.coarse = columns = columns.in_cells(centres_of(columns.points[: columns.count], wanted))
         return columns, columns.cells is not None
 
     def _search(
