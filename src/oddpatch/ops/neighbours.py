@@ -133,8 +133,12 @@ class NearestIndex:
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
             columns, by_cells = self._columns(queries)
-            # By cells, two numbers are held of each cell.
-            width = 8 * len(columns.cells) if columns.cells and by_cells else 4 * len(columns.bias)
+            if (
+                columns.cells is not None and by_cells
+            ):  # of each cell two numbers are held, and bounds of the largest one
+                width = max(8 * len(columns.cells), 4 * int(columns.cells.sizes.amax()))
+            else:
+                width = 4 * len(columns.bias)
             for rows in chunks(len(queries), width, queries.device, max_bytes):
                 squared[rows], indices[rows] = self._search(columns, queries[rows], k, without, by_cells)
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
