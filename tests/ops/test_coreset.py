@@ -11,6 +11,7 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops import coreset
 from oddpatch.ops.coreset import (
+    OtherGroups,
     StreamingCoreset,
     approximate_greedy,
     density_subset,
@@ -89,6 +90,22 @@ def test_ties_go_to_the_lowest_index(block: int, side: int, dim: int) -> None:
     generator = torch.Generator().manual_seed(0)
     grid = torch.randint(0, side, (400, dim), generator=generator).float()  # ties and duplicates everywhere
     assert k_center_greedy(grid, 400, start=3, block=block).tolist() == k_center_greedy_plain(grid, 400, 3)
+
+
+@pytest.mark.parametrize("num_groups", [2, 3, 40])
+@pytest.mark.parametrize("block", [1, 64])
+def test_the_nearest_pick_of_another_group_is_known(num_groups: int, block: int) -> None:
+    points = clustered(1500, 30)
+    groups = (torch.arange(1500) - 300).clamp(min=0) * num_groups // 1200
+    # The first picks are of one group, which leaves its points without any of another.
+    points[groups > 0] = points[0] + 0.01 * (points[groups > 0] - points[0])
+    others = OtherGroups(groups)
+    picks = k_center_greedy(points, 300, start=0, block=block, others=others)
+    assert (groups[picks[:100]] == 0).all()
+    assert picks.tolist() == k_center_greedy_plain(points, 300, 0)
+    squared = cdist(points.double(), points[picks].double(), "sqeuclidean")
+    squared[groups[:, None] == groups[picks]] = math.inf
+    np.testing.assert_allclose(others.squared, squared.min(1), rtol=1e-9)
 
 
 def test_duplicates_cost_nothing() -> None:

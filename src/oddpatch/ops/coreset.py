@@ -398,8 +398,9 @@ class _Selection:
         for column, place, bound in short.pairs_in_cells(new, near, -columns.bias[:count]):
             row = order[place]
             if self.others is not None:
-                below = bound + (limit - own)[place].float() <= -columns.bias[column]
-                matters = below | self.others.differ(row, picked[column])
+                # No number, and so not above, where there is no pick of another group yet: its limit is infinite.
+                above = bound + (limit - own)[place].float() > -columns.bias[column]
+                matters = ~above | self.others.differ(row, picked[column])
                 row, column = row[matters], column[matters]
             yield row, column
 
