@@ -62,7 +62,7 @@ class Columns:
 
     def in_cells(self, centres: Tensor) -> "Columns":
         """The same points, sorted into the cells of some centres (m, dim)."""
-        cells = Cells(self.points[: self.count], centres)
+        cells = Cells(self.points[: self.count], self.norms[: self.count], centres)
         order = torch.cat([cells.order, torch.arange(self.count, len(self.points), device=cells.order.device)])
         result = copy.copy(self)
         result.cells, result.order = cells, self.order[cells.order]

@@ -26,6 +26,7 @@ class Cells:
 
     Args:
         points: (N, dim) float32.
+        norms: (N,) float64, their lengths.
         centres: (M, dim) float32, any points; the nearer those of a cell are to its centre, the more is passed over.
 
     A cell of more than `LARGEST` times the mean is cut into several around the same centre, so that none is of a size
@@ -39,15 +40,17 @@ class Cells:
         radii: (cells,) float32: none of its points is farther from its centre.
     """
 
-    def __init__(self, points: Tensor, centres: Tensor) -> None:
-        norms = centres.square().sum(1)  # (M,)
+    def __init__(self, points: Tensor, norms: Tensor, centres: Tensor) -> None:
+        own = lengths(centres)  # (M,)
         cell = torch.empty(len(points), dtype=torch.int64, device=points.device)  # (N,)
-        squared = torch.empty(len(points), dtype=torch.float64, device=points.device)  # (N,)
+        least = torch.empty(len(points), device=points.device)  # (N,)
         for rows in chunks(len(points), 4 * max(centres.shape), points.device):
-            some = points[rows]
             # Rounding may put a point into the cell of another centre that is as near, which will do as well.
-            cell[rows] = torch.addmm(norms, some, centres.mT, alpha=-2).argmin(1)
-            squared[rows] = some.double().sub_(centres[cell[rows]]).square_().sum(1)
+            products = torch.addmm(own.square().float(), points[rows], centres.mT, alpha=-2)
+            torch.min(products, 1, out=(least[rows], cell[rows]))
+        rounding = 2 * (points.shape[1] + 8) * torch.finfo(torch.float32).eps  # twice `DistanceSketch.tolerance`
+        squared = least + norms.square() + rounding * (norms + own.amax()).square()  # (N,) float64, not too little
+        squared.clamp_(min=0).masked_fill_(~least.isfinite(), math.inf)  # what overflows is always looked at
         self.order = cell.argsort(stable=True)
         radii = squared.new_zeros(len(centres)).scatter_reduce_(0, cell, squared, "amax").sqrt_()
         largest = math.ceil(LARGEST * len(points) / len(centres))

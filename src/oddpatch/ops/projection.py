@@ -61,11 +61,11 @@ class DistanceSketch(NamedTuple):
 
     def __call__(self, points: Tensor) -> Tensor:
         """Sketch points (n, D) -> (n, dim) float32."""
-        centred = points.double() - self.mean
+        centred = points.to(torch.float64, copy=True).sub_(self.mean)
         if self.basis is None:
             return centred.float()
         inside = centred @ self.basis  # (n, k)
-        left_over = (centred.square().sum(1) - inside.square().sum(1)).clamp_(min=0).sqrt_()
+        left_over = (centred.square_().sum(1) - inside.square().sum(1)).clamp_(min=0).sqrt_()
         return torch.cat([inside, left_over[:, None]], 1).float()
 
     def tolerance(self, norms: Tensor, largest: Tensor) -> Tensor:
