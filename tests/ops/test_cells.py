@@ -139,6 +139,18 @@ def test_a_large_bank_is_sorted_once_it_pays(monkeypatch: pytest.MonkeyPatch) ->
     assert index.search(queries[:1], 3)[1].equal(expected[1][:1])  # too few for cells, of a bank that is sorted
 
 
+def test_a_bank_without_near_and_far_is_searched_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oddpatch.ops.cells.MANY_THREADS", 2**16)
+    monkeypatch.setattr(neighbours, "PER_CELL", 0)
+    bank = torch.randn(2000, 40, generator=torch.Generator().manual_seed(0))
+    index = NearestIndex(bank)
+    for _ in range(3):
+        assert index.search(bank[:300])[1].flatten().equal(torch.arange(300))
+        assert index.search(bank[:300] + 0.5, 2)[0].isfinite().all()
+    assert index.by_cells == 300  # the first search found most of the bank near
+    assert index.near > 0.4 * 300
+
+
 def test_many_threads_compare_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "PER_CELL", 0)
     monkeypatch.setattr(neighbours, "QUERIES_PER_CELL", 0)

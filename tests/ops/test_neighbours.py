@@ -24,6 +24,7 @@ def how_a_bank_is_searched(request: pytest.FixtureRequest, monkeypatch: pytest.M
         monkeypatch.setattr("oddpatch.ops.cells.MANY_THREADS", 2**16)
         monkeypatch.setattr(neighbours, "PER_CELL", 0)
         monkeypatch.setattr(neighbours, "QUERIES_PER_CELL", 0)
+        monkeypatch.setattr(neighbours, "MOST_NEAR", 1.0)
     else:
         monkeypatch.setattr(neighbours, "PER_CELL", 2**62)
 

@@ -33,6 +33,8 @@ CELLS = 1
 #: What looking at a cell costs whatever its size, in multiply-adds of a large product; and how many queries for each
 #: cell it takes until sorting a bank into them has paid.
 PER_CELL, QUERIES_PER_CELL = 2**21, 4
+#: Share of a bank, in the mean, that cells may leave to be looked at: beyond, all of it is looked at faster.
+MOST_NEAR = 0.4
 
 
 def nearest(
@@ -101,7 +103,8 @@ class NearestIndex:
             self.sketch = fit_sketch(self.bank, num_queries)
             self.coarse = Columns(self.sketch, self.bank)
         self.fine: Columns | None = None
-        self.asked = 0
+        self.asked = 0  # queries that might be searched for by cells
+        self.near, self.by_cells = 0.0, 0  # shares of the bank that were looked at, in sum, and of how many queries
 
     @torch.no_grad()
     def search(
@@ -151,6 +154,8 @@ class NearestIndex:
         work = len(queries) * columns.count * columns.sketch.dim
         if work < wanted * PER_CELL or not cells_pay(queries.device):
             return columns, False
+        if self.near > MOST_NEAR * self.by_cells:  # points that lie in all directions: cells leave out too few
+            return columns, False
         self.asked += len(queries)
         if columns.cells is None and self.asked >= wanted * QUERIES_PER_CELL:
             self.coarse = columns = columns.in_cells(centres_of(columns.points[: columns.count], wanted))
@@ -171,7 +176,11 @@ class NearestIndex:
             row = torch.arange(len(queries), device=queries.device).repeat_interleave(k)
             return squared_distances(queries, row, self.bank, columns.order[candidates].flatten()).view(-1, k).amax(1)
 
-        row, column = (_pairs_by_cells if by_cells else _pairs)(columns, sketched, k, at_most)
+        if by_cells:
+            row, column, near = _pairs_by_cells(columns, sketched, k, at_most)
+            self.near, self.by_cells = self.near + near * len(queries), self.by_cells + len(queries)
+        else:
+            row, column = _pairs(columns, sketched, k, at_most)
         row, column = columns.as_given(row, column)
         counts = torch.bincount(row, minlength=len(queries))
         # Where the sketch leaves too much open, a product over all dimensions costs less than measuring the pairs.
@@ -205,8 +214,9 @@ def _pairs(columns: Columns, sketched: Tensor, k: int, at_most: Callable[[Tensor
 
 def _pairs_by_cells(
     columns: Columns, sketched: Tensor, k: int, at_most: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """The same, where no cell is looked at that is too far from a query for any of its points to be near enough."""
+) -> tuple[Tensor, Tensor, float]:
+    """The same, where no cell is looked at that is too far from a query for any of its points to be near enough; and
+    the share of the bank that was looked at."""
     cells = columns.cells
     assert cells is not None
     distances, norms = cells.distances(sketched), lengths(sketched)  # (q, cells), (q,)
@@ -221,7 +231,8 @@ def _pairs_by_cells(
     limit = at_most(columns.best_in_cells(sketched, chosen, k)) + columns.sketch.tolerance(norms, columns.largest)
     near = cells.gaps(distances) <= at_most_apart(limit)[:, None]
     found = list(columns.pairs_in_cells(sketched, near, (limit - norms.square()).float()))
-    return torch.cat([row for row, _, _ in found]), torch.cat([column for _, column, _ in found])
+    share = float((near.float() @ cells.sizes.float()).mean()) / columns.count
+    return torch.cat([row for row, _, _ in found]), torch.cat([column for _, column, _ in found]), share
 
 
 def _smallest(bounds: Tensor, minima: Tensor, k: int) -> Tensor:
