@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="MVTec AD, for bottle; without it rendered images only")
     parser.add_argument("--models", nargs="+", default=MODELS, help="with their settings, each in quotes")
     parser.add_argument("--data", nargs="+", default=["bottle", "pcb", "toolbox"])
-    parser.add_argument("--out", type=Path, default=Path("outputs/equality"), help="where the runs go")
+    parser.add_argument("--out", type=Path, default=HERE / "outputs/equality", help="where the runs go")
     options = parser.parse_args()
     out = options.out.resolve()
     different = 0

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def test_the_version_is_said_alike_everywhere():
     assert oddpatch.__version__ == PROJECT["version"]
     assert yaml.safe_load(text("CITATION.cff"))["version"] == PROJECT["version"]
     assert re.search(rf"^## {re.escape(PROJECT['version'])} - ", text("CHANGELOG.md"), re.MULTILINE)
+
+
+def test_results_of_runs_are_not_kept():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    kept = [file for file in listed.stdout.splitlines() if {"outputs", "multirun"} & set(file.split("/")[:-1])]
+    assert kept == []
 
 
 def test_the_versions_of_python_that_are_promised_are_tested():
