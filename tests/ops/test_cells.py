@@ -1,5 +1,7 @@
 """Cells against distances that are measured one by one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from oddpatch.ops import neighbours
-from oddpatch.ops.bounds import Columns
+from oddpatch.ops.bounds import Columns, squared_distances
 from oddpatch.ops.cells import LARGEST, MANY_THREADS, Cells, at_most_apart, cells_pay, centres_of
 from oddpatch.ops.chunks import lengths
 from oddpatch.ops.coreset import k_center_greedy
@@ -149,6 +151,26 @@ def test_a_bank_without_near_and_far_is_searched_as_a_whole(monkeypatch: pytest.
         assert index.search(bank[:300] + 0.5, 2)[0].isfinite().all()
     assert index.by_cells == 300  # the first search found most of the bank near
     assert index.near > 0.4 * 300
+
+
+def test_what_a_search_by_cells_nominates_stays_within_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oddpatch.ops.cells.MANY_THREADS", 2**16)
+    monkeypatch.setattr(neighbours, "PER_CELL", 0)
+    monkeypatch.setattr(neighbours, "QUERIES_PER_CELL", 0)
+    nominated: list[int] = []
+
+    def counted(a: Tensor, rows: Tensor, *rest: Any) -> Tensor:
+        nominated.append(len(rows))
+        return squared_distances(a, rows, *rest)
+
+    monkeypatch.setattr(neighbours, "squared_distances", counted)
+    bank = points_of(5000, 40)
+    index, most = NearestIndex(bank), 1 << 18
+    for _ in range(2):
+        index.search(bank[:3000], 200, max_bytes=most)
+    assert index.coarse.cells is not None
+    assert len(nominated) > 2
+    assert max(nominated) * 16 <= 1.5 * most  # as many as in the mean, and some more
 
 
 def test_many_threads_compare_with_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops import neighbours
+from oddpatch.ops.bounds import squared_distances
 from oddpatch.ops.neighbours import NearestIndex, nearest, plain_nearest
 from oddpatch.ops.precision import float32_products, full_precision
+from oddpatch.ops.projection import DIRECT_COST
 
 
 @pytest.fixture(params=["whole", "cells"], autouse=True)
@@ -78,6 +80,28 @@ def test_queries_unlike_anything_in_the_bank(far: float) -> None:
     distances, indices = index.search(queries, 3)
     assert index.fine is not None  # the sketch leaves too much open: all dimensions are looked at
     expected, expected_indices = brute_force(queries, bank, 3)
+    np.testing.assert_allclose(distances, expected, rtol=1e-6)
+    np.testing.assert_array_equal(indices, expected_indices)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_for_a_few_odd_queries_no_second_copy_of_the_bank_is_made(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def counted(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
+        measured.append(int((rows == 7).sum()))
+        return squared_distances(a, rows, b, columns)
+
+    monkeypatch.setattr(neighbours, "squared_distances", counted)
+    bank, queries = embedding_like(5000, 300), embedding_like(40, 300, seed=1)
+    queries[7] += 10 * torch.randn(300, generator=torch.Generator().manual_seed(2))
+    index = NearestIndex(bank)
+    distances, indices = index.search(queries, k)
+    assert (
+        len(bank) // DIRECT_COST < max(measured) < len(bank) // neighbours.FEW_CROWDED
+    )  # too much is left open for it
+    assert index.fine is None
+    expected, expected_indices = brute_force(queries, bank, k)
     np.testing.assert_allclose(distances, expected, rtol=1e-6)
     np.testing.assert_array_equal(indices, expected_indices)
 

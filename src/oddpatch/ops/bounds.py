@@ -81,11 +81,12 @@ class Columns:
         count, each = chosen.shape
         cell, place = chosen.flatten().sort()  # (q * n,)
         left = sketched[place.div(each, rounding_mode="floor")]
-        bounds = sketched.new_full((count * each, int(self.cells.sizes.amax())), math.inf)
+        most = min(k, int(self.cells.sizes.amax()))
+        least, member = sketched.new_full((len(cell), most), math.inf), cell.new_zeros(len(cell), most)
         for rows, columns in self.cells.runs(cell):
-            room = bounds[rows, : columns.stop - columns.start]
-            torch.addmm(self.bias[columns], left[rows], self.points[columns].mT, alpha=-2, out=room)
-        least, member = bounds.topk(min(k, bounds.shape[1]), largest=False)  # (q * n, k')
+            bounds = torch.addmm(self.bias[columns], left[rows], self.points[columns].mT, alpha=-2)
+            held = min(k, bounds.shape[1])
+            least[rows, :held], member[rows, :held] = bounds.topk(held, largest=False)
         found = torch.empty_like(least).index_copy_(0, place, least).view(count, -1)
         column = torch.empty_like(member).index_copy_(0, place, member + self.cells.starts[cell, None]).view(count, -1)
         return column.gather(1, found.topk(k, largest=False).indices)
@@ -121,11 +122,14 @@ class Columns:
             column = place - (last - sizes - self.cells.starts[number])[pair]
             yield some[pair], column, bounds[place]
 
-    def as_given(self, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of a query and a column as those of a query and the index of a point, by rising query, then index."""
+    def as_given(self, row: Tensor, column: Tensor, ordered: bool = True) -> tuple[Tensor, Tensor]:
+        """Pairs of a query and a column as those of a query and the index of a point, by rising query, then index
+        where they have to be `ordered`."""
         if self.cells is None:
             return row, column
         column = self.order[column]
+        if not ordered:
+            return row, column
         order = (row * self.count + column).argsort()
         return row[order], column[order]
 

@@ -33,6 +33,10 @@ CELLS = 1
 #: What looking at a cell costs whatever its size, in multiply-adds of a large product; and how many queries for each
 #: cell it takes until sorting a bank into them has paid.
 PER_CELL, QUERIES_PER_CELL = 2**21, 4
+#: Cells next to a query that the first of its neighbours are looked for in, at least.
+NEXT_CELLS = 2
+#: What a product over all dimensions costs however few the queries: as measuring a pair for each of so many points.
+FEW_CROWDED = 2
 #: Share of a bank, in the mean, that cells may leave to be looked at: beyond, all of it is looked at faster.
 MOST_NEAR = 0.4
 
@@ -104,7 +108,8 @@ class NearestIndex:
             self.coarse = Columns(self.sketch, self.bank)
         self.fine: Columns | None = None
         self.asked = 0  # queries that might be searched for by cells
-        self.near, self.by_cells = 0.0, 0  # shares of the bank that were looked at, in sum, and of how many queries
+        # Of so many queries in sum: shares of the bank that were looked at, and pairs that were nominated.
+        self.by_cells, self.near, self.pairs = 0, 0.0, 0
 
     @torch.no_grad()
     def search(
@@ -136,12 +141,11 @@ class NearestIndex:
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
             columns, by_cells = self._columns(queries)
-            if (
-                columns.cells is not None and by_cells
-            ):  # of each cell two numbers are held, and bounds of the largest one
-                width = max(8 * len(columns.cells), 4 * int(columns.cells.sizes.amax()))
-            else:
-                width = 4 * len(columns.bias)
+            width = 4 * len(columns.bias)
+            if columns.cells is not None and by_cells:
+                # Of each cell two numbers are held, of the largest one bounds, and what is nominated.
+                pairs = self.pairs / self.by_cells if self.by_cells else MOST_NEAR * len(self.bank)
+                width = max(8 * len(columns.cells), 4 * int(columns.cells.sizes.amax()), math.ceil(16 * pairs))
             for rows in chunks(len(queries), width, queries.device, max_bytes):
                 squared[rows], indices[rows] = self._search(columns, queries[rows], k, without, by_cells)
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
@@ -178,14 +182,18 @@ class NearestIndex:
 
         if by_cells:
             row, column, near = _pairs_by_cells(columns, sketched, k, at_most)
-            self.near, self.by_cells = self.near + near * len(queries), self.by_cells + len(queries)
+            self.by_cells += len(queries)
+            self.near += near * len(queries)
+            self.pairs += len(row)
         else:
             row, column = _pairs(columns, sketched, k, at_most)
-        row, column = columns.as_given(row, column)
+        row, column = columns.as_given(row, column, ordered=k > 1)
         counts = torch.bincount(row, minlength=len(queries))
         # Where the sketch leaves too much open, a product over all dimensions costs less than measuring the pairs.
         most = len(self.bank) if columns.sketch.basis is None else max(4 * k, len(self.bank) // DIRECT_COST)
         crowded = counts > most  # (q,)
+        if int(counts[crowded].sum()) * FEW_CROWDED < len(self.bank):  # that product would cost more than all of them
+            crowded.zero_()
         if crowded.any():
             row, column = row[~crowded[row]], column[~crowded[row]]
         squared, indices = _first_of_each(
@@ -220,9 +228,9 @@ def _pairs_by_cells(
     cells = columns.cells
     assert cells is not None
     distances, norms = cells.distances(sketched), lengths(sketched)  # (q, cells), (q,)
-    # A cell next to a query holds a near point; of many, as many cells as it takes to hold so many.
+    # The cells next to a query hold near points; of many, as many cells as it takes to hold so many.
     held = cells.sums(columns.bias[: columns.count].isfinite().double())  # others are left out
-    number = 1
+    number = min(NEXT_CELLS, len(cells))
     while True:
         chosen = distances.topk(number, largest=False).indices  # (q, number)
         if number == len(cells) or held[chosen].sum(1).amin() >= k:
@@ -248,7 +256,16 @@ def _smallest(bounds: Tensor, minima: Tensor, k: int) -> Tensor:
 
 
 def _first_of_each(row: Tensor, column: Tensor, squared: Tensor, num_rows: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest of each row's pairs, given in row-major order: (num_rows, k) both, undefined for rows without."""
+    """The k nearest of each row's pairs: (num_rows, k) both, undefined for rows without.
+
+    The pairs are given in row-major order; for k = 1 in any.
+    """
+    if k == 1:
+        least = squared.new_full((num_rows,), math.inf).scatter_reduce_(0, row, squared, "amin")
+        equal = squared == least[row]  # of equally near ones the lowest column
+        lowest = column.new_full((num_rows,), torch.iinfo(column.dtype).max)
+        lowest.scatter_reduce_(0, row[equal], column[equal], "amin")
+        return least[:, None], lowest[:, None]
     order = squared.argsort(stable=True)  # stable: of equally near ones the lowest column stays first
     order = order[row[order].argsort(stable=True)]
     counts = torch.bincount(row, minlength=num_rows)
