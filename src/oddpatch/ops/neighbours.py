@@ -16,7 +16,7 @@ from torch import Tensor
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops.bounds import GROUP, Columns, group_minima, pairs_below, squared_distances
 from oddpatch.ops.cells import at_most_apart, cells_pay, centres_of
-from oddpatch.ops.chunks import chunks, lengths
+from oddpatch.ops.chunks import lengths
 from oddpatch.ops.precision import full_precision
 from oddpatch.ops.projection import DIRECT_COST, DistanceSketch, fit_sketch
 
@@ -141,12 +141,10 @@ class NearestIndex:
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
             columns, by_cells = self._columns(queries)
-            width = 4 * len(columns.bias)
-            if columns.cells is not None and by_cells:
-                # Of each cell two numbers are held, of the largest one bounds, and what is nominated.
-                pairs = self.pairs / self.by_cells if self.by_cells else MOST_NEAR * len(self.bank)
-                width = max(8 * len(columns.cells), 4 * int(columns.cells.sizes.amax()), math.ceil(16 * pairs))
-            for rows in chunks(len(queries), width, queries.device, max_bytes):
+            stop = 0
+            while stop < len(queries):
+                size = max(1, max_bytes // self._bytes_of_a_query(columns, by_cells))
+                rows = slice(stop, stop := min(stop + size, len(queries)))
                 squared[rows], indices[rows] = self._search(columns, queries[rows], k, without, by_cells)
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
         return distances.float(), indices
@@ -164,6 +162,14 @@ class NearestIndex:
         if columns.cells is None and self.asked >= wanted * QUERIES_PER_CELL:
             self.coarse = columns = columns.in_cells(centres_of(columns.points[: columns.count], wanted))
         return columns, columns.cells is not None
+
+    def _bytes_of_a_query(self, columns: Columns, by_cells: bool) -> int:
+        """What is held for it at a time; by cells, it is seen from the queries before."""
+        if columns.cells is None or not by_cells:
+            return 4 * len(columns.bias)
+        pairs = self.pairs / self.by_cells if self.by_cells else MOST_NEAR * len(self.bank)
+        # Of each cell two numbers, of the largest one bounds, and what is nominated.
+        return max(8 * len(columns.cells), 4 * int(columns.cells.sizes.amax()), math.ceil(16 * pairs))
 
     def _search(
         self, columns: Columns, queries: Tensor, k: int, without: Tensor | None, by_cells: bool = False
