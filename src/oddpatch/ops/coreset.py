@@ -395,11 +395,12 @@ class _Selection:
         near = cells.gaps(cells.distances(new)) <= at_most_apart(cells.maxima(limit))  # (M, cells)
         # |a|^2 - 2ab + |b|^2 <= limit: the limit of a point goes over to its side.
         short = sketched.with_bias((norms.square() - limit).float())
+        spare = (limit - own).float()  # (N,)
         for column, place, bound in short.pairs_in_cells(new, near, -columns.bias[:count]):
             row = order[place]
             if self.others is not None:
                 # No number, and so not above, where there is no pick of another group yet: its limit is infinite.
-                above = bound + (limit - own)[place].float() > -columns.bias[column]
+                above = bound + spare[place] > -columns.bias[column]
                 matters = ~above | self.others.differ(row, picked[column])
                 row, column = row[matters], column[matters]
             yield row, column
