@@ -169,8 +169,8 @@ def test_what_a_search_by_cells_nominates_stays_within_its_bytes(monkeypatch: py
     for _ in range(2):
         index.search(bank[:3000], 200, max_bytes=most)
     assert index.coarse.cells is not None
-    assert len(nominated) > 2
     assert max(nominated) * 16 <= 1.5 * most  # as many as in the mean, and some more
+    assert max(nominated) > 4 * nominated[0]  # at first it cannot know how many that will be
 
 
 def test_many_threads_compare_with_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ GROUP = 64
 #: Bytes of differences that are summed at a time on a CPU.
 CACHED = 1 << 19
 #: Bounds of points in cells that are made at a time, about.
-BOUNDS = 1 << 21
+BOUNDS = 1 << 20
 
 
 class Columns:

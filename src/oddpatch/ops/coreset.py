@@ -395,7 +395,7 @@ class _Selection:
         near = cells.gaps(cells.distances(new)) <= at_most_apart(cells.maxima(limit))  # (M, cells)
         # |a|^2 - 2ab + |b|^2 <= limit: the limit of a point goes over to its side.
         short = sketched.with_bias((norms.square() - limit).float())
-        spare = (limit - own).float()  # (N,)
+        spare = (limit - own).float()  # (N,) by which more pairs are nominated for the sake of other groups
         for column, place, bound in short.pairs_in_cells(new, near, -columns.bias[:count]):
             row = order[place]
             if self.others is not None:
