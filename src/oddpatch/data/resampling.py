@@ -6,6 +6,7 @@ The filter is a triangle ("bilinear") or a cubic, as wide as the step where the 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,11 +15,15 @@ from oddpatch.data.geometry import Geometry
 Floats = NDArray[np.float32]
 #: Multiplications of one product at most: for so few OpenBLAS starts no threads, and what they need stays in the cache.
 _PRODUCT = 2**18
-#: Positions of one product. From 8 on, some of OpenBLAS's kernels (Haswell's, which most of AMD's processors use, too)
-#: take sums in another order for other numbers of rows; and more have more zeros among their weights.
-_BLOCK = 4
-#: Values that the first pass gives at a time: of a large image all of them would be another copy of it, in floats.
-_BAND = 2**20
+#: Positions of one product. More have more zeros among their weights, fewer leave OpenBLAS less to do at a time.
+_POSITIONS = 4
+#: What the values beside them are a multiple of. For all of a block, OpenBLAS takes the same sums in the same order
+#: whatever lies beside it; for the rest of one, some kernels take another (Haswell's, which most of AMD's processors
+#: use, too).
+_LANES = 16
+#: Values that the first pass gives at a time: of a large image all of them would be another copy of it, in floats, and
+#: malloc takes memory for more of them from the system, page by page, each time.
+_BAND = 2**18
 
 
 class Axis(NamedTuple):
@@ -31,17 +36,17 @@ class Axis(NamedTuple):
 
 
 class _Product(NamedTuple):
-    """Some of the positions wanted, and the rows that they are made of."""
+    """Some of the positions wanted, as sums of rows."""
 
-    wanted: slice
-    rows: slice  # from the first that is used
-    weights: Floats  # (rows, wanted), each column 1 in sum
+    rows: slice  # from the first that is used for any product
+    weights: Floats  # (_POSITIONS, rows), each 1 in sum; zeros beyond the axis
 
 
 class _Products(NamedTuple):
-    """All of the positions wanted, and the rows that are used for them."""
+    """All of the positions wanted, one after the other."""
 
-    used: slice
+    used: slice  # rows
+    skip: int  # positions of the first product that are not wanted
     parts: list[_Product]
 
 
@@ -71,69 +76,77 @@ def framed(image: NDArray[Any], place: Geometry, interpolation: str) -> Floats:
 
 def resample(image: NDArray[Any], rows: Axis, columns: Axis, interpolation: str) -> Floats:
     """Resize an image (3, H, W), see `framed`, and cut a part out: (3, h, w), the same sums as
-    `F.interpolate(..., antialias=True)` of the whole, to the last bit whatever the part, of two positions or more."""
+    `F.interpolate(..., antialias=True)` of the whole, to the last bit whatever the part."""
     planes = image[:1] if image.strides[0] == 0 else image  # of grey there is one
     count, _, width = planes.shape
+    size = rows.last - rows.first, columns.last - columns.first
     if rows.size_in == rows.size_out and columns.size_in == columns.size_out:
         cut = planes[:, rows.first : rows.last, columns.first : columns.last]
-        resized = _to_unit(np.array(cut, order="C"))
+        resized = np.array(cut, np.float32, order="C")
     else:
         down, across = _products(rows, interpolation), _products(columns, interpolation)
         flat = planes[:, down.used].transpose(1, 2, 0).reshape(-1, width * count)  # a view, of channels last
         flat = flat[:, across.used.start * count : across.used.stop * count]
-        resized = np.empty((count, rows.last - rows.first, columns.last - columns.first), np.float32)
-        step = max(_BAND // flat.shape[1] // down.parts[0].weights.shape[1], 1)
+        resized = np.empty((count, *size), np.float32)
+        step = _LANES // _POSITIONS * max(_BAND // (_LANES * flat.shape[1]), 1)
         for start in range(0, len(down.parts), step):
-            parts = down.parts[start : start + step]
-            band = slice(parts[0].wanted.start, parts[-1].wanted.stop)
-            # Each pass turns what it gives, so that nothing has to be turned for the other.
-            moved = _resize_first(flat, parts).reshape(-1, count * (band.stop - band.start))  # (part of W, C * band)
-            resized[:, band] = _resize_first(moved, across.parts).reshape(count, -1, resized.shape[2])
+            first = start * _POSITIONS - down.skip
+            lines = _resize_rows(flat, down.parts[start : start + step])[max(-first, 0) : size[0] - first]
+            turned = cv2.transpose(lines).reshape(-1, count * len(lines))  # (part of W, C * band)
+            found = _resize_rows(turned, across.parts)[across.skip : across.skip + size[1]]  # (w, C * band)
+            band = slice(max(first, 0), max(first, 0) + len(lines))
+            resized[:, band] = found.T.reshape(count, len(lines), size[1])
+    if image.dtype == np.uint8:
+        resized /= 255
     return resized if count == len(image) else resized.repeat(len(image), axis=0)
 
 
-def _resize_first(array: NDArray[Any], products: list[_Product]) -> Floats:
-    """Resize the first axis of (size_in, m) to the n positions of some products, and make it the last: (m, n)."""
-    first = products[0].wanted.start
-    out = np.empty((array.shape[1], products[-1].wanted.stop - first), np.float32)
-    for wanted, rows, weights in products:
-        step = max(_PRODUCT // weights.size, 16)
-        for start in range(0, len(out), step):
-            part = slice(start, start + step)
-            given = _to_unit(array[rows, part]).T
-            np.matmul(given, weights, out=out[part, wanted.start - first : wanted.stop - first])
-    return out
-
-
-def _to_unit(pixels: NDArray[Any]) -> Floats:
-    """Floats in [0, 1] of some pixels, of which there are few: all at once they would leave the cache."""
-    floats = pixels.astype(np.float32, copy=False)
-    if pixels.dtype == np.uint8:
-        floats /= 255
-    return floats
+def _resize_rows(array: NDArray[Any], products: list[_Product]) -> Floats:
+    """Resize the first axis of (size_in, m) to the positions of some products: (n, m)."""
+    longest, beside = max(product.weights.shape[1] for product in products), array.shape[1]
+    padded = -(-beside // _LANES) * _LANES
+    step = max(_PRODUCT // (longest * _POSITIONS) // _LANES, 1) * _LANES
+    out = np.empty((len(products), _POSITIONS, padded), np.float32)
+    ready = array.dtype == np.float32 and padded == beside
+    given = np.zeros((0 if ready else longest, min(step, padded)), np.float32)
+    for start in range(0, padded, step):
+        part = slice(start, min(start + step, padded))
+        for (rows, weights), positions in zip(products, out, strict=True):
+            if ready:
+                some = array[rows, part]
+            else:
+                some = given[: weights.shape[1], : part.stop - start]
+                some[:, : beside - start] = array[rows, part]
+            np.matmul(weights, some, out=positions[:, part])
+    return out.reshape(-1, padded)[:, :beside]
 
 
 @lru_cache(maxsize=64)
 def _products(axis: Axis, interpolation: str) -> _Products:
-    """Of the positions wanted; "bilinear" or "bicubic"."""
+    """Of the positions wanted; "bilinear" or "bicubic".
+
+    Each product has the positions that it has of the whole axis, so that sums are the same for any part of it.
+    """
     step = axis.size_in / axis.size_out
     stretch = max(step, 1.0)
     radius = stretch * (1 if interpolation == "bilinear" else 2)
-    centre = step * (np.arange(axis.first, axis.last) + 0.5)  # (n,)
+    skip = axis.first % _POSITIONS
+    last = min(-(-axis.last // _POSITIONS) * _POSITIONS, axis.size_out)
+    centre = step * (np.arange(axis.first - skip, last) + 0.5)  # (n,)
     begin = np.maximum((centre - radius + 0.5).astype(np.int64), 0)
     end = np.minimum((centre + radius + 0.5).astype(np.int64), axis.size_in)
     parts = []
-    for stop in range(_BLOCK, len(centre) + _BLOCK, _BLOCK):
-        stop = min(stop, len(centre))
-        # The last are as many, though some were given before: the sums of one alone are taken in another order.
-        wanted = slice(max(stop - _BLOCK, 0), stop)
-        row = np.arange(begin[wanted][0], end[wanted][-1])[:, None]  # both rise
-        weights = (_triangle if interpolation == "bilinear" else _cubic)(np.abs(row + 0.5 - centre[wanted]) / stretch)
-        weights = np.where((row >= begin[wanted]) & (row < end[wanted]), weights, 0)
-        weights /= weights.sum(axis=0)
-        rows = slice(int(row[0, 0] - begin[0]), int(row[-1, 0] + 1 - begin[0]))
-        parts.append(_Product(wanted, rows, weights.astype(np.float32)))
-    return _Products(slice(int(begin[0]), int(end[-1])), parts)
+    for start in range(0, len(centre), _POSITIONS):
+        wanted = slice(start, start + _POSITIONS)
+        row = np.arange(begin[wanted][0], end[wanted][-1])  # both rise
+        distance = np.abs(row + 0.5 - centre[wanted, None]) / stretch
+        weights = _triangle(distance) if interpolation == "bilinear" else _cubic(distance)
+        weights = np.where((row >= begin[wanted, None]) & (row < end[wanted, None]), weights, 0)
+        weights /= weights.sum(axis=1, keepdims=True)
+        filled = np.zeros((_POSITIONS, len(row)), np.float32)
+        filled[: len(weights)] = weights
+        parts.append(_Product(slice(int(row[0] - begin[0]), int(row[-1] + 1 - begin[0])), filled))
+    return _Products(slice(int(begin[0]), int(end[-1])), skip, parts)
 
 
 def _triangle(distance: NDArray[np.float64]) -> NDArray[np.float64]:
