@@ -38,8 +38,9 @@ class Placement(NamedTuple):
 class Preprocess(nn.Module):
     """Antialiased resize and centre crop as torchvision's `Resize` and `CenterCrop`, then normalisation.
 
-    Resizing is done in floating point, so that 8-bit, 16-bit and float versions of an image give the same tensor, and
-    an exported model can repeat it. It has no parameters or buffers: moving the model it belongs to does not touch it.
+    Resizing is done in floating point, so that 8-bit, 16-bit and float versions of an image give the same tensor to
+    1e-6, and an exported model can repeat it. It has no parameters or buffers: moving the model it belongs to does not
+    touch it.
 
     Args:
         resize: length of the shorter side, or (height, width), or None to keep the size.
