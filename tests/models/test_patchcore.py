@@ -223,6 +223,8 @@ def test_the_bank_depends_neither_on_file_order_nor_on_batch_size(selector):
         ({"finest_stride": 32}, r"finest_stride=32 leaves none"),
         ({"max_bank_memory": 10**6, "selector": "random"}, r"set selector=greedy and projection_dim=null"),
         ({"max_bank_memory": 10**6, "selector": "greedy", "projection_dim": 8}, r"and projection_dim=8: set"),
+        ({"reduce_to": 0.25}, r"reduce_to=0.25 is a share of max_bank_memory: set that, or reduce_to=null"),
+        ({"max_bank_memory": 10**6, "selector": "greedy", "reduce_to": 1}, r"reduce_to=1: choose above 0 and below 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, told):
@@ -289,8 +291,11 @@ def test_bounded_memory_that_holds_all_is_exact():
 def test_bounded_memory_says_when_it_has_no_room_for_the_coreset(caplog):
     with caplog.at_level(logging.WARNING):
         detector = bounded(clustered_maps(6), 120 * (32 * 4 + 16))
+        fewer = bounded(clustered_maps(6), 120 * (32 * 4 + 16), reduce_to=0.25)
     assert len(detector.memory_bank) == 60
+    assert len(fewer.memory_bank) == 30
     assert "leaves room for 60 patches, not 100" in caplog.text
+    assert "leaves room for 30 patches, not 100" in caplog.text
 
 
 def test_bounded_memory_with_cosine_holds_unit_vectors():

@@ -206,8 +206,8 @@ def test_random_subset_is_distinct_and_reproducible() -> None:
     assert not subset.equal(random_subset(100, 30, torch.Generator().manual_seed(1)))
 
 
-def stream(points: Tensor, max_rows: int, batch_size: int) -> StreamingCoreset:
-    held = StreamingCoreset(max_rows, torch.Generator().manual_seed(0))
+def stream(points: Tensor, max_rows: int, batch_size: int, reduce_to: float = 0.5) -> StreamingCoreset:
+    held = StreamingCoreset(max_rows, torch.Generator().manual_seed(0), reduce_to)
     labels = torch.stack([torch.arange(len(points)), -torch.arange(len(points))], 1)  # (N, 2)
     for rows, row_labels in zip(points.split(batch_size), labels.split(batch_size), strict=True):
         held.add(rows, row_labels)
@@ -235,17 +235,27 @@ def test_streamed_coreset_does_not_depend_on_the_batch_size() -> None:
     assert len(set(labels[:, 0].tolist())) == 100
 
 
-@pytest.mark.parametrize("room", [2, 4])
-def test_streamed_coreset_covers_nearly_as_well(room: int) -> None:
+@pytest.mark.parametrize(("room", "reduce_to"), [(2, 0.5), (4, 0.5), (4, 0.25), (8, 0.25)])
+def test_streamed_coreset_covers_nearly_as_well(room: int, reduce_to: float) -> None:
     points = clustered(6000, 32)
     exact = covering_radius(points, points[k_center_greedy(points, 200, start=0)])
-    selected, _ = stream(points, room * 200, 500).select(200)
+    selected, _ = stream(points, room * 200, 500, reduce_to).select(200)
     assert covering_radius(points, selected) <= 1.5 * exact
+
+
+def test_a_reduction_keeps_the_share_it_is_told() -> None:
+    held = stream(clustered(41, 3), 40, 1, reduce_to=0.25)
+    assert held.num_held == 11  # the 41st came when ten of 40 were left
+    assert len(held.select(10)[0]) == 10
+    with pytest.raises(ConfigError, match="choose at most 10, or raise max_rows=40"):
+        held.select(11)
 
 
 def test_streamed_coreset_of_too_little() -> None:
     with pytest.raises(ConfigError, match="max_rows=1"):
         StreamingCoreset(1, torch.Generator())
+    with pytest.raises(ConfigError, match="reduce_to=1: choose a share above 0 and below 1"):
+        StreamingCoreset(10, torch.Generator(), reduce_to=1)
     with pytest.raises(ConfigError, match="add points first"):
         StreamingCoreset(10, torch.Generator()).select(1)
     with pytest.raises(ConfigError, match=r"points \(4, 3\), labels \(5, 1\): give \(n, D\) and \(n, C\)"):

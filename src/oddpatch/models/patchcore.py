@@ -53,6 +53,8 @@ class PatchCore(PatchDetector):
         max_bank_memory: bytes that patches may take as they are accumulated; more are reduced by k-center as they
             stream in (merge and reduce), which makes the coreset an approximation. None holds them all. Needs
             selector="greedy" without a projection.
+        reduce_to: share of `max_bank_memory` that is kept whenever it is full, between 0 and 1; None for half. The
+            coreset can be no larger then. A smaller one takes less time.
         smoothing: sigma of the Gaussian filter on the map, in pixels; 0 for none.
         seed: of the generator that draws the starting points.
         finest_stride: feature maps of smaller stride are left out (paper: 8).
@@ -94,6 +96,7 @@ class PatchCore(PatchDetector):
         k: int = 1,
         num_neighbors: int = 0,
         max_bank_memory: int | None = None,
+        reduce_to: float | None = None,
         smoothing: float = 4.0,
         seed: int = 0,
         finest_stride: int = 8,
@@ -124,6 +127,10 @@ class PatchCore(PatchDetector):
                 f"max_bank_memory={max_bank_memory} reduces patches by k-center in the embedding itself, not with "
                 f"selector={selector} and projection_dim={projection_dim}: set selector=greedy and projection_dim=null"
             )
+        if reduce_to is not None and max_bank_memory is None:
+            raise ConfigError(f"reduce_to={reduce_to} is a share of max_bank_memory: set that, or reduce_to=null")
+        if reduce_to is not None and not 0 < reduce_to < 1:
+            raise ConfigError(f"reduce_to={reduce_to}: choose above 0 and below 1, or null for half")
         self.coreset_ratio = coreset_ratio
         self.coreset_size = coreset_size
         self.projection_dim = projection_dim
@@ -136,7 +143,7 @@ class PatchCore(PatchDetector):
         self.register_buffer("memory_bank", torch.empty(0))
         self.register_buffer("source", torch.empty(0))
         #: Patches (D,), and their positions.
-        self.held = Rows() if max_bank_memory is None else Stream(max_bank_memory, self.generator)
+        self.held = Rows() if max_bank_memory is None else Stream(max_bank_memory, self.generator, reduce_to or 0.5)
         self._index: tuple[Tensor, NearestIndex] | None = None
 
     def embed(self, features: list[Tensor]) -> Tensor:
@@ -221,7 +228,7 @@ class PatchCore(PatchDetector):
         self, stream: StreamingCoreset, count: int | None, progress: ProgressFn
     ) -> tuple[Tensor, Tensor]:
         wanted = self._count(stream.num_seen, count)
-        held = stream.num_held if stream.num_held == stream.num_seen else stream.max_rows // 2
+        held = stream.num_held if stream.num_held == stream.num_seen else stream.num_kept
         if wanted > held:
             log.warning("max_bank_memory=%d leaves room for %d patches, not %d", self.max_bank_memory, held, wanted)
         return stream.select(min(wanted, held), progress)

@@ -120,10 +120,11 @@ class Stream(Accumulator):
     Args:
         max_bytes: of the patches that are held at any time.
         generator: of its selections.
+        reduce_to: share that is kept when there is no more room.
     """
 
-    def __init__(self, max_bytes: int, generator: torch.Generator) -> None:
-        self.max_bytes, self.generator = max_bytes, generator
+    def __init__(self, max_bytes: int, generator: torch.Generator, reduce_to: float = 0.5) -> None:
+        self.max_bytes, self.generator, self.reduce_to = max_bytes, generator, reduce_to
         self.coreset: StreamingCoreset | None = None
         self._probed, self._bytes = 0, 0
 
@@ -143,7 +144,7 @@ class Stream(Accumulator):
             return
         if self.coreset is None:
             row_bytes = points.shape[1] * points.element_size() + 16
-            self.coreset = StreamingCoreset(max(2, self.max_bytes // row_bytes), self.generator)
+            self.coreset = StreamingCoreset(max(2, self.max_bytes // row_bytes), self.generator, self.reduce_to)
         self.coreset.add(points, torch.stack([index.to(points.device), positions.to(points.device)], dim=1))
 
     def merge(self, ranks: "Ranks", device: torch.device) -> None:
@@ -166,7 +167,7 @@ class Stream(Accumulator):
             points, labels = (torch.cat(part) for part in zip(*([own.held()] if own else []), *pieces, strict=True))
             order = labels[:, 0].argsort(stable=True)
             own, pieces = None, [(points[order], labels[order])]
-        self.coreset = own or StreamingCoreset(room[0], self.generator)
+        self.coreset = own or StreamingCoreset(room[0], self.generator, self.reduce_to)
         for points, labels in pieces:
             self.coreset.add(points, labels)
         self.coreset.num_seen = sum(seen)

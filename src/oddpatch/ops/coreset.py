@@ -203,21 +203,29 @@ def density_subset(
 class StreamingCoreset:
     """k-center selection from a stream of points, of which at most `max_rows` are held at any time (merge and reduce).
 
-    Whenever the buffer is full, k-center greedy keeps half of it. What is kept depends on the sequence of rows only,
-    not on how they were batched: feed them in the order of the dataset for a result that does not depend on the loader
-    either. Another order gives another coreset, as valid. As long as nothing was dropped, `select` is exact. After that
-    the covering radius is larger than that of an exact selection: on real patches 1.1 to 1.3 times, with room for 2 to
-    8 times the coreset (that of random points is 1.6 to 2 times).
+    Whenever the buffer is full, k-center greedy keeps half of it, or another share. What is kept depends on the
+    sequence of rows only, not on how they were batched: feed them in the order of the dataset for a result that does
+    not depend on the loader either. Another order gives another coreset, as valid. As long as nothing was dropped,
+    `select` is exact. After that the covering radius is larger than that of an exact selection: on real patches 1.1 to
+    1.3 times, with room for 2 to 8 times the coreset (that of random points is 1.6 to 2 times).
 
     Args:
-        max_rows: most points held; after the first reduction at most half as many can be selected.
+        max_rows: most points held.
         generator: draws the first pick of each selection.
+        reduce_to: share that is kept, between 0 and 1. A smaller one takes less time, as there are fewer reductions
+            and each picks less, and leaves less to select from.
+
+    Attributes:
+        num_kept: points that a reduction keeps: the most that can be selected after the first.
     """
 
-    def __init__(self, max_rows: int, generator: torch.Generator) -> None:
+    def __init__(self, max_rows: int, generator: torch.Generator, reduce_to: float = 0.5) -> None:
+        if not 0 < reduce_to < 1:
+            raise ConfigError(f"reduce_to={reduce_to}: choose a share above 0 and below 1")
         if max_rows < 2:
             raise ConfigError(f"max_rows={max_rows}: choose at least 2, better 4 times the size of the coreset")
         self.max_rows = max_rows
+        self.num_kept = max(1, int(max_rows * reduce_to))
         self.generator = generator
         self.num_seen = 0
         self.num_held = 0
@@ -246,19 +254,18 @@ class StreamingCoreset:
     def select(self, count: int, progress: ProgressFn | None = None) -> tuple[Tensor, Tensor]:
         """The coreset of what was added: points (count, D) and their labels (count, C), in the order of picking."""
         points, labels = self.held()
-        if count > self.num_held or (self.num_held < self.num_seen and count > self.max_rows // 2):
+        if count > self.num_held or (self.num_held < self.num_seen and count > self.num_kept):
             raise ConfigError(
                 f"cannot select {count} points from the {self.num_held} held of {self.num_seen}: "
-                f"choose at most {self.max_rows // 2}, or raise max_rows={self.max_rows}"
+                f"choose at most {self.num_kept}, or raise max_rows={self.max_rows}"
             )
         picks = k_center_greedy(points, count, generator=self.generator, progress=progress)
         return points[picks], labels[picks]
 
     def _reduce(self) -> None:
         points, labels = self.held()
-        count = self.max_rows // 2
-        self._sketch = self._sketch or fit_sketch(points, count)
-        kept = k_center_greedy(points, count, generator=self.generator, sketch=self._sketch)
+        self._sketch = self._sketch or fit_sketch(points, self.num_kept)
+        kept = k_center_greedy(points, self.num_kept, generator=self.generator, sketch=self._sketch)
         points[: len(kept)], labels[: len(kept)] = points[kept], labels[kept]
         self.num_held = len(kept)
 
