@@ -70,7 +70,7 @@ PATCHCORE_1 = Method(
 PATCHCORE_10 = Method("PatchCore 10 %", ["model=patchcore"], 1.8)
 BOUNDED = Method(
     "bounded PatchCore, bank of 1,000",
-    ["model=patchcore", "model.coreset_size=1000", f"model.max_bank_memory={8 * 2**20}", "model.reduce_to=0.25"],
+    ["model=patchcore", "model.coreset_size=1000", f"model.max_bank_memory={8 * 2**20}", "model.reduce_to=0.125"],
     peer=Peer("mh_patchcore", TWO, {"memory_bank_size": 1000}, 1 / 12),
 )
 #: Of methods that have no peer: the threshold is not counted against the floor, and leaving images out takes long.

@@ -6,7 +6,6 @@ The filter is a triangle ("bilinear") or a cubic, as wide as the step where the 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -84,6 +83,8 @@ def resample(image: NDArray[Any], rows: Axis, columns: Axis, interpolation: str)
         cut = planes[:, rows.first : rows.last, columns.first : columns.last]
         resized = np.array(cut, np.float32, order="C")
     else:
+        import cv2  # slow to import
+
         down, across = _products(rows, interpolation), _products(columns, interpolation)
         flat = planes[:, down.used].transpose(1, 2, 0).reshape(-1, width * count)  # a view, of channels last
         flat = flat[:, across.used.start * count : across.used.stop * count]
