@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 
 from oddpatch.errors import ConfigError, DataError, NotFittedError
 from oddpatch.models.patchcore import PatchCore
+from oddpatch.models.state import Stream
 
 CHANNELS, STRIDES, SIZE = [5, 7], [8, 16], (64, 48)
 GRID = (8, 6)
@@ -295,7 +296,30 @@ def test_bounded_memory_says_when_it_has_no_room_for_the_coreset(caplog):
     assert len(detector.memory_bank) == 60
     assert len(fewer.memory_bank) == 30
     assert "leaves room for 60 patches, not 100" in caplog.text
-    assert "leaves room for 30 patches, not 100" in caplog.text
+    assert "leaves room for 30 patches, not 100: raise it, or model.reduce_to" in caplog.text
+
+
+class FirstOfTwo:
+    """Rank zero, which was given no image, and what the other holds."""
+
+    first = True
+
+    def __init__(self, points):
+        self.points = points
+
+    def exchange(self, own):
+        return [own, (len(self.points), len(self.points), len(self.points) // 2)]
+
+    def collect(self, own, device):
+        return iter([self.points, torch.arange(len(self.points))[:, None]])
+
+
+def test_what_ranks_bring_together_is_reduced_to_the_share_as_well():
+    stream: Any = Stream(1000, torch.Generator(), reduce_to=0.25)
+    ranks: Any = FirstOfTwo(torch.arange(80.0)[:, None])
+    stream.merge(ranks, torch.device("cpu"))
+    assert stream.coreset.num_held == 20  # the room of 40 was full at the 41st and the 71st
+    assert stream.coreset.num_seen == 80
 
 
 def test_bounded_memory_with_cosine_holds_unit_vectors():

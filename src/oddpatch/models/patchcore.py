@@ -230,7 +230,10 @@ class PatchCore(PatchDetector):
         wanted = self._count(stream.num_seen, count)
         held = stream.num_held if stream.num_held == stream.num_seen else stream.num_kept
         if wanted > held:
-            log.warning("max_bank_memory=%d leaves room for %d patches, not %d", self.max_bank_memory, held, wanted)
+            log.warning(
+                "max_bank_memory=%d leaves room for %d patches, not %d: raise it, or model.reduce_to",
+                self.max_bank_memory, held, wanted,
+            )  # fmt: skip
         return stream.select(min(wanted, held), progress)
 
     def _count(self, total: int, count: int | None) -> int:

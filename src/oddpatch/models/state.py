@@ -123,7 +123,7 @@ class Stream(Accumulator):
         reduce_to: share that is kept when there is no more room.
     """
 
-    def __init__(self, max_bytes: int, generator: torch.Generator, reduce_to: float = 0.5) -> None:
+    def __init__(self, max_bytes: int, generator: torch.Generator, reduce_to: float) -> None:
         self.max_bytes, self.generator, self.reduce_to = max_bytes, generator, reduce_to
         self.coreset: StreamingCoreset | None = None
         self._probed, self._bytes = 0, 0
