@@ -160,7 +160,10 @@ def require_close(found, expected, where=""):
             require_close(other, value, where)
     elif isinstance(expected, float):
         # Intervals of curves are read off at the edges of bins, which follow the scores.
-        assert found == pytest.approx(expected, rel=0.05 if ".confidence." in where else 1e-5, abs=1e-9), where
+        rel = 0.05 if ".confidence." in where else 1e-5
+        # Two pixels whose scores differ by rounding change places: 1 / (288 abnormal * 13,024 normal * 0.05) each.
+        atol = 3e-5 if ".au_pro" in where or ".pixel_" in where else 1e-9
+        assert found == pytest.approx(expected, rel=rel, abs=atol), where
     else:
         assert found == expected, where
 
