@@ -166,7 +166,7 @@ def test_a_batch_taken_in_parts_gives_the_same_maps(make, count, monkeypatch):
 def test_larger_images_are_taken_fewer_at_a_time(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     sizes = (112, 224, 448, 4000)
-    assert [base.images_at_once(size * size) for size in sizes] == [24, 6, 1, 1]
+    assert [base.images_at_once(size * size) for size in sizes] == [48, 12, 3, 1]
 
 
 def test_what_lies_behind_the_last_layer_is_gone():

@@ -3,6 +3,7 @@
 import copy
 import logging
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from oddpatch.backbones import engine
 from oddpatch.backbones.base import Backbone
 from oddpatch.backbones.efficientnet import EfficientNetBackbone
-from oddpatch.backbones.folding import fold
+from oddpatch.backbones.folding import _Activated, fold
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.backbones.torchvision import TorchvisionBackbone
 from oddpatch.types import FeatureInfo
@@ -134,6 +135,77 @@ def test_where_sides_are_even_no_pass_only_pads_but_that_of_the_first_convolutio
     expected, all_of_them = passes(backbone.forward)
     same(found, expected)
     assert (few, all_of_them) == (padded, 4)
+
+
+class Branching(Backbone):
+    """Four convolutions that a BatchNorm and an activation follow; `use` says what else becomes of these."""
+
+    def __init__(self, use=""):
+        super().__init__()
+        self.info, self.use = FeatureInfo([4], [1], layers=[0]), use
+        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+        self.acts = nn.ModuleList([nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()])
+        if use == "shared":
+            self.acts[1] = self.acts[0]
+        if use == "reflected":
+            self.convs[1].padding_mode = "reflect"
+        if use == "named":
+            self.convs[1].padding = "same"
+        self.freeze(channels_last=True)
+
+    def forward(self, images):
+        features = []
+        for conv, norm, act in zip(self.convs, self.norms, self.acts, strict=True):
+            inside = norm(conv(images))
+            images = act(inside)
+            if self.use == "added":
+                images = images + inside
+            if self.use == "feature":
+                features.append(inside)
+        return [*features, images]
+
+
+def activated(network):
+    return sum(isinstance(module, _Activated) for module in network.modules())
+
+
+@pytest.mark.parametrize(
+    ("use", "count"), [("", 4), ("shared", 2), ("reflected", 3), ("named", 3), ("added", 0), ("feature", 0)]
+)
+def test_activations_are_within_convolutions_where_nothing_else_sees_what_goes_into_them(use, count):
+    found, expected, folded = run(trained(Branching(use)))
+    same(found, expected)
+    assert (norms(folded), activated(folded)) == (0, count)
+
+
+@pytest.mark.parametrize(
+    ("make", "count"),
+    [
+        (lambda: TimmBackbone("tf_efficientnet_lite0", [1, 2, 3], "random"), 21),
+        (lambda: TimmBackbone("resnet18", [1, 2, 3], "random"), 7),  # those before an addition stay
+        (lambda: TimmBackbone("mobilenetv3_large_100", [1, 2, 3], "random"), 29),
+    ],
+)
+def test_networks_have_their_activations_within_convolutions(make, count, monkeypatch):
+    backbone = trained(make())
+    found, expected, folded = run(backbone)
+    same(found, expected)
+    assert activated(folded) == count
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())  # as in a torch without it
+    other, _, plain = run(copy.deepcopy(backbone))
+    assert activated(plain) == 0
+    same(other, found, 2e-6)
+
+
+@torch.no_grad()
+def test_where_activations_are_in_convolutions_autocast_and_single_images_get_what_they_would():
+    backbone = trained(Branching())
+    backbone(IMAGES)
+    same(backbone(IMAGES[:1]), [maps[:1] for maps in backbone.forward(IMAGES)])
+    with torch.autocast("cpu", torch.bfloat16):
+        same(backbone(IMAGES), backbone.forward(IMAGES), 0.02)
+        assert backbone(IMAGES)[0].dtype == torch.bfloat16
 
 
 def test_networks_without_batch_norm_are_run_as_they_are():
