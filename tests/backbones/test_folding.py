@@ -143,15 +143,16 @@ class Branching(Backbone):
     def __init__(self, use=""):
         super().__init__()
         self.info, self.use = FeatureInfo([4], [1], layers=[0]), use
-        self.convs = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(4))
+        convs = [nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(4)]
+        if use == "reflected":
+            convs[1].padding_mode = "reflect"
+        if use == "named":
+            convs[1].padding = "same"
+        self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
         self.acts = nn.ModuleList([nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()])
         if use == "shared":
             self.acts[1] = self.acts[0]
-        if use == "reflected":
-            self.convs[1].padding_mode = "reflect"
-        if use == "named":
-            self.convs[1].padding = "same"
         self.freeze(channels_last=True)
 
     def forward(self, images):

@@ -12,7 +12,8 @@ from oddpatch.ops.precision import float32_products
 from oddpatch.types import FeatureInfo
 
 #: Pixels that each thread of a CPU takes at once. Larger tensors leave the caches, and from 32 MiB on glibc asks the
-#: kernel for each of them again: a batch of 32 then takes up to three times as long as in parts, and more memory.
+#: kernel for each of them again: a batch of 32 then takes up to three times as long as in parts, and more memory. Of
+#: fewer, laying out weights for oneDNN at each call takes its share.
 PIXELS_PER_THREAD = 4 * 224 * 224
 
 
