@@ -173,7 +173,7 @@ def test_a_threshold_from_left_out_images_keeps_its_rate(method, dim, count):
     alarms: dict[int, list[Any]] = {1: [], 2: []}
     mixing = np.diag(np.linspace(0.2, 3, dim))
     for _ in range(200):
-        draw = torch.from_numpy(rng.standard_normal((count + 100, dim)) @ mixing).float()[:, :, None, None]
+        draw = torch.from_numpy(rng.standard_normal((count + 30, dim)) @ mixing).float()[:, :, None, None]
         detector = DIRECT[method](dim)
         detector.expect_left_out()
         detector.update([draw[:count]], torch.arange(count))
