@@ -13,7 +13,7 @@ from torch import nn
 from oddpatch.backbones import engine
 from oddpatch.backbones.base import Backbone
 from oddpatch.backbones.efficientnet import EfficientNetBackbone
-from oddpatch.backbones.folding import _Activated, fold
+from oddpatch.backbones.folding import ActivatedConv2d, fold
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.backbones.torchvision import TorchvisionBackbone
 from oddpatch.types import FeatureInfo
@@ -168,7 +168,7 @@ class Branching(Backbone):
 
 
 def activated(network):
-    return sum(isinstance(module, _Activated) for module in network.modules())
+    return sum(isinstance(module, ActivatedConv2d) for module in network.modules())
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def _with_activations(network: "Backbone", activations: dict[Any, Any]) -> "Back
             and not isinstance(convolution.padding, str)
             and convolution.weight.dtype == torch.float32
         ):
-            activated.set_submodule(names[convolution], _Activated(convolution, activation))
+            activated.set_submodule(names[convolution], ActivatedConv2d(convolution, activation))
             activated.set_submodule(names[activation], nn.Identity())
     return activated
 
@@ -172,7 +172,7 @@ class _PaddingInKernel(nn.Module):
         return F.conv2d(maps, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
-class _Activated(nn.Module):
+class ActivatedConv2d(nn.Module):
     """A convolution and the activation after it, whose pass over memory is saved."""
 
     def __init__(self, convolution: nn.Conv2d | _PaddingInKernel, activation: nn.Module) -> None:
