@@ -200,6 +200,12 @@ def test_networks_have_their_activations_within_convolutions(make, count, monkey
 
 
 @torch.no_grad()
+def test_in_float64_activations_stay_where_they_are():
+    backbone = trained(TimmBackbone("tf_efficientnet_lite0", [1, 2, 3], "random")).double()
+    same(backbone(IMAGES.double()), backbone.forward(IMAGES.double()))
+
+
+@torch.no_grad()
 def test_where_activations_are_in_convolutions_autocast_and_single_images_get_what_they_would():
     backbone = trained(Branching())
     backbone(IMAGES)

@@ -84,17 +84,17 @@ def _change(features: list[Tensor], expected: list[Tensor]) -> float:
 def _with_activations(network: "Backbone", activations: dict[Any, Any]) -> "Backbone":
     """A copy in which convolutions put out what the activation after them would, where oneDNN can do that."""
     # Inductor's operator. It is private to torch, so that it may go: then activations stay where they are.
-    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return network
     activated = _copy(network)
     names = {module: name for name, module in network.named_modules()}
     for activation, convolution in activations.items():
-        if isinstance(convolution, _PaddingInKernel) or (
+        plain = (
             type(convolution) is nn.Conv2d
             and convolution.padding_mode == "zeros"
             and not isinstance(convolution.padding, str)
-            and convolution.weight.dtype == torch.float32
-        ):
+        )
+        if convolution.weight.dtype == torch.float32 and (plain or isinstance(convolution, _PaddingInKernel)):
             activated.set_submodule(names[convolution], ActivatedConv2d(convolution, activation))
             activated.set_submodule(names[activation], nn.Identity())
     return activated
