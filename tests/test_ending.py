@@ -88,7 +88,7 @@ def until(process, text):
 def end(process, how):
     """Send a signal; exit code and the rest of what is printed."""
     process.send_signal(how)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=300)
     return process.returncode, told
 
 
@@ -172,7 +172,7 @@ with ending.ending_when_told(print):
 
 def test_a_data_loader_that_hands_over_a_tensor_to_an_ended_process_says_nothing():
     process = start([sys.executable, "-c", HANDING_OVER])
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=300)
     assert (process.returncode, told) == (0, "")
 
 
@@ -301,7 +301,7 @@ def test_termination_of_a_run_ends_its_ranks(tiles, tmp_path):
     assert "Traceback" not in told
     assert told.count("terminated") == 1
     nothing_half_written(tmp_path)
-    gone, alive = psutil.wait_procs(ranks, timeout=30)
+    gone, alive = psutil.wait_procs(ranks, timeout=120)
     assert gone
     assert not alive
 

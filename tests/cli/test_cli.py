@@ -94,5 +94,5 @@ def test_signals_end_a_command_with_one_word(how, code, word):
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(how)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert (process.returncode, told) == (code, f"{word}\n")

@@ -288,7 +288,7 @@ def test_a_prediction_that_is_ended_leaves_whole_lines_and_files(finished, tmp_p
     )  # fmt: skip
     first = present(process.stdout).readline()
     process.send_signal(how)
-    rest, told = process.communicate(timeout=60)
+    rest, told = process.communicate(timeout=300)
     assert process.returncode == code
     assert told == {143: "terminated\n", 130: "interrupted\n"}[code]
     records = [json.loads(line) for line in (first + rest).splitlines()]
@@ -405,7 +405,7 @@ def test_results_are_valid_however_a_prediction_ends(finished, tmp_path, predict
     while len(list((tmp_path / "maps").glob("*"))) < 60 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(how)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how], told
     done = predict(*arguments[1:], "--resume")
     assert done.returncode == 0, done.stderr

@@ -239,7 +239,7 @@ def test_asked_to_end_it_ends_in_order(finished, tmp_path, which):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert json.loads(present(process.stdout).readline())["source"] == camera.address
         process.send_signal(which)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert all(map(json.loads, output.splitlines()))
     counts = re.search(
