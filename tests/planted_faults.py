@@ -135,6 +135,15 @@ FAULTS = [
         "return super().train(False)", "return super().train(mode)", "backbones/test_backbones.py -k drift",
     ),
     Fault(
+        "an activation is taken into a convolution whose output goes elsewhere too", "backbones/folding.py",
+        "return activated if _change(features, expected) <= TOLERANCE else folded", "return activated",
+        "backbones/test_folding.py -k nothing_else_sees",
+    ),
+    Fault(
+        "ReLU6 without its upper limit", "backbones/folding.py",
+        '("hardtanh", [0.0, 6.0])', '("relu", [])', "backbones/test_folding.py -k within_convolutions",
+    ),
+    Fault(
         "the last images of a batch taken in parts left out", "backbones/base.py",
         "for start in range(0, len(images), step):", "for start in range(0, len(images) - step + 1, step):",
         "backbones/test_backbones.py -k in_parts",
