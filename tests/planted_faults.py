@@ -136,7 +136,7 @@ FAULTS = [
     ),
     Fault(
         "an activation is taken into a convolution whose output goes elsewhere too", "backbones/folding.py",
-        "return activated if _change(features, expected) <= TOLERANCE else folded", "return activated",
+        "return folded\n        return activated", "return activated\n        return activated",
         "backbones/test_folding.py -k nothing_else_sees",
     ),
     Fault(

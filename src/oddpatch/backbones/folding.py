@@ -67,7 +67,11 @@ def fold(backbone: "Backbone", image_size: tuple[int, int]) -> "Backbone | None"
             return None
         activated = _with_activations(folded, activations)
         features = [maps[:1] for maps in activated.forward(torch.cat([image, image]))]
-        return activated if _change(features, expected) <= TOLERANCE else folded
+        change = _change(features, expected)
+        if not change <= TOLERANCE:
+            log.info("activations are not folded into convolutions: that would change features by %.1e", change)
+            return folded
+        return activated
 
 
 def _copy(network: "Backbone") -> "Backbone":
@@ -94,7 +98,8 @@ def _with_activations(network: "Backbone", activations: dict[Any, Any]) -> "Back
             and convolution.padding_mode == "zeros"
             and not isinstance(convolution.padding, str)
         )
-        if convolution.weight.dtype == torch.float32 and (plain or isinstance(convolution, _PaddingInKernel)):
+        known = type(activation) in ACTIVATIONS and convolution.weight.dtype == torch.float32  # a subclass may differ
+        if known and (plain or isinstance(convolution, _PaddingInKernel)):
             activated.set_submodule(names[convolution], ActivatedConv2d(convolution, activation))
             activated.set_submodule(names[activation], nn.Identity())
     return activated
