@@ -46,14 +46,6 @@ def make_status(**changes):
     return Status(**{**standing, **changes})
 
 
-def wait_until(true, seconds=20.0):
-    """Wait for something that happens soon."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
 class Receiver:
     """An HTTP server that keeps what it was sent, and answers as it is told.
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conftest import program
+from patience import PATIENCE
 
 #: Starts a program that looks for its pipe at the descriptors 3 and 4.
 PLACE = """
@@ -88,9 +89,9 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, expression, seconds=20.0):
+    def wait(self, expression):
         """Wait until an expression is true."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not self.see(expression):
             assert time.monotonic() < end, (expression, self.see("document.body.innerText"))
             time.sleep(0.05)

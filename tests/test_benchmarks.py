@@ -13,6 +13,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
+from patience import PATIENCE
+
 import equality
 import guard
 from common import BenchmarkError, Used, alternate, compare, run, slope
@@ -114,7 +116,7 @@ def test_a_signal_keeps_the_rows_so_far_and_leaves_no_process(checkout, sent):
     started = psutil.Process(int(waiting.read_text()))
     process.send_signal(sent)
     failed = process.communicate()[1]
-    psutil.wait_procs([started], timeout=60)
+    psutil.wait_procs([started], timeout=PATIENCE)
     assert not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
     assert process.returncode == 1
     assert failed == "stopped; the rows so far are in benchmarks/RESULTS.md\n"

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import ROOT
+from patience import PATIENCE, wait_until
 
 SCRIPT = """
 import os, sys, time, tempfile
@@ -88,7 +88,7 @@ def until(process, text):
 def end(process, how):
     """Send a signal; exit code and the rest of what is printed."""
     process.send_signal(how)
-    told, _ = process.communicate(timeout=300)
+    told, _ = process.communicate(timeout=PATIENCE)
     return process.returncode, told
 
 
@@ -172,7 +172,7 @@ with ending.ending_when_told(print):
 
 def test_a_data_loader_that_hands_over_a_tensor_to_an_ended_process_says_nothing():
     process = start([sys.executable, "-c", HANDING_OVER])
-    told, _ = process.communicate(timeout=300)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, told) == (0, "")
 
 
@@ -222,7 +222,7 @@ def waiting(where, swallow=False, seconds=600):
     return f"+callbacks.wait={{_target_: waiting.Wait, {settings}}}"
 
 
-def left_running(process, patience=5):
+def left_running(process, patience=60):
     """Processes of the session that a test has started, but for those that end within `patience` seconds.
 
     A helper of multiprocessing ends when it notices that its parent has: a moment after it.
@@ -269,7 +269,7 @@ def test_a_run_and_a_sweep_come_to_their_end_though_nobody_reads(tiles, tmp_path
         process = train(tiles, tmp_path, "data.num_workers=0", *flags)
         process.stdout.readline()
         process.stdout.close()  # of stdout and stderr
-        assert process.wait(300) == 0
+        assert process.wait(PATIENCE) == 0
     assert len(list(tmp_path.rglob("metrics.json"))) == 2
     for log in tmp_path.rglob("train.log"):
         assert "Broken" not in log.read_text()
@@ -301,7 +301,7 @@ def test_termination_of_a_run_ends_its_ranks(tiles, tmp_path):
     assert "Traceback" not in told
     assert told.count("terminated") == 1
     nothing_half_written(tmp_path)
-    gone, alive = psutil.wait_procs(ranks, timeout=120)
+    gone, alive = psutil.wait_procs(ranks, timeout=PATIENCE)
     assert gone
     assert not alive
 
@@ -313,7 +313,7 @@ def test_a_data_loader_that_is_killed_ends_the_run_in_one_line(tiles, tmp_path):
     until(process, "waiting in fit")
     loader = psutil.Process(process.pid).children()[0]
     loader.kill()
-    told, _ = process.communicate(timeout=100)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     (line,) = [line for line in told.splitlines() if "was killed" in line]
     assert "a process that prepares images was killed (DataLoader worker" in line
@@ -329,7 +329,7 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tiles, tmp_path
     until(first, "waiting in fit")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     second = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", "seed=1")
-    told, _ = second.communicate(timeout=100)
+    told, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 1
     assert told.count("\n") == 1
     assert f"{tmp_path}/run: process {first.pid} on " in told
@@ -338,7 +338,7 @@ def test_a_second_run_in_a_folder_is_refused_and_changes_nothing(tiles, tmp_path
     first.kill()
     first.communicate()
     third = train(tiles, tmp_path, f"hydra.run.dir={tmp_path}/run", "data.num_workers=0")  # a killed run holds nothing
-    told, _ = third.communicate(timeout=100)
+    told, _ = third.communicate(timeout=PATIENCE)
     assert third.returncode == 0, told
 
 
@@ -350,18 +350,13 @@ def test_rendering_that_is_ended_leaves_no_process_and_the_next_one_no_draft(tmp
                       *arguments], start_new_session=True)  # fmt: skip
 
     process = render("--train", "2000", "--size", "320", "--workers", "2")
-    while not list(tmp_path.rglob("*.png")):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
+    wait_until(lambda: list(tmp_path.rglob("*.png")), process)
     returned, told = end(process, how)
     assert returned == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how]
     assert "Traceback" not in told
     assert bool(list(tmp_path.iterdir())) == (how == signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while left_running(process):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not left_running(process))
     again = render("--train", "1", "--test-good", "1", "--test-per-defect", "0", "--size", "96")
-    told, _ = again.communicate(timeout=100)
+    told, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, told
     assert [path.name for path in tmp_path.iterdir()] == ["board"]

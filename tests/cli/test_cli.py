@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 COMMANDS = """
 import sys, time
@@ -94,5 +95,5 @@ def test_signals_end_a_command_with_one_word(how, code, word):
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(how)
-    _, told = process.communicate(timeout=300)
+    _, told = process.communicate(timeout=PATIENCE)
     assert (process.returncode, told) == (code, f"{word}\n")

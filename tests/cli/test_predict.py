@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import tifffile
 from conftest import ROOT, make_dataset, make_read_only
 from narrowing import present
+from patience import PATIENCE, wait_until
 from PIL import Image
 from test_pipeline import run, tiny
 from videos import write_video
@@ -288,7 +288,7 @@ def test_a_prediction_that_is_ended_leaves_whole_lines_and_files(finished, tmp_p
     )  # fmt: skip
     first = present(process.stdout).readline()
     process.send_signal(how)
-    rest, told = process.communicate(timeout=300)
+    rest, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == code
     assert told == {143: "terminated\n", 130: "interrupted\n"}[code]
     records = [json.loads(line) for line in (first + rest).splitlines()]
@@ -401,11 +401,9 @@ def test_results_are_valid_however_a_prediction_ends(finished, tmp_path, predict
     process = subprocess.Popen(
         [sys.executable, "-m", "oddpatch.cli.main", *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
-    deadline = time.monotonic() + 300
-    while len(list((tmp_path / "maps").glob("*"))) < 60 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(list((tmp_path / "maps").glob("*"))) >= 60, process)
     process.send_signal(how)
-    _, told = process.communicate(timeout=300)
+    _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[how], told
     done = predict(*arguments[1:], "--resume")
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import pytest
 from alarms import receiving
 from conftest import ROOT, make_dataset
 from narrowing import present
+from patience import PATIENCE
 from PIL import Image
 from test_pipeline import run, tiny
 from test_predict import Done
@@ -239,7 +240,7 @@ def test_asked_to_end_it_ends_in_order(finished, tmp_path, which):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         assert json.loads(present(process.stdout).readline())["source"] == camera.address
         process.send_signal(which)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert all(map(json.loads, output.splitlines()))
     counts = re.search(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import make_dataset, restore_tiny_backbone, use_tiny_backbone
 from narrowing import present
+from patience import PATIENCE
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -51,7 +52,7 @@ def real_page(tmp_path, monkeypatch):
         setting = sessions.Setting(tmp_path / "sessions", Boards(str(tmp_path / "cache"), 6, 2, 1), run and str(run))
         setting.folder.mkdir(exist_ok=True)
         monkeypatch.setattr(server, "setting", setting, raising=False)
-        return testing.AppTest.from_file(str(APP), default_timeout=60).run()
+        return testing.AppTest.from_file(str(APP), default_timeout=PATIENCE).run()
 
     opens: Any = open_page
     opens.folder = tmp_path / "sessions"

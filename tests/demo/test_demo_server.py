@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import pytest
 from finished_runs import write_run
 from narrowing import present
+from patience import PATIENCE
 
 from oddpatch.demo import server, sessions
 from oddpatch.errors import CheckpointError, ConfigError, installing
@@ -76,14 +77,14 @@ def served(tmp_path_factory):
         time.sleep(0.1)
     yield port, folder, said
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(PATIENCE) == 130
     reader.join()
     assert not [path for path in folder.iterdir() if path.name.startswith("oddpatch-demo")]
     assert not any("Traceback" in line for line in said), said
 
 
 def answer(port, method, path, body=b"", **headers):
-    connection = http.client.HTTPConnection(server.HOST, port, timeout=20)
+    connection = http.client.HTTPConnection(server.HOST, port, timeout=PATIENCE)
     connection.request(method, path, body, headers)
     reply = connection.getresponse()
     return reply.status, reply.read()

@@ -9,21 +9,15 @@ from pathlib import Path
 import psutil
 import pytest
 from narrowing import present
+from patience import PATIENCE, wait_until
 
 from oddpatch.demo.worker import Fit
-
-
-def wait(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
 def test_an_error_that_the_user_can_correct_is_one_line(tiles, tmp_path):
     fit = Fit(tiles / "tile/train/good", {"model": "padym"}, tmp_path / "run")
-    wait(lambda: not fit.running)
+    wait_until(lambda: not fit.running)
     assert "padym" in (fit.error or "")
     assert "\n" not in (fit.error or "")
 
@@ -38,7 +32,7 @@ def test_a_fit_that_is_ended_leaves_no_process(tiles, tmp_path, last):
         assert fit.error == "it was ended"
     else:
         process.kill()
-        wait(lambda: not fit.running)
+        wait_until(lambda: not fit.running)
         assert "is there enough memory?" in (fit.error or "")
     assert not fit.running
     assert not process.is_running()
@@ -58,11 +52,11 @@ time.sleep(600)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(present(parent.stdout).readline()))
-    wait(lambda: (tmp_path / "boards").exists())
+    wait_until(lambda: (tmp_path / "boards").exists())
     parent.kill()
     parent.wait()
     present(parent.stdout).close()
-    child.wait(20)
+    child.wait(PATIENCE)
     assert not child.is_running()
 
 

@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import make_dataset
+from patience import PATIENCE, wait_until
 from test_pipeline import run, tiny
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def start(root, results, *arguments):
 
 
 def finish(process):
-    _, told = process.communicate(timeout=400)
+    _, told = process.communicate(timeout=PATIENCE)
     return process.returncode, told
 
 
@@ -54,9 +54,7 @@ def test_two_nodes_give_what_one_process_gives_also_if_one_is_killed(finished, t
     node = ray_cluster.add_node(num_cpus=1)
     address = ("--ray", ray_cluster.address, "--save", "map", "--out", tmp_path / "maps")
     process = start(finished, tmp_path / "ray.parquet", *address)
-    deadline = time.monotonic() + 300
-    while len(list((tmp_path / "maps").rglob("*.tiff"))) < 8 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: len(list((tmp_path / "maps").rglob("*.tiff"))) >= 8, process)
     ray_cluster.remove_node(node, allow_graceful=False)
     code, told = finish(process)
     assert code == 2, told

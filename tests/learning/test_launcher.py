@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from omegaconf import OmegaConf
+from patience import PATIENCE, wait_until
 
 from oddpatch.errors import ConfigError
 from oddpatch.learning.launcher import RankError, num_ranks, result_of
@@ -71,10 +72,10 @@ def command(script, *overrides):
 
 
 def run(script, *overrides):
-    return subprocess.run(command(script, *overrides), capture_output=True, text=True, check=False, timeout=600)
+    return subprocess.run(command(script, *overrides), capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
-def left_running(folder: Path, seconds=5.0):
+def left_running(folder: Path, seconds=60.0):
     """Ranks and their helpers that are still there; they get a moment to go."""
     pids = [int(pid) for path in folder.glob("*.pids") for pid in path.read_text().split()]
     assert len(pids) >= 4
@@ -151,12 +152,9 @@ def test_a_sweep_goes_on_after_a_killed_rank(script):
 )
 def test_ranks_end_with_the_process_that_the_user_started(script, how):
     process = subprocess.Popen(command(script, "what=wait"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len([p for p in script.parent.glob("*.pids") if p.read_text()]) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len([p for p in script.parent.glob("*.pids") if p.read_text()]) == 2, process)
     process.send_signal(how)
-    assert process.wait(timeout=90) != 0
+    assert process.wait(timeout=PATIENCE) != 0
     assert not left_running(script.parent)
 
 
@@ -213,7 +211,7 @@ def test_more_processes_than_memory_holds_are_refused(script):
 def test_inside_a_rank_nothing_is_launched_again(script, monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"})
     done = subprocess.run(
-        command(script), capture_output=True, text=True, check=True, timeout=600, env=dict(os.environ)
+        command(script), capture_output=True, text=True, check=True, timeout=PATIENCE, env=dict(os.environ)
     )
     assert done.stdout.count("printed by 0") == 1
     assert not (script.parent / "1-fine.pids").exists()

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from unittest import mock
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch.multiprocessing as mp
 from conftest import CONFIGS, ROOT, TinyBackbone, make_dataset
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from narrowing import present
+from patience import PATIENCE, wait_until
 from PIL import Image
 
 from oddpatch import pipeline
@@ -198,17 +197,14 @@ def test_train_py_ends_when_a_rank_is_killed(data, tmp_path):
     process = subprocess.Popen(
         command(data, f"hydra.run.dir={tmp_path}/run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    ranks_of, deadline = psutil.Process(process.pid).children, time.monotonic() + 120
-    while not list((tmp_path / "run").glob("csv")):  # the Trainer is there, and both ranks have met
-        assert time.monotonic() < deadline
-        assert process.poll() is None, present(process.stdout).read()
-        time.sleep(0.02)
+    ranks_of = psutil.Process(process.pid).children
+    wait_until((tmp_path / "run/csv").exists, process)  # the Trainer is there, and both ranks have met
     family = ranks_of(recursive=True)
     victim = next(rank for rank in ranks_of() if rank.environ()["RANK"] == "1")
     victim.kill()
-    told, _ = process.communicate(timeout=600)  # or it hangs
+    told, _ = process.communicate(timeout=PATIENCE)  # or it hangs
     assert process.returncode == 1
     assert "rank 1 of 2 was killed by SIGKILL" in told
     assert "Traceback" not in told
-    _, alive = psutil.wait_procs(family, timeout=120)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE)
     assert not alive

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import make_dataset, use_tiny_backbone
 from finished_runs import make_result
+from patience import PATIENCE
 from PIL import Image
 from rich.console import Console
 from test_pipeline import run, tiny, tiny_backbone  # noqa: F401
@@ -68,7 +69,7 @@ def test_the_slider_counts_what_a_threshold_finds(report, tmp_path):
     done = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile", "--dump-dom",
          f"file://{report}/report.html"],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=PATIENCE,
     )  # fmt: skip
     above = [sum(row["label"] == label and float(row["score"]) > threshold for row in rows) for label in "01"]
     there = [sum(row["label"] == label for row in rows) for label in "01"]
@@ -85,7 +86,7 @@ def test_a_browser_opens_it_without_a_complaint(report, tmp_path):
     done = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=500,900",
          f"--user-data-dir={tmp_path}/profile", f"--screenshot={tmp_path}/page.png", f"file://{report}/report.html"],
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True, timeout=PATIENCE,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr
     assert np.array(Image.open(tmp_path / "page.png").convert("L")).std() > 5

@@ -16,7 +16,7 @@ class Hold(L.Callback):
 
     def on_train_start(self, trainer, pl_module) -> None:
         self.here.with_name(f"{self.here.name}.{os.getpid()}").touch()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600  # no job of a test that was killed stays
         while not self.until.exists() and time.monotonic() < deadline:
             time.sleep(0.05)
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from conftest import ROOT, make_dataset
 from fakes import Fake
 from hydra.core.utils import JobStatus
 from narrowing import present
+from patience import PATIENCE, wait_until
 from sweeping import TINY, statuses, table
 
 from oddpatch.sweep.record import Record
@@ -53,15 +53,8 @@ def _start(folder, *overrides, **environment):
 
 
 def finish(process):
-    told, _ = process.communicate(timeout=400)
+    told, _ = process.communicate(timeout=PATIENCE)
     return process.returncode, told
-
-
-def wait_for(condition, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it has not come to be"
-        time.sleep(0.1)
 
 
 def hold(folder):
@@ -100,7 +93,7 @@ def test_a_sweep_that_is_ended_leaves_nothing_half_done_and_goes_on(start, data,
     sweep = (tmp_path, *data, hold(tmp_path), "seed=0,1")
     for times, signum in enumerate((signal.SIGINT, signal.SIGKILL), start=1):
         process = start(*sweep)
-        wait_for(lambda times=times: len(list(tmp_path.glob("here.*"))) == times)
+        wait_until(lambda times=times: len(list(tmp_path.glob("here.*"))) == times)
         # Ctrl-C reaches all processes of a terminal; the other comes as a surprise to one.
         os.killpg(process.pid, signum) if signum == signal.SIGINT else os.kill(process.pid, signum)
         assert finish(process)[0] == (130 if signum == signal.SIGINT else -9)
@@ -150,10 +143,10 @@ def test_a_ray_cluster_that_loses_a_node_loses_no_job(start, data, tmp_path, ray
         tmp_path, *data, "sweep=ray", f"hydra.launcher.address={ray_cluster.address}", "hydra.launcher.num_cpus=1",
         hold(tmp_path), "model.num_features=10,6000", "seed=0,1,2,3",
     )  # fmt: skip
-    wait_for(lambda: len(list(tmp_path.glob("here.*"))) == 2)  # one on each node
+    wait_until(lambda: len(list(tmp_path.glob("here.*"))) == 2)  # one on each node
     ray_cluster.remove_node(node, allow_graceful=False)
     held = [int(path.suffix[1:]) for path in tmp_path.glob("here.*")]
-    wait_for(lambda: not all(is_alive(pid) for pid in held))  # else the lost job could still end well
+    wait_until(lambda: not all(is_alive(pid) for pid in held))  # else the lost job could still end well
     (tmp_path / "go").touch()
     code, told = finish(process)
     assert code == 1, told
@@ -175,7 +168,7 @@ def test_a_ray_cluster_that_ends_is_said_at_once(start, data, tmp_path, ray_clus
         tmp_path, *data, "sweep=ray", f"hydra.launcher.address={ray_cluster.address}", "hydra.launcher.num_cpus=1",
         hold(tmp_path), "seed=0,1",
     )  # fmt: skip
-    wait_for(lambda: list(tmp_path.glob("here.*")))
+    wait_until(lambda: list(tmp_path.glob("here.*")))
     address = ray_cluster.address
     ray_cluster.shutdown()
     code, told = finish(process)

@@ -4,11 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from narrowing import present
+from patience import PATIENCE, wait_until
 
 from oddpatch.errors import ConfigError
 from oddpatch.locking import held_by, job_lock
@@ -93,9 +93,7 @@ def test_a_job_ends_with_the_sweep_and_holds_its_lock_until_then(tmp_path):
     main.write_text(sweep)
     told = (tmp_path / "stderr").open("w")
     started = subprocess.Popen([sys.executable, main, str(tmp_path)], stderr=told)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until((tmp_path / "pid").exists)
     os.kill(started.pid, signal.SIGKILL)
     started.wait()
     assert present(held_by(tmp_path)).pid == int((tmp_path / "pid").read_text())  # the job, which tidies up
@@ -124,10 +122,8 @@ def test_ctrl_c_while_the_server_imports_is_one_line(tmp_path, kill):
         [sys.executable, "sweep.py"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
         env=environment, start_new_session=True,
     )  # fmt: skip
-    while not (tmp_path / "importing").exists():
-        assert started.poll() is None, started.communicate()[0]
-        time.sleep(0.05)
+    wait_until((tmp_path / "importing").exists, started)
     kill(started.pid, signal.SIGINT)
-    told, _ = started.communicate(timeout=60)  # until the server has gone, too
+    told, _ = started.communicate(timeout=PATIENCE)  # until the server has gone, too
     assert (started.returncode, told) == (130, "interrupted\n")
     assert not (tmp_path / "ran").exists()

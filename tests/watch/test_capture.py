@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from narrowing import pixels, present
+from patience import wait_until
 from scoring import green_detector
 from videos import MotionJpeg, motion_jpeg, number_of, numbered, write_video
 
@@ -32,13 +33,6 @@ def soon(monkeypatch):
     """Connections are tried again at once, and silence is noticed sooner."""
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(sources, "SILENCE", 0.5)
-
-
-def wait_until(true, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
 
 
 class Scripted:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from narrowing import stand_in
+from patience import wait_until
 from PIL import Image
 
 from oddpatch.data.decoding import read_pixels
@@ -49,10 +50,7 @@ def watching(path, **settings):
     """A capture that has begun: what falls from now on is seen."""
     with Capture(str(path), **settings) as frames:
         folder: Any = frames.source
-        end = time.monotonic() + 30
-        while not folder.ready:
-            assert time.monotonic() < end
-            time.sleep(0.005)
+        wait_until(lambda: folder.ready)
         yield frames
 
 
@@ -160,9 +158,7 @@ def test_renamed_moved_and_rewritten_files(tmp_path):
 def test_a_file_that_is_gone_before_it_was_read_is_told(tmp_path):
     with watching(tmp_path) as frames:
         write(tmp_path / "gone.png")
-        end = time.monotonic() + 20
-        while not frames.source.falling:
-            assert time.monotonic() < end
+        wait_until(lambda: frames.source.falling)
         (tmp_path / "gone.png").unlink()
         assert str(frames.take().frame.image) == f"{tmp_path / 'gone.png'}: was removed before it was read"
 
@@ -176,10 +172,7 @@ def test_folders_that_are_moved_in_and_a_folder_that_comes_back(tmp_path):
         (tmp_path / "batch").rename(line / "batch")
         assert sorted(names(frames, 3)) == ["0.png", "1.png", "2.png"]
         line.rename(tmp_path / "away")
-        end = time.monotonic() + 30
-        while frames.connection.state != "connecting":
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(lambda: frames.connection.state == "connecting")
         assert frames.connection.error == "the folder is gone"
         line.mkdir()
         write(line / "new.png")

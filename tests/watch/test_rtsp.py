@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from narrowing import present
+from patience import PATIENCE
 from test_capture import total, wait_until
 from videos import number_of, numbered, write_video
 
@@ -280,7 +281,7 @@ def test_no_secret_on_the_command_line_or_in_what_is_said(serve, videos, monkeyp
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     first = present(process.stdout).readline()
     seen = Path(f"/proc/{process.pid}/cmdline").read_bytes().decode()
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert re.fullmatch(re.escape(address) + r"#\d{6}\n", first)
     assert "the stream ended" in errors  # it was connected again

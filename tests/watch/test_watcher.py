@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 from narrowing import present
+from patience import wait_until
 from scoring import green_detector
-from test_capture import Scripted, picture, wait_until
+from test_capture import Scripted, picture
 
 from oddpatch.data.decoding import to_uint8
 from oddpatch.drift.monitor import DriftMonitor

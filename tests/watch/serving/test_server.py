@@ -12,7 +12,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from alarms import START, make_event, make_status, wait_until
+from alarms import START, make_event, make_status
+from patience import wait_until
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -340,8 +341,8 @@ def test_clients_are_bounded_and_the_silent_are_ended(start, monkeypatch):
     port = int(running.url.rstrip("/").rpartition(":")[2])
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
     silent[0].sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")  # and never ends
-    wait_until(lambda: running.get("/healthz")[0] == 503, 5)
-    wait_until(lambda: running.get("/healthz")[0] == 200, 10)
+    wait_until(lambda: running.get("/healthz")[0] == 503)
+    wait_until(lambda: running.get("/healthz")[0] == 200)
     for connection in silent:
         connection.settimeout(5)
         assert connection.recv(1000) == b""

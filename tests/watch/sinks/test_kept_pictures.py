@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alarms import make_event, wait_until
+from alarms import make_event
 from conftest import ROOT
 from narrowing import present
+from patience import wait_until
 from PIL import Image
 
 from oddpatch.errors import ConfigError, ResourceError

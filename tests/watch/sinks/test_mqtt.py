@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from alarms import make_event, wait_until
+from alarms import make_event
 from conftest import ROOT, program
 from narrowing import present, stand_in
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
+from patience import wait_until
 
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Verdict

@@ -12,8 +12,9 @@ from email.utils import formatdate
 import alarms
 import psutil
 import pytest
-from alarms import Receiver, make_event, receiving, wait_until
+from alarms import Receiver, make_event, receiving
 from conftest import ROOT
+from patience import wait_until
 
 from oddpatch.errors import ConfigError
 from oddpatch.watch.events import Verdict
