@@ -6,7 +6,7 @@ for in them; and of the normal pixels only those that reach the lowest defect sc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from oddpatch.metrics.arrays import (
 )
 from oddpatch.metrics.curves import Points, rate_curve, recall_precision_curve
 from oddpatch.metrics.ranking import Ranking, in_threads
-from oddpatch.metrics.regions import find_regions
+from oddpatch.metrics.regions import Regions, find_regions
 from oddpatch.types import IGNORE
 from oddpatch.wording import counted
 
@@ -52,17 +52,23 @@ class PixelRanking:
 
     ranking: Ranking
     region_share: NDArray[np.float64]  # (T,) by how much PRO rises at each distinct defect score; sums to 1
+    regions: Regions  # of the P defect pixels
+    defect_scores: Floats  # (P,) in the order of the pixels
+    _known: dict[tuple[float, ...], PixelResult] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def metrics(self, fpr_limits: Sequence[float] = (0.3,)) -> PixelResult:
         """All pixel metrics; ConfigError for a limit outside (0, 1]."""
-        f1, threshold = self.ranking.f1_max()
-        return PixelResult(
-            auroc=self.ranking.auroc(),
-            ap=self.ranking.average_precision(),
-            f1_max=f1,
-            f1_threshold=threshold,
-            au_pro={limit: self.au_pro(limit) for limit in check_fpr_limits(fpr_limits)},
-        )
+        limits = check_fpr_limits(fpr_limits)
+        if limits not in self._known:  # the statistics for resampling ask, too
+            f1, threshold = self.ranking.f1_max()
+            self._known[limits] = PixelResult(
+                auroc=self.ranking.auroc(),
+                ap=self.ranking.average_precision(),
+                f1_max=f1,
+                f1_threshold=threshold,
+                au_pro={limit: self.au_pro(limit) for limit in limits},
+            )
+        return self._known[limits]
 
     def au_pro(self, fpr_limit: float = 0.3) -> float:
         """Area under the PRO curve left of `fpr_limit`, divided by it. See `oddpatch.metrics.au_pro`."""
@@ -135,7 +141,7 @@ def rank_pixels(maps: ArrayLike, masks: ArrayLike) -> PixelRanking:
     share = (1.0 / (regions.size * regions.size.size))[regions.region]  # (P,) each region weighs the same
     ranking = Ranking.of_sorted(parts, pixels.defect_scores[order], num_below=int(pixels.num_below.sum()))
     starts = ranking.num_positives - ranking.true_positives
-    return PixelRanking(ranking, np.add.reduceat(share[order], starts))
+    return PixelRanking(ranking, np.add.reduceat(share[order], starts), regions, pixels.defect_scores)
 
 
 def area_under(ranking: Ranking, gains: NDArray[np.float64], fpr_limit: float) -> float:

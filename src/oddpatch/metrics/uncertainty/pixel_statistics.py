@@ -17,7 +17,6 @@ from oddpatch.files import replacing
 from oddpatch.metrics.arrays import ArrayLike, check_fpr_limits, to_floats, to_stack
 from oddpatch.metrics.pixel import PixelRanking, rank_pixels
 from oddpatch.metrics.ranking import Ranking
-from oddpatch.metrics.regions import find_regions
 
 FILE_NAME = "pixel_statistics.npz"
 Counts = NDArray[np.int64]
@@ -72,18 +71,19 @@ class PixelStatistics:
         ranking = ranking or rank_pixels(maps, masks)
         maps = to_floats(to_stack(maps, "maps")).astype(np.float32, copy=False)
         masks = to_stack(masks, "masks")
-        is_defect = masks == 1
-        regions = find_regions(is_defect)
+        regions = ranking.regions
         edges = _choose_edges(ranking.ranking)
         bins = _Bins(edges)
         normal = [  # image by image, each of which fits the cache
             np.bincount(bins(scores[mask == 0]), minlength=len(edges)) for scores, mask in zip(maps, masks, strict=True)
         ]
         result = ranking.metrics(limits)
+        # Few regions are numbers of 16 bits, which NumPy sorts without comparing them.
+        by_region = np.argsort(regions.region.astype(np.min_scalar_type(regions.size.size)), kind="stable")
         return cls(
             edges=edges,
             normal=np.stack(normal),
-            defect_scores=maps[is_defect][np.argsort(regions.region, kind="stable")],
+            defect_scores=ranking.defect_scores[by_region].astype(np.float32, copy=False),
             region_size=regions.size,
             region_image=regions.image,
             fpr_limits=np.array(limits),
