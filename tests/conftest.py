@@ -6,12 +6,15 @@ import io
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow down parallel tests
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test must never wait for a network
 os.environ["WANDB_MODE"] = "offline"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of tests in the background: what they start would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import Iterator
 from itertools import pairwise
