@@ -11,7 +11,7 @@ from patience import PATIENCE, wait_until
 from test_pipeline import run, tiny
 
 pytestmark = pytest.mark.slow
-IMAGES = 160
+IMAGES = 96
 
 
 @pytest.fixture(scope="module")
