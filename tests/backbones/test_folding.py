@@ -1,8 +1,10 @@
 """Folding BatchNorm into convolutions changes the speed of a backbone, not its features, and nothing that is saved."""
 
 import copy
+import gc
 import logging
 import pickle
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 from oddpatch.backbones import engine
 from oddpatch.backbones.base import Backbone
 from oddpatch.backbones.efficientnet import EfficientNetBackbone
+from oddpatch.backbones.engine import Runtime
 from oddpatch.backbones.folding import ActivatedConv2d, fold
 from oddpatch.backbones.timm import TimmBackbone
 from oddpatch.backbones.torchvision import TorchvisionBackbone
@@ -216,13 +219,75 @@ def test_in_float64_activations_stay_where_they_are():
 
 
 @torch.no_grad()
-def test_where_activations_are_in_convolutions_autocast_and_single_images_get_what_they_would():
+def test_where_activations_are_in_convolutions_autocast_gets_what_it_would():
     backbone = trained(Branching())
     backbone(IMAGES)
-    same(backbone(IMAGES[:1]), [maps[:1] for maps in backbone.forward(IMAGES)])
     with torch.autocast("cpu", torch.bfloat16):
         same(backbone(IMAGES), backbone.forward(IMAGES), 0.02)
         assert backbone(IMAGES)[0].dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_a_single_image_gets_to_the_bit_what_it_gets_in_a_batch():
+    backbone = trained(TimmBackbone("mobilenetv3_large_100", [1, 2, 3], "random"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several divide the sums of a batch otherwise
+    try:
+        for one, both in zip(backbone(IMAGES[:1]), backbone(IMAGES), strict=True):
+            assert torch.equal(one, both[:1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_images_that_are_not_finite_give_what_the_network_gives(value):
+    backbone = trained(TimmBackbone("resnet18", [1, 2], "random"))
+    assert activated(present(run(backbone)[2]))
+    images = IMAGES.clone()
+    images[1, 0, 30, 30] = value
+    for ours, theirs in zip(backbone(images), backbone.forward(images), strict=True):
+        assert theirs[1].isnan().any()
+        assert torch.equal(ours.isnan(), theirs.isnan())
+
+
+class Two(Backbone):
+    """Two maps, one made of the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.info = FeatureInfo([4, 4], [1, 1], layers=[0, 1])
+        self.convs = nn.ModuleList([nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.freeze(channels_last=True)
+
+    def forward(self, images):
+        first = self.norms[0](self.convs[0](images)).relu()
+        return [first, self.norms[1](self.convs[1](first)).relu()]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@torch.no_grad()
+def test_weights_that_are_not_finite_are_not_folded(place):
+    backbone = Two()
+    backbone.convs[place].weight[0, 0, 0, 0] = torch.nan
+    found, expected, folded = run(backbone)
+    assert folded is None
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.equal(ours.isnan(), theirs.isnan())
+    assert found[1].isnan().any()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@torch.no_grad()
+def test_a_map_of_zeros_is_no_obstacle(place):
+    backbone = trained(Two())
+    backbone.norms[place].weight.zero_()
+    backbone.norms[place].bias.zero_()
+    found, expected, folded = run(backbone)
+    assert folded is not None
+    assert not found[place].any()
+    same(found, expected)
 
 
 def test_networks_without_batch_norm_are_run_as_they_are():
@@ -254,6 +319,45 @@ def test_changed_weights_are_folded_again():
     backbone.double()
     with torch.no_grad():
         same(backbone(IMAGES.double()), backbone.forward(IMAGES.double()))
+
+
+def replaced(backbone, change):
+    if change == "weight":
+        backbone.network.conv1.weight = nn.Parameter(backbone.network.conv1.weight * 3, requires_grad=False)
+    elif change == "buffer":
+        backbone.network.bn1.running_mean = backbone.network.bn1.running_mean + 1
+    elif change == "module":
+        backbone.network.conv1 = trained(TimmBackbone("resnet18", [1], "random")).network.conv1
+    else:
+        weights = {name: value * 2 for name, value in backbone.network.state_dict().items()}
+        backbone.network.load_state_dict(weights, assign=True)
+
+
+@pytest.mark.parametrize("change", ["weight", "buffer", "module", "assigned"])
+@pytest.mark.parametrize("runtime", [Runtime(), Runtime("openvino")])
+@torch.no_grad()
+def test_what_is_put_in_place_of_a_part_is_seen(change, runtime):
+    if runtime.engine == "openvino":
+        pytest.importorskip("openvino")
+    backbone = trained(TimmBackbone("resnet18", [1], "random"))
+    backbone.run_with(runtime)
+    before = backbone(IMAGES)
+    replaced(backbone, change)
+    found, expected = backbone(IMAGES), backbone.forward(IMAGES)
+    assert not torch.allclose(found[0], before[0], rtol=1e-3)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_is_gone_with_its_last_user():
+    backbone = trained(TimmBackbone("resnet18", [1], "random"))
+    run(backbone)
+    weight = weakref.ref(backbone.network.conv1.weight)
+    gc.disable()
+    try:
+        del backbone
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda backbone: pickle.loads(pickle.dumps(backbone))])

@@ -73,9 +73,32 @@ def is_being_exported() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting()
 
 
-def _stamp(tensors: list[Tensor]) -> list[tuple[int, int]]:
-    """What changes when any of `tensors` is written to, converted or moved."""
-    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+class _Snapshot:
+    """What a network consists of, to notice later that it has changed."""
+
+    def __init__(self, network: nn.Module) -> None:
+        # Not the modules themselves: the network has this, by its engine, and would outlive its last user.
+        self.hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in network.modules()]
+        self.parts = [
+            (held, name, part)
+            for module in network.modules()
+            for held in (module._parameters, module._buffers, module._modules)
+            for name, part in held.items()
+        ]
+        self.tensors = [*network.parameters(), *network.buffers()]
+        self.stamp = self._stamp()
+
+    def _stamp(self) -> list[tuple[int, int]]:
+        """What changes when a tensor is written to, converted or moved."""
+        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in self.tensors]
+
+    def has_changed(self) -> bool:
+        """Whether a tensor or a module has been written to or replaced since."""
+        return any(held.get(name) is not part for held, name, part in self.parts) or self._stamp() != self.stamp
+
+    def is_watched(self) -> bool:
+        """Whether a hook wants to see the network's own modules."""
+        return any(after or before for after, before in self.hooks)
 
 
 class TorchEngine:
@@ -97,8 +120,8 @@ class TorchEngine:
     def reset(self) -> None:
         """Forget what was made from the network as it was."""
         self._compiled: Callable[[Tensor], list[Tensor]] | None = None
-        #: Weights with their stamp, and the network that was made of them, or None where that cannot be.
-        self._folded: tuple[list[Tensor], list[tuple[int, int]], Backbone | None] | None = None
+        #: The network as it was, and what was made of it, or None where that cannot be.
+        self._folded: tuple[_Snapshot, Backbone | None] | None = None
 
     def __call__(self, backbone: "Backbone", images: Tensor) -> list[Tensor]:
         """Feature maps of `backbone` for images (B, 3, H, W)."""
@@ -120,14 +143,19 @@ class TorchEngine:
         plain = partial(nn.Module.__call__, backbone)
         if images.device.type != "cpu" or torch.is_grad_enabled():
             return plain
-        if any(module._forward_hooks or module._forward_pre_hooks for module in backbone.modules()):
-            return plain  # a hook wants to see the network's own modules
-        if self._folded is None or _stamp(self._folded[0]) != self._folded[1]:
-            weights = [*backbone.parameters(), *backbone.buffers()]
-            folded = fold(backbone, (images.shape[-2], images.shape[-1])) if weights else None
-            self._folded = (weights, _stamp(weights), folded)
-        folded = self._folded[2]
-        return plain if folded is None else folded.forward
+        known = self._folded
+        if known is None or known[0].has_changed():
+            seen = _Snapshot(backbone)
+            if seen.is_watched():
+                return plain
+            known = self._folded = (
+                seen, fold(backbone, (images.shape[-2], images.shape[-1])) if seen.tensors else None
+            )  # fmt: skip
+        seen, folded = known
+        # oneDNN makes numbers of NaN. The sum is not finite either where values are so large that features may not be.
+        if folded is None or seen.is_watched() or not images.sum().isfinite():
+            return plain
+        return folded.forward
 
     def __getstate__(self) -> dict[str, Any]:
         return {"runtime": self.runtime}
@@ -154,8 +182,7 @@ class OpenVINOEngine:
     def reset(self) -> None:
         """Forget what was made from the network as it was."""
         self._networks: dict[tuple[int, int], Any] = {}
-        self._weights: list[Tensor] = []
-        self._stamp: list[tuple[int, int]] = []
+        self._seen: _Snapshot | None = None
 
     def __call__(self, backbone: "Backbone", images: Tensor) -> list[Tensor]:
         """Feature maps of `backbone` for images (B, 3, H, W); torch makes them for other devices and for gradients."""
@@ -168,13 +195,11 @@ class OpenVINOEngine:
 
     def _network(self, backbone: "Backbone", size: tuple[int, int]) -> Any:
         # Weights loaded into a part of the network are seen too.
-        if self._stamp != _stamp(self._weights):
+        if self._seen is not None and self._seen.has_changed():
             self.reset()
         network = self._networks.pop(size, None)
         if network is None:
-            if not self._weights:
-                self._weights = [*backbone.parameters(), *backbone.buffers()]
-                self._stamp = _stamp(self._weights)
+            self._seen = self._seen or _Snapshot(backbone)
             network = compile_openvino(backbone, size, self.precision)
         self._networks[size] = network  # the size used last comes last
         if len(self._networks) > self.KEEP:
