@@ -246,6 +246,47 @@ def test_a_stream_gives_each_image_or_its_error_in_order_to_the_last_bit(finishe
         same(one[1], other)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
+@pytest.mark.parametrize("where", ["score", "map", "refused"])
+def test_a_score_that_is_no_number_is_the_error_of_its_image_alone(finished, where, batch_size, monkeypatch):
+    detector = AnomalyDetector.load(finished / "run")
+    paths = sorted((finished / "tile/test/good").iterdir())[:3] + sorted((finished / "tile/test/spot").iterdir())[:3]
+    expected = detector(list(paths))
+    odd = detector.scorer.prepare(paths[1]).pixels
+    score = detector.scorer.score
+
+    def with_nan(images):
+        bad = [torch.equal(image.pixels, odd) for image in images]
+        if where == "refused" and any(bad):
+            raise DataError(f"row {bad.index(True)} holds NaN")
+        return [_without_number(one, where) if it else one for one, it in zip(score(images), bad, strict=True)]
+
+    monkeypatch.setattr(detector.scorer, "score", with_nan)
+    found = [result for _, result in detector.stream(paths, batch_size)]
+    told = (
+        "holds NaN" if where == "refused" else "its score or map is NaN or infinite: check the weights of the backbone"
+    )
+    for path, result, other in zip(paths, found, expected, strict=True):
+        if path == paths[1]:
+            assert isinstance(result, DataError)
+            assert str(result).startswith(f"{path}: ")
+            assert told in str(result)
+        else:
+            assert isinstance(result, Detection)
+            assert result.score == pytest.approx(other.score, rel=1e-6)
+            assert result.is_anomalous == other.is_anomalous
+    with pytest.raises(DataError, match=told):
+        detector(paths[1])
+
+
+def _without_number(scored, where):
+    if where == "score":
+        return scored._replace(score=float("nan"))
+    anomaly_map = scored.anomaly_map.copy()
+    anomaly_map[3, 4] = np.inf
+    return scored._replace(anomaly_map=anomaly_map)
+
+
 def test_a_stream_without_end_is_inspected_as_it_comes_and_ends_when_it_is_closed(finished, detector):
     image = np.array(Image.open(finished / "tile/test/spot/000.png"))
     taken = []

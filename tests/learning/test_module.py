@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from conftest import make_dataset, use_tiny_backbone
 from test_pipeline import run, tiny
 
 from oddpatch import pipeline
+from oddpatch.errors import DataError
 from oddpatch.metrics.uncertainty.pixel_statistics import PixelStatistics
 
 MIN_AREA, TARGET_FPR = 7, 0.3
@@ -160,3 +162,26 @@ def test_neither_fit_nor_test_computes_features_with_gradients(tmp_path, monkeyp
     job.test()
     assert 0 < fitted < len(modes)
     assert not any(modes)
+
+
+@pytest.mark.parametrize("model", ["padim", "dfm", "rad", "pyod"])
+def test_features_that_are_no_numbers_are_refused_by_the_names_of_their_images(model, tmp_path, monkeypatch):
+    make_dataset(tmp_path / "data", good=8)
+    use_tiny_backbone(monkeypatch)
+    few = ["model.num_features=20"] if model == "padim" else []
+    job = pipeline.build(tiny(tmp_path / "data", tmp_path / "run", f"model={model}", "calibration=none", *few))
+    compute = job.module.compute_features
+
+    def with_nan(batch):
+        features = compute(batch)
+        for row, index in enumerate(batch.index.tolist()):
+            if index in (2, 5):
+                features[-1][row, 0, 1, 1] = torch.nan
+        return features
+
+    job.module.compute_features = with_nan
+    first = sorted((tmp_path / "data/tile/train/good").iterdir())[2]
+    told = f"{first}: its features and those of 1 more image are NaN, infinite or too large: check the weights of the"
+    with pytest.raises(DataError, match=re.escape(told)):
+        job.fit()
+    assert not list((tmp_path / "run").rglob("*.safetensors"))

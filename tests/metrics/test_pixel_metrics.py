@@ -242,3 +242,13 @@ def test_wrong_masks_shapes_and_limits_are_refused():
     for limits in [(0.0,), (1.1,), (0.3, -1), (float("nan"),), ()]:
         with pytest.raises(ConfigError, match="fpr_limits"):
             pixel_metrics(maps, masks, limits)
+
+
+def test_what_is_done_to_a_result_changes_no_later_one():
+    maps, masks = np.random.default_rng(0).random((2, 8, 8)), np.zeros((2, 8, 8), np.uint8)
+    masks[:, 2:4, 2:4] = 1
+    ranking = rank_pixels(maps, masks)
+    first = ranking.metrics((0.3,))
+    expected = dict(first.au_pro)
+    first.au_pro[0.3] = 99
+    assert ranking.metrics((0.3,)).au_pro == expected

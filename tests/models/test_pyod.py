@@ -74,6 +74,15 @@ def test_loading_fits_again_to_the_same_scores_and_says_so(of, caplog):
     assert torch.equal(found.anomaly_map, expected.anomaly_map)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_patches_that_are_not_finite_get_no_score(value):
+    detector = fitted(PyOD(CHANNELS, STRIDES, ECOD, **SMALL))
+    maps = features(2, seed=1)
+    maps[-1][1, 0, 0, 0] = value
+    with pytest.raises(DataError, match=r"patches: row .* holds NaN, infinity or values too large"):
+        detector(maps, SIZE)
+
+
 def test_global_generators_are_left_alone():
     states = np.random.get_state(legacy=False)["state"]["key"].copy(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
     detector = fitted(PyOD(CHANNELS, STRIDES, IForest, **SMALL))

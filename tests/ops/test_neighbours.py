@@ -9,11 +9,12 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops import neighbours
-from oddpatch.ops.bounds import squared_distances
+from oddpatch.ops.bounds import Columns, squared_distances
 from oddpatch.ops.neighbours import NearestIndex, nearest, plain_nearest
 from oddpatch.ops.precision import float32_products, full_precision
 from oddpatch.ops.projection import DIRECT_COST
@@ -103,6 +104,57 @@ def test_for_a_few_odd_queries_no_second_copy_of_the_bank_is_made(k: int, monkey
     expected, expected_indices = brute_force(queries, bank, k)
     np.testing.assert_allclose(distances, expected, rtol=1e-6)
     np.testing.assert_array_equal(indices, expected_indices)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_queries_unlike_those_before_take_no_more_memory(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, measured, at_once = 1 << 20, [], []
+
+    def counted(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
+        measured.append(len(rows))
+        return squared_distances(a, rows, b, columns)
+
+    def looked_at(columns: Columns, sketched: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        at_once.append(len(sketched) * len(columns.points))
+        return bounds(columns, sketched, norms)
+
+    bounds = Columns.bounds
+    monkeypatch.setattr(neighbours, "squared_distances", counted)
+    monkeypatch.setattr(Columns, "bounds", looked_at)
+    bank = embedding_like(5000, 300)
+    index = NearestIndex(bank)
+    for seed in (1, 2, 3):
+        index.search(embedding_like(1000, 300, seed), k, most)
+    measured.clear()
+    queries = embedding_like(600, 300, seed=4)
+    queries += 10 * torch.randn(600, 300, generator=torch.Generator().manual_seed(5))
+    distances, indices = index.search(queries, k, most)
+    assert max(measured) <= neighbours.FEWER * most // 16
+    assert 4 * max(at_once) <= most  # where all dimensions are looked at
+    expected, expected_indices = brute_force(queries, bank, k)
+    np.testing.assert_allclose(distances, expected, rtol=1e-6)
+    np.testing.assert_array_equal(indices, expected_indices)
+
+
+@pytest.mark.parametrize("scale", [1e-19, 1e-21, 1e-22, 1e-23, 1e-30])
+def test_points_whose_squares_are_next_to_nothing(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = torch.randn(500, 8, generator=generator) * scale, torch.randn(200, 8, generator=generator) * scale
+    distances, indices = nearest(queries, bank, 2)
+    expected, expected_indices = brute_force(queries / scale, bank / scale, 2)
+    np.testing.assert_allclose(distances / scale, expected, rtol=1e-5)
+    np.testing.assert_array_equal(indices, expected_indices)
+
+
+def test_distances_depend_on_no_number_of_threads() -> None:
+    points = torch.randn(40, 12_000, generator=torch.Generator().manual_seed(0))
+    row, column = torch.arange(20), torch.arange(20, 40)
+    found = []
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads, "blas"):
+            found.append(squared_distances(points, row, points, column))
+    assert found[0].equal(found[1])
+    assert found[0].equal(found[2])
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from narrowing import present
 
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, DataError
 from oddpatch.ops import statistics
 from oddpatch.ops.statistics import (
     add_samples,
@@ -183,6 +183,33 @@ def test_fewer_samples_than_dimensions_work_with_epsilon():
     count, _, scatter = stream(samples(count=3), 2)
     whiten_(scatter, count, 0.01, 0, 6)
     assert torch.isfinite(scatter).all()
+
+
+@pytest.mark.parametrize("dim", [3, 40, 100, 150])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_features_that_are_not_finite_are_refused_at_their_position(dim, value):
+    data = samples(count=60, positions=4, dim=dim)
+    data[2, 7, 1] = value
+    count, _, scatter = stream(data, 20)
+    with pytest.raises(DataError, match="position 2 hold NaN, infinity or values too large: check the backbone's"):
+        whiten_(scatter, count, 0.01, 1, 4)
+
+
+def test_whichever_routine_refuses_a_matrix_names_its_position():
+    """Next to singular, one LAPACK factors what another refuses."""
+    told = []
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        dim = int(torch.randint(2, 60, (1,), generator=generator))
+        deviations = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+        deviations -= deviations.mean(0)  # of rank dim - 1
+        scatter = torch.stack([torch.eye(dim, dtype=torch.float64), deviations.mT @ deviations])
+        try:
+            whiten_(scatter, dim, 0.0, 0, 2)
+        except ConfigError as error:
+            told.append(str(error))
+    assert len(told) > 100
+    assert all("the covariance at position 1 is not positive definite" in text for text in told)
 
 
 @pytest.mark.parametrize("dim_of_small", [128, 0])

@@ -314,7 +314,17 @@ class AnomalyDetector:
         """Score the images of a batch; what could not be prepared stays as it is."""
         start = time.perf_counter()
         images = [step.image for step in batch if isinstance(step.image, Prepared)]
-        scored, calibration = self.scorer.score(images) if images else [], self.scorer.calibration
+        try:
+            scored, calibration = self.scorer.score(images) if images else [], self.scorer.calibration
+        except DataError as error:
+            if len(images) > 1:  # it is that of some of them
+                return [alone for step in batch for alone in self._score([step])]
+            return [
+                step._replace(image=DataError(f"{step.frame.name}: {error}"))
+                if isinstance(step.image, Prepared)
+                else step
+                for step in batch
+            ]
         scores = [one.score for one in scored]
         p_values = calibration.p_values(scores).tolist() if calibration.calibrated else [None] * len(scores)
         share = (time.perf_counter() - start) / max(len(images), 1)
@@ -324,6 +334,9 @@ class AnomalyDetector:
             if isinstance(step.image, Prepared):
                 one, p_value = next(found)
                 step = step._replace(seconds=step.seconds + share, scored=one, p_value=p_value)
+                if not _is_finite(one):  # which no threshold would reject
+                    told = "its score or map is NaN or infinite: check the weights of the backbone and its precision"
+                    step = step._replace(image=DataError(f"{step.frame.name}: {told}"))
             steps.append(step)
         return steps
 
@@ -390,6 +403,11 @@ class _Step(NamedTuple):
     light: Light = Light(math.nan, math.nan)
     scored: Scored = Scored(math.nan, None)
     p_value: float | None = None
+
+
+def _is_finite(scored: Scored) -> bool:
+    values = [scored.score] if scored.anomaly_map is None else [scored.score, scored.anomaly_map.sum(dtype=np.float64)]
+    return bool(np.isfinite(values).all())
 
 
 def _may_exceed(small_map: NDArray[np.float32], threshold: float | None) -> bool:

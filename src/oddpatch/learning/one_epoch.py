@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from oddpatch.data.datamodule import MVTecDataModule
-from oddpatch.errors import ConfigError
+from oddpatch.errors import ConfigError, DataError
 from oddpatch.learning import distributed
 from oddpatch.learning.folds import FoldDetectors
 from oddpatch.learning.kept import KeptFeatures, KeptImages
@@ -24,6 +24,7 @@ from oddpatch.ops.gallery import Spool
 from oddpatch.ops.ranks import Ranks
 from oddpatch.resources import check_memory
 from oddpatch.types import Batch, Prediction
+from oddpatch.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class OneEpoch(AnomalyModule):
         #: Features of the images fitted to, for those of them that are scored afterwards.
         self.kept: KeptFeatures | None = None
         self._too_few = False
+        #: By batch: indices, and whether the features of each image are finite. On its device, which waits for nothing.
+        self._finite: list[tuple[Tensor, Tensor]] = []
 
     def divide(self, data: MVTecDataModule) -> None:
         """Settle which good images are fitted to, and which are scored afterwards for the threshold."""
@@ -121,6 +124,8 @@ class OneEpoch(AnomalyModule):
         """Take one batch of good images into the detector."""
         if len(batch.image):
             features = self.features(batch)
+            sums = torch.stack([maps.flatten(1).sum(1) for maps in features])  # (L, B)
+            self._finite.append((batch.index, sums.isfinite().all(0)))
             self.model.detector.update(features, batch.index)
             if self.model.products is not None:
                 self.model.products.update(features, batch.index)
@@ -136,6 +141,7 @@ class OneEpoch(AnomalyModule):
         self.timing["embed"] = time.perf_counter() - self._epoch_start
         self.data.gather()
         self.num_fitted = self.data.num_fitted()
+        self._require_finite()
         with self.timed("fit"):
             folds = self.fold_detectors.detectors if self.fold_detectors else ()
             products = [] if self.model.products is None else [self.model.products]
@@ -145,6 +151,17 @@ class OneEpoch(AnomalyModule):
             self.data.wrap["calibration"] = lambda dataset: KeptImages(dataset, kept)
             # Files that were skipped may leave too few.
             self._too_few = sum(Ranks().exchange(len(kept))) < FEWEST
+
+    def _require_finite(self) -> None:
+        """Refuse features that are no numbers before a method makes something of them."""
+        own = sorted({number for index, finite in self._finite for number in index[~finite].tolist()})
+        self._finite = []
+        if found := sorted(number for of_rank in Ranks().exchange(own) for number in of_rank):
+            others = f" and those of {counted(len(found) - 1, 'more image')}" if found[1:] else ""
+            raise DataError(
+                f"{self.train_paths[found[0]]}: its features{others} are NaN, infinite or too large: check the weights "
+                "of the backbone, or set backbone.precision=fp32"
+            )
 
     def features_left_out(self, batch: Batch) -> list[Tensor] | None:
         """Features of good images, kept since the epoch of those that were fitted to; None if they are too few."""

@@ -6,7 +6,7 @@ for in them; and of the normal pixels only those that reach the lowest defect sc
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +68,8 @@ class PixelRanking:
                 f1_threshold=threshold,
                 au_pro={limit: self.au_pro(limit) for limit in limits},
             )
-        return self._known[limits]
+        known = self._known[limits]
+        return replace(known, au_pro=dict(known.au_pro))
 
     def au_pro(self, fpr_limit: float = 0.3) -> float:
         """Area under the PRO curve left of `fpr_limit`, divided by it. See `oddpatch.metrics.au_pro`."""

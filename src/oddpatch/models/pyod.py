@@ -16,6 +16,7 @@ from oddpatch.errors import ConfigError
 from oddpatch.models.base import ProgressFn, no_progress
 from oddpatch.models.memory_bank import MemoryBankDetector
 from oddpatch.models.selectors import Selector
+from oddpatch.ops.neighbours import require_finite
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class PyOD(MemoryBankDetector):
         """Scores (B, P), of any sign."""
         if torch.compiler.is_exporting():
             raise ConfigError("PyOD is not made of torch operations and cannot be exported: choose another model")
+        require_finite(patches.flatten(0, 1), "patches")  # some of PyOD's detectors make numbers of NaN
         if self.outliers is None:  # on a device that was given the state of another
             self._fit_to_bank()
         scores = []

@@ -16,6 +16,8 @@ from oddpatch.ops.projection import DistanceSketch
 GROUP = 64
 #: Bytes of differences that are summed at a time on a CPU.
 CACHED = 1 << 19
+#: Dimensions beyond which OpenBLAS divides a sum among its threads, so that it depends on their number.
+MOST_IN_BLAS = 10_000
 #: Bounds of points in cells that are made at a time, about.
 BOUNDS = 1 << 20
 
@@ -159,7 +161,8 @@ def pairs_below(bounds: Tensor, limit: Tensor, minima: Tensor | None = None) -> 
 def squared_distances(a: Tensor, rows: Tensor, b: Tensor, columns: Tensor) -> Tensor:
     """`|a[rows] - b[columns]|²` (P,) in float64, from the differences, which do not cancel."""
     result = torch.empty(len(rows), dtype=torch.float64, device=a.device)
-    in_numpy = a.is_cpu and a.dtype == b.dtype == torch.float32  # which makes fewer passes over them
+    # NumPy makes fewer passes over them.
+    in_numpy = a.is_cpu and a.dtype == b.dtype == torch.float32 and a.shape[1] <= MOST_IN_BLAS
     for pairs in chunks(len(rows), 8 * a.shape[1], a.device, CACHED if a.is_cpu else None):
         left, right = a.index_select(0, rows[pairs]), b.index_select(0, columns[pairs])
         if in_numpy:

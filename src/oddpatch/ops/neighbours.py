@@ -37,6 +37,8 @@ PER_CELL, QUERIES_PER_CELL = 2**21, 4
 NEXT_CELLS = 2
 #: What a product over all dimensions costs however few the queries: as measuring a pair for each of so many points.
 FEW_CROWDED = 2
+#: How many times as many pairs as are expected of queries are taken; then so many times fewer queries are.
+FEWER = 4
 #: Share of a bank, in the mean, that cells may leave to be looked at: beyond, all of it is looked at faster.
 MOST_NEAR = 0.4
 
@@ -108,8 +110,9 @@ class NearestIndex:
             self.coarse = Columns(self.sketch, self.bank)
         self.fine: Columns | None = None
         self.asked = 0  # queries that might be searched for by cells
-        # Of so many queries in sum: shares of the bank that were looked at, and pairs that were nominated.
-        self.by_cells, self.near, self.pairs = 0, 0.0, 0
+        # Of so many queries in sum: shares of the bank that were looked at, and pairs that were nominated; and pairs
+        # of each of the last.
+        self.by_cells, self.near, self.pairs, self.last_pairs = 0, 0.0, 0, 0.0
 
     @torch.no_grad()
     def search(
@@ -141,11 +144,17 @@ class NearestIndex:
         indices = queries.new_empty((len(queries), k), dtype=torch.int64)
         with full_precision():
             columns, by_cells = self._columns(queries)
-            stop = 0
-            while stop < len(queries):
+            start = 0
+            while start < len(queries):
                 size = max(1, max_bytes // self._bytes_of_a_query(columns, by_cells))
-                rows = slice(stop, stop := min(stop + size, len(queries)))
-                squared[rows], indices[rows] = self._search(columns, queries[rows], k, without, by_cells)
+                while True:
+                    rows = slice(start, start + size)
+                    found = self._search(columns, queries[rows], k, without, max_bytes, by_cells)
+                    if found is not None:
+                        break
+                    size = max(1, size // FEWER)
+                squared[rows], indices[rows] = found
+                start += size
         distances = squared / 2 if self.metric == "cosine" else squared.sqrt()
         return distances.float(), indices
 
@@ -167,14 +176,17 @@ class NearestIndex:
         """What is held for it at a time; by cells, it is seen from the queries before."""
         if columns.cells is None or not by_cells:
             return 4 * len(columns.bias)
-        pairs = self.pairs / self.by_cells if self.by_cells else MOST_NEAR * len(self.bank)
+        pairs = max(self.pairs / self.by_cells, self.last_pairs) if self.by_cells else MOST_NEAR * len(self.bank)
         # Of each cell two numbers, of the largest one bounds, and what is nominated.
         return max(8 * len(columns.cells), 4 * int(columns.cells.sizes.amax()), math.ceil(16 * pairs))
 
     def _search(
-        self, columns: Columns, queries: Tensor, k: int, without: Tensor | None, by_cells: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Squared distances (q, k) float64 and indices (q, k) for one chunk of queries."""
+        self, columns: Columns, queries: Tensor, k: int, without: Tensor | None, max_bytes: int, by_cells: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
+        """Squared distances (q, k) float64 and indices (q, k) for one chunk of queries.
+
+        None if cells nominate far more pairs than `max_bytes` hold, as they may where queries are unlike those before.
+        """
         sketched = columns.sketch(queries)
         if without is not None:
             columns = columns.with_bias(
@@ -187,10 +199,15 @@ class NearestIndex:
             return squared_distances(queries, row, self.bank, columns.order[candidates].flatten()).view(-1, k).amax(1)
 
         if by_cells:
-            row, column, near = _pairs_by_cells(columns, sketched, k, at_most)
+            most = math.inf if len(queries) == 1 else FEWER * max_bytes // 16
+            pairs = _pairs_by_cells(columns, sketched, k, at_most, most)
+            if pairs is None:
+                return None
+            row, column, near = pairs
             self.by_cells += len(queries)
             self.near += near * len(queries)
             self.pairs += len(row)
+            self.last_pairs = len(row) / len(queries)
         else:
             row, column = _pairs(columns, sketched, k, at_most)
         row, column = columns.as_given(row, column, ordered=k > 1)
@@ -206,8 +223,11 @@ class NearestIndex:
             row, column, squared_distances(queries, row, self.bank, column), len(queries), k
         )
         if crowded.any():
-            self.fine = self.fine or Columns(DistanceSketch(self.sketch.mean, None), self.bank)
-            squared[crowded], indices[crowded] = self._search(self.fine, queries[crowded], k, without)
+            self.fine = fine = self.fine or Columns(DistanceSketch(self.sketch.mean, None), self.bank)
+            for some in crowded.nonzero()[:, 0].split(max(1, max_bytes // self._bytes_of_a_query(fine, False))):
+                found = self._search(fine, queries[some], k, without, max_bytes)
+                assert found is not None
+                squared[some], indices[some] = found
         return squared, indices
 
 
@@ -227,10 +247,10 @@ def _pairs(columns: Columns, sketched: Tensor, k: int, at_most: Callable[[Tensor
 
 
 def _pairs_by_cells(
-    columns: Columns, sketched: Tensor, k: int, at_most: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, float]:
+    columns: Columns, sketched: Tensor, k: int, at_most: Callable[[Tensor], Tensor], most: float
+) -> tuple[Tensor, Tensor, float] | None:
     """The same, where no cell is looked at that is too far from a query for any of its points to be near enough; and
-    the share of the bank that was looked at."""
+    the share of the bank that was looked at. None as soon as there are more than `most` pairs."""
     cells = columns.cells
     assert cells is not None
     distances, norms = cells.distances(sketched), lengths(sketched)  # (q, cells), (q,)
@@ -244,7 +264,12 @@ def _pairs_by_cells(
         number = min(2 * number, len(cells))
     limit = at_most(columns.best_in_cells(sketched, chosen, k)) + columns.sketch.tolerance(norms, columns.largest)
     near = cells.gaps(distances) <= at_most_apart(limit)[:, None]
-    found = list(columns.pairs_in_cells(sketched, near, (limit - norms.square()).float()))
+    found, count = [], 0
+    for part in columns.pairs_in_cells(sketched, near, (limit - norms.square()).float()):
+        found.append(part)
+        count += len(part[0])
+        if count > most:
+            return None
     share = float((near.float() @ cells.sizes.float()).mean()) / columns.count
     return torch.cat([row for row, _, _ in found]), torch.cat([column for _, column, _ in found]), share
 

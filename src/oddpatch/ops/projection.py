@@ -76,7 +76,9 @@ class DistanceSketch(NamedTuple):
             largest: the greatest length of the sketches b, a scalar tensor.
         """
         # Twice the worst case of a dot product of `dim` terms, whatever the order in which they are added.
-        return (2 * (self.dim + 8) * torch.finfo(torch.float32).eps / 2) * (norms + largest).square()
+        limits = torch.finfo(torch.float32)
+        rounded = (2 * (self.dim + 8) * limits.eps / 2) * (norms + largest).square()
+        return rounded + 2 * (self.dim + 8) * limits.tiny  # squares below it keep fewer digits, or are 0
 
 
 def fit_sketch(points: Tensor, distances_per_point: int) -> DistanceSketch:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -91,18 +91,36 @@ def whiten_(scatter: Tensor, count: int, epsilon: float, start: int, stop: int) 
 
     Raises:
         ConfigError: a covariance is not positive definite.
+        DataError: one is not finite.
     """
     covariance = scatter[start:stop].double().div_(count - 1)  # (p, D, D)
     covariance.diagonal(dim1=1, dim2=2).add_(epsilon)
     inverse = _invert_factors_of_small if scatter.is_cpu and scatter.shape[-1] <= SMALL else _invert_factors
+    # What is NaN or infinite in a feature is so in its variance; of matrices, not every LAPACK says so.
+    finite = covariance.diagonal(dim1=1, dim2=2).isfinite().all(1)  # (p,)
+    if not finite.all():
+        raise DataError(
+            f"features at position {start + int((~finite).nonzero()[0])} hold NaN, infinity or values too large: check "
+            "the backbone's precision"
+        )
     try:
         scatter[start:stop] = inverse(covariance)
     except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
-        position = start + int(torch.linalg.cholesky_ex(covariance).info.nonzero()[0])
+        position = start + _first_refused(inverse, covariance)
         raise ConfigError(
             f"epsilon={epsilon} with {count} images: the covariance at position {position} is not positive definite: "
             "raise epsilon (0.01 is usual), lower num_features, or give more images"
         ) from None
+
+
+def _first_refused(inverse: Callable[[Tensor], Tensor], covariance: Tensor) -> int:
+    """Which of matrices (p, D, D) the same routine does not factor; another one may get through by a rounding."""
+    for position in range(len(covariance)):
+        try:
+            inverse(covariance[position : position + 1])
+        except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
+            return position
+    return 0
 
 
 def _invert_factors(covariance: Tensor) -> Tensor:
