@@ -144,6 +144,10 @@ FAULTS = [
         '("hardtanh", [0.0, 6.0])', '("relu", [])', "backbones/test_folding.py -k within_convolutions",
     ),
     Fault(
+        "images with NaN go to oneDNN, which makes numbers of it", "backbones/engine.py",
+        " or not images.sum().isfinite()", "", "backbones/test_folding.py -k not_finite_give",
+    ),
+    Fault(
         "the last images of a batch taken in parts left out", "backbones/base.py",
         "for start in range(0, len(images), step):", "for start in range(0, len(images) - step + 1, step):",
         "backbones/test_backbones.py -k in_parts",
@@ -275,6 +279,10 @@ FAULTS = [
         "at the threshold is an alarm, in the detector", "inference/detector.py",
         "None if threshold is None else score > threshold", "None if threshold is None else score >= threshold",
         "inference/test_detector.py -k exactly_at",
+    ),
+    Fault(
+        "a score that is no number is that of a good part", "inference/detector.py",
+        "if not _is_finite(one):", "if False:", "inference/test_detector.py -k no_number",
     ),
     Fault(
         "a map at its threshold has a region", "inference/regions.py",
