@@ -124,7 +124,7 @@ class OneEpoch(AnomalyModule):
         """Take one batch of good images into the detector."""
         if len(batch.image):
             features = self.features(batch)
-            sums = torch.stack([maps.flatten(1).sum(1) for maps in features])  # (L, B)
+            sums = torch.stack([maps.sum((1, 2, 3)) for maps in features])  # (L, B)
             self._finite.append((batch.index, sums.isfinite().all(0)))
             self.model.detector.update(features, batch.index)
             if self.model.products is not None:
