@@ -247,7 +247,7 @@ def test_a_stream_gives_each_image_or_its_error_in_order_to_the_last_bit(finishe
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
-@pytest.mark.parametrize("where", ["score", "map", "refused"])
+@pytest.mark.parametrize("where", ["score", "map", "ratio", "refused"])
 def test_a_score_that_is_no_number_is_the_error_of_its_image_alone(finished, where, batch_size, monkeypatch):
     detector = AnomalyDetector.load(finished / "run")
     paths = sorted((finished / "tile/test/good").iterdir())[:3] + sorted((finished / "tile/test/spot").iterdir())[:3]
@@ -280,8 +280,8 @@ def test_a_score_that_is_no_number_is_the_error_of_its_image_alone(finished, whe
 
 
 def _without_number(scored, where):
-    if where == "score":
-        return scored._replace(score=float("nan"))
+    if where != "map":
+        return scored._replace(**{where: float("nan")})
     anomaly_map = scored.anomaly_map.copy()
     anomaly_map[3, 4] = np.inf
     return scored._replace(anomaly_map=anomaly_map)

@@ -407,7 +407,7 @@ class _Step(NamedTuple):
 
 def _is_finite(scored: Scored) -> bool:
     values = [scored.score] if scored.anomaly_map is None else [scored.score, scored.anomaly_map.sum(dtype=np.float64)]
-    return bool(np.isfinite(values).all())
+    return bool(np.isfinite(values).all()) and not math.isnan(scored.ratio)
 
 
 def _may_exceed(small_map: NDArray[np.float32], threshold: float | None) -> bool:
