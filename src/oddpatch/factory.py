@@ -32,7 +32,7 @@ def restore(folder: Path, trust: Sequence[str] = (), **runtime: Any) -> tuple[An
     Args:
         folder: of the run, or its checkpoint file.
         trust: packages of your own whose classes and functions the checkpoint may name.
-        runtime: how to run the backbone, where that differs from the run: `engine`, `precision` or `compile`.
+        runtime: how to run the backbone, where that differs from the run: `engine`, `precision`, `compile` or `fold`.
 
     Raises:
         CheckpointError: the run has no readable checkpoint, or one that asks for other code than oddpatch's.

@@ -386,6 +386,17 @@ def test_gradients_hooks_and_other_precisions_get_the_network_itself(monkeypatch
     handle.remove()
 
 
+@torch.no_grad()
+def test_folding_can_be_left_out(monkeypatch):
+    monkeypatch.setattr(engine, "fold", lambda *_: pytest.fail("it was folded"))
+    backbone = trained(TimmBackbone("resnet18", [1], "random", fold=False))
+    same(backbone(IMAGES), backbone.forward(IMAGES), 0)
+    backbone = trained(EfficientNetBackbone("efficientnet-b0", [1], "random", fold=False))
+    same(backbone(IMAGES), backbone.forward(IMAGES), 0)
+    backbone = trained(TorchvisionBackbone("resnet18", ["layer1"], "random", fold=False))
+    same(backbone(IMAGES), backbone.forward(IMAGES), 0)
+
+
 def test_inference_mode_is_no_obstacle():
     with torch.inference_mode():
         backbone = trained(TimmBackbone("resnet18", [1], "random"))

@@ -27,7 +27,7 @@ class EfficientNetBackbone(Backbone):
             block of every stage with stem and head (the nine levels of Gaussian-AD), "all" takes everything.
         weights: "pretrained", "random", or the path of a state dict.
         channels_last: run in that memory format.
-        engine, precision, compile: how the network is run, see `Runtime`.
+        engine, precision, compile, fold: how the network is run, see `Runtime`.
 
     Raises:
         ConfigError: unknown name, or blocks it does not have (the message lists those it has).
@@ -52,6 +52,7 @@ class EfficientNetBackbone(Backbone):
         engine: str = "torch",
         precision: str = "fp32",
         compile: bool = False,
+        fold: bool = True,
     ) -> None:
         super().__init__()
         if name not in VALID_MODELS:
@@ -74,7 +75,7 @@ class EfficientNetBackbone(Backbone):
         self.blocks = network._blocks[: min(positions[-1], len(network._blocks))]
         has_head = self.info.layers[-1] == "head"
         self.head = nn.Sequential(network._conv_head, network._bn1, network._swish) if has_head else None
-        self.freeze(channels_last, Runtime(engine, precision, compile))
+        self.freeze(channels_last, Runtime(engine, precision, compile, fold))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l)] of the chosen blocks."""

@@ -5,7 +5,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,8 @@ class Runtime:
         precision: "fp32", on a GPU too, unlike torch, whose convolutions are in TF32 there; or for GPUs "tf32", "bf16"
             or "fp16": features and scores change (docs/backbones.md). On a CPU "tf32" is "fp32".
         compile: run the torch network through `torch.compile`; for GPUs, needs a compiler for CPUs.
+        fold: let torch on a CPU, in float32, compute BatchNorms, padding and activations within convolutions: faster,
+            and equal to float rounding (docs/performance.md).
 
     Raises:
         ConfigError: unknown engine or precision, or one of these with an engine that cannot do it.
@@ -43,6 +45,7 @@ class Runtime:
     engine: str = "torch"
     precision: str = "fp32"
     compile: bool = False
+    fold: bool = True
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -64,7 +67,7 @@ def make_engine(runtime: Runtime) -> "TorchEngine | OpenVINOEngine":
             "backbone.engine=openvino: OpenVINO is not installed, so torch runs the network, more slowly: "
             "pip install 'oddpatch[openvino]'"
         )
-        runtime = Runtime(precision=runtime.precision)
+        runtime = replace(runtime, engine="torch")
     return TorchEngine(runtime)
 
 
@@ -131,7 +134,7 @@ class TorchEngine:
             if self._compiled is None:
                 self._compiled = torch.compile(backbone.forward)
             run = self._compiled
-        elif dtype is None:
+        elif dtype is None and self.runtime.fold:
             run = self._folded_or_not(backbone, images)
         if dtype is None:
             return run(images)

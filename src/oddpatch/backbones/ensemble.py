@@ -21,7 +21,7 @@ class EnsembleBackbone(Backbone):
     Args:
         members: by name, what makes each backbone when called with `weights` (in a config: `_partial_: true`).
         weights: "pretrained" or "random", for all of them.
-        engine, precision, compile: how each of them is run, see `Runtime`.
+        engine, precision, compile, fold: how each of them is run, see `Runtime`.
 
     Raises:
         ConfigError: fewer than two members.
@@ -45,6 +45,7 @@ class EnsembleBackbone(Backbone):
         engine: str = "torch",
         precision: str = "fp32",
         compile: bool = False,
+        fold: bool = True,
     ) -> None:
         super().__init__()
         if len(members) < 2:
@@ -65,7 +66,7 @@ class EnsembleBackbone(Backbone):
         if weights == "pretrained":
             self.weights_origin = " + ".join(backbone.weights_origin for backbone in backbones)
         self.requires_grad_(False)
-        self.run_with(Runtime(engine, precision, compile))
+        self.run_with(Runtime(engine, precision, compile, fold))
         self.eval()
 
     def run_with(self, runtime: Runtime) -> None:

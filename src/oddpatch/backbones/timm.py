@@ -35,7 +35,7 @@ class TimmBackbone(Backbone):
         package: pip package that carries the weights, with the parameter order of this network.
         files: further names under which the same weights are cached in `$TORCH_HOME/hub/checkpoints`.
         channels_last: run in that memory format.
-        engine, precision, compile: how the network is run, see `Runtime`.
+        engine, precision, compile, fold: how the network is run, see `Runtime`.
         options: further keyword arguments of `timm.create_model` (such as `img_size`), none that load weights.
         tap: module within each chosen block of a transformer whose output is taken instead of the block's ("norm2":
             the normalised tokens between attention and MLP, where PatchCoreViT takes them).
@@ -67,6 +67,7 @@ class TimmBackbone(Backbone):
         engine: str = "torch",
         precision: str = "fp32",
         compile: bool = False,
+        fold: bool = True,
         options: Mapping[str, Any] | None = None,
         tap: str | None = None,
         norm: bool = False,
@@ -135,7 +136,7 @@ class TimmBackbone(Backbone):
             network.prune_intermediate_layers(taken, prune_norm=not norm, prune_head=True)
             self.network = network
         self.by_name, self.chosen = by_name, taken
-        self.freeze(channels_last, Runtime(engine, precision, compile))
+        self.freeze(channels_last, Runtime(engine, precision, compile, fold))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps of the chosen layers; class and register tokens are dropped, NHWC maps become NCHW."""

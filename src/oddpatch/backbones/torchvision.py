@@ -27,7 +27,7 @@ class TorchvisionBackbone(Backbone):
         weights: "pretrained", "random", or the path of a state dict.
         tag: which of the pretrained weights torchvision has for the network.
         channels_last: run in that memory format.
-        engine, precision, compile: how the network is run, see `Runtime`.
+        engine, precision, compile, fold: how the network is run, see `Runtime`.
 
     Raises:
         ConfigError: unknown model or tag, or nodes it does not have (the message lists the nearest it has).
@@ -53,6 +53,7 @@ class TorchvisionBackbone(Backbone):
         engine: str = "torch",
         precision: str = "fp32",
         compile: bool = False,
+        fold: bool = True,
     ) -> None:
         super().__init__()
         known_nodes = map_nodes(name)
@@ -73,7 +74,7 @@ class TorchvisionBackbone(Backbone):
         )
         self.weights_origin = load_weights(network, weights, WeightsSource(name, url=known[tag].url))
         self.network = nodes.cut_at(network.eval(), ordered, feature_extraction)
-        self.freeze(channels_last, Runtime(engine, precision, compile))
+        self.freeze(channels_last, Runtime(engine, precision, compile, fold))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps [(B, C_l, h_l, w_l)] of the chosen nodes."""

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -116,7 +117,7 @@ class Supervised(AnomalyModule):
         self.shares = (train_share, validation_share)
         model.detector.adapt_backbone(model.backbone)
         backbone_learns = any(parameter.requires_grad for parameter in model.backbone.parameters())
-        if backbone_learns and model.backbone.runtime != Runtime():
+        if backbone_learns and replace(model.backbone.runtime, fold=True) != Runtime():
             raise ConfigError(
                 "the backbone learns too, which takes it as it is: set backbone.engine=torch, backbone.precision=fp32 "
                 "and backbone.compile=false"
