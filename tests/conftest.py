@@ -206,6 +206,7 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     paths = [str(ROOT / "src"), str(ROOT / "tests/sweep"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     watchful = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
+    watchful["worker_niceness"] = 0  # Ray's own, 15, leaves next to nothing of a core that other tests use
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": watchful}
     with pytest.MonkeyPatch.context() as patch:  # else whatever calls `ray.init()` beside this test joins it
         patch.setattr("ray._private.utils.write_ray_address", lambda *_: None)
