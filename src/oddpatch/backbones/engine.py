@@ -107,8 +107,8 @@ class _Snapshot:
 class TorchEngine:
     """Runs the torch network: as it is, in a lower precision, or compiled. Features come out as float32 always.
 
-    In float32 on a CPU, without gradients, BatchNorm and activations are folded into the convolutions: a quarter less
-    time for batches of EfficientNet-Lite0, and features that are equal to float rounding (docs/backbones.md). Changed
+    In float32 on a CPU, without gradients, BatchNorm and activations are folded into the convolutions: a fifth to
+    a third less time for EfficientNet-Lite0, and features that are equal to float rounding (docs/backbones.md). Changed
     weights are detected and folded again.
     """
 
