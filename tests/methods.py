@@ -5,7 +5,7 @@ A new one is found by its YAML; where that chooses `learning=supervised`, it is 
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,6 +18,8 @@ from oddpatch.models.base import Detector
 from oddpatch.models.trainable import TrainableDetector
 from oddpatch.types import Batch
 
+D = TypeVar("D", bound=Detector)
+T = TypeVar("T", bound=TrainableDetector)
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 CHANNELS, STRIDES, SIZE = [6, 8, 10], [4, 8, 16], (64, 64)
@@ -74,7 +76,7 @@ def features(count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> list[to
     return maps
 
 
-def fit(detector: Detector, count: int = 24, batch: int = 8, order: torch.Tensor | None = None) -> Detector:
+def fit(detector: D, count: int = 24, batch: int = 8, order: torch.Tensor | None = None) -> D:
     if isinstance(detector, TrainableDetector):
         return learn(detector, count)
     maps = features(count)
@@ -91,7 +93,7 @@ def plant(maps: list[torch.Tensor], row: int, column: int) -> None:
         feature[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side] += 2.0
 
 
-def learn(detector: TrainableDetector, count: int) -> Detector:
+def learn(detector: T, count: int) -> T:
     """Train on as many good images as ones with a defect, a quarter of them in each of four cells."""
     given = [features(count)]
     for k in range(4):

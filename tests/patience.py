@@ -13,7 +13,7 @@ from typing import Any
 PATIENCE = 600.0
 
 
-def wait_until(true: Callable[[], Any], process: subprocess.Popen | None = None) -> None:
+def wait_until(true: Callable[..., Any], process: subprocess.Popen | None = None) -> None:
     """Wait until `true()`; a `process` that ends before fails the test with what it printed."""
     end = time.monotonic() + PATIENCE
     while not true():

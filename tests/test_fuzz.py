@@ -2,6 +2,7 @@
 
 import fuzz
 import pytest
+from hypothesis import strategies as st
 
 from oddpatch.data import decoding
 
@@ -25,7 +26,7 @@ def test_a_finding_is_kept_with_its_smallest_case(tmp_path):
 
     findings = fuzz.Findings()
     for case in ("ab", "abcdef", "abc", "abcd"):
-        fuzz.run_case(fuzz.Surface(lambda: None, check), case, tmp_path, findings)
+        fuzz.run_case(fuzz.Surface(st.nothing, check), case, tmp_path, findings)
     ((case, told),) = findings.found.values()
     assert (case, findings.cases) == ("'abc'", 4)
     assert "KeyError: 'abc'" in told
@@ -34,6 +35,6 @@ def test_a_finding_is_kept_with_its_smallest_case(tmp_path):
 def test_what_is_written_outside_is_found(tmp_path):
     (tmp_path / "scratch").mkdir()
     findings = fuzz.Findings()
-    surface = fuzz.Surface(lambda: None, lambda case, folder: (tmp_path / case).write_text(""))
+    surface = fuzz.Surface(st.nothing, lambda case, folder: (tmp_path / case).write_text(""))
     fuzz.run_case(surface, "escaped", tmp_path / "scratch", findings)
     assert any("acts outside" in kind for kind in findings.found)

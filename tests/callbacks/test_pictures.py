@@ -184,7 +184,7 @@ def test_few_images_are_kept_and_none_after_the_test(finished):
     assert max(numbers) == numbers[5] == 4 + 4 + 3 * 5
     example = kept.candidates.misses.examples()[0]
     for array in map(pixels, (example.image, example.mask, example.anomaly_map)):
-        base = array
+        base: Any = array
         while isinstance(base, np.ndarray):
             base = base.base
         assert isinstance(base, torch.Tensor)

@@ -318,7 +318,8 @@ def test_the_folder_of_a_session_goes_with_it(tmp_path):
     session = present(opened.open("a", tmp_path))
     assert session.folder.stat().st_mode & 0o777 == 0o700
     (session.folder / "good").mkdir()
-    fit = session.fit = Finished(session.folder)
+    fit: Any = Finished(session.folder)
+    session.fit = fit
     folder = session.folder
     assert len(opened) == 1
     assert folder.is_dir()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, make_dataset, use_tiny_backbone
+from narrowing import present
 from PIL import Image
 from test_pipeline import run, tiny
 
@@ -54,8 +55,8 @@ def test_the_cpp_example_prints_the_score(place, tmp_path, headers):
     library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
     # The name that programs look for; wheels hold the file without it.
     (tmp_path / "libonnxruntime.so.1").symlink_to(library)
-    program, include = tmp_path / "inspect", installed if headers == "installed" else OWN
-    command = [
+    program, include = tmp_path / "inspect", OWN if headers == "own" else present(installed)
+    command: list[str | Path] = [
         "g++",
         "-std=c++17",
         "-O2",

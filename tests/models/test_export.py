@@ -9,6 +9,7 @@ from test_region import LEFT
 from oddpatch.data.transforms import Preprocess
 from oddpatch.errors import ConfigError
 from oddpatch.models.anomaly_model import AnomalyModel
+from oddpatch.models.padim import PaDiM
 from oddpatch.models.spade import SPADE
 from oddpatch.ops import statistics
 
@@ -71,7 +72,9 @@ def test_an_exported_detector_gives_the_same_numbers_for_any_batch(name, region)
 
 def test_padim_is_exported_with_its_matrices_in_blocks(monkeypatch):
     monkeypatch.setattr(statistics, "COLUMNS", 3)
-    model = Scores(detector := fit(make("padim"))).eval()
+    detector = fit(make("padim"))
+    assert isinstance(detector, PaDiM)
+    model = Scores(detector).eval()
     assert len(detector.blocks) > 1
     example = features(3, seed=1)
     dynamic = ([{0: torch.export.Dim("batch", min=1, max=64)}] * len(example),)

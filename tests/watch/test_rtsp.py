@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from narrowing import present
-from patience import PATIENCE
-from test_capture import total, wait_until
+from patience import PATIENCE, wait_until
+from test_capture import total
 from videos import number_of, numbered, write_video
 
 from oddpatch.errors import ConfigError, DataError
@@ -163,7 +163,7 @@ def test_a_server_that_freezes_is_noticed_within_five_seconds(serve, videos):
         assert time.monotonic() - start < 5
         server.send(signal.SIGCONT)
         before = len(reader.pictures)
-        wait_until(lambda: len(reader.pictures) > before + 20, 60)
+        wait_until(lambda: len(reader.pictures) > before + 20)
         assert frames.connection.reconnects == 1
     assert reader.errors == []
 
@@ -237,7 +237,7 @@ def test_damaged_packets_never_make_a_picture(serve, tmp_path, seed):
     proxy = Damaging(server.port, 60_000, seed)
     try:
         with reading(proxy.address) as (frames, reader):
-            wait_until(lambda: frames.connection.error is not None or len(reader.pictures) > 15 * RATE, 60)
+            wait_until(lambda: frames.connection.error is not None or len(reader.pictures) > 15 * RATE)
     finally:
         proxy.close()
     assert proxy.flipped > 3

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ class Backbone(nn.Module, ABC):
         """Stay in eval mode: statistics of a frozen network must not follow the data."""
         return super().train(False)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self._engine is not None:
             self._engine.reset()
         super()._load_from_state_dict(*args, **kwargs)

@@ -325,7 +325,7 @@ class Detector(nn.Module, ABC):
         if not self.is_fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted: call update() with good images, then fit()")
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # Fitted buffers take their shape at fit, so an unfitted detector must take on the shapes it is about to load.
         for name in self.fitted_buffers:
             stored = state_dict.get(prefix + name)

@@ -188,11 +188,13 @@ class PaDiM(Detector):
         """Inverse Cholesky factors (P, D, D) of the covariances, as they are saved."""
         return from_blocks(self.blocks) if self.is_fitted else torch.empty(0)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:  # type: ignore[no-untyped-def]
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "whitening"] = self.whitening
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *args: Any
+    ) -> None:
         whitening = state_dict.pop(prefix + "whitening", None)
         if whitening is None:
             missing.append(prefix + "whitening")

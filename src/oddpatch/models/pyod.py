@@ -124,7 +124,7 @@ class PyOD(MemoryBankDetector):
                 scores.append(torch.from_numpy(np.asarray(self.outliers.decision_function(_array(image)))))
         return torch.stack(scores).to(patches.device, torch.float32)
 
-    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.outliers = None
         if self.is_fitted:
