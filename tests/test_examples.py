@@ -44,16 +44,6 @@ def docstrings():
 
 
 EXAMPLES = {test.name: test for test in docstrings()}
-#: Examples that export, import MLflow, or fit and test large or several runs.
-SLOW = {
-    "oddpatch.api.AnomalyDetector.evaluate", "oddpatch.export.exporting.export",
-    "oddpatch.callbacks.mlflow.MLflowLogger", "docs/export.md-0", "docs/python.md-1", "docs/python.md-2",
-}  # fmt: skip
-
-
-def marked(name, value=None):
-    """One of `SLOW` is marked so."""
-    return pytest.param(value or name, id=name, marks=pytest.mark.slow if name in SLOW else ())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +68,7 @@ def result(prepared):
     return oddpatch.AnomalyDetector.load(prepared / "housing").evaluate(prepared / "data/tile")
 
 
-@pytest.mark.parametrize("name", map(marked, sorted(EXAMPLES)))
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_an_example_runs_and_prints_what_it_says(name, prepared, result, tmp_path, monkeypatch):
     folder = tmp_path / "here"
     shutil.copytree(prepared, folder)
@@ -100,7 +90,7 @@ def test_a_public_class_has_an_example(name):
 
 
 BLOCKS = [
-    marked(f"{path.relative_to(ROOT)}-{number}", block)
+    pytest.param(block, id=f"{path.relative_to(ROOT)}-{number}")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE))
 ]

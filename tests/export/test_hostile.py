@@ -1,6 +1,7 @@
 """Artifacts that were damaged, changed or made to harm: each is one line, and nothing that they name happens."""
 
 import json
+import re
 from contextlib import suppress
 
 import numpy as np
@@ -8,8 +9,9 @@ import onnx
 import pytest
 from hostile import watched
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
-from oddpatch import AnomalyDetector
+from oddpatch import AnomalyDetector, Detection
 from oddpatch.errors import CheckpointError, ConfigError, OddpatchError
 from oddpatch.inference.container import KEY, metadata_text, open_onnx, seal_onnx, seal_openvino
 
@@ -194,11 +196,17 @@ def test_a_graph_that_takes_or_gives_something_else_is_refused(tmp_path):
     require_refused(write(tmp_path / "b.onnx", model), "does not take and give what its metadata says")
 
 
-def test_scores_that_are_not_finite_are_no_result(tmp_path):
+def test_a_score_that_is_not_finite_is_the_error_of_its_image(tmp_path):
     model = brightness()
     model.graph.node[1].output[0] = "brightest"
     model.graph.node.append(helper.make_node("Log", ["brightest"], ["score"]))
-    require_refused(write(tmp_path / "a.onnx", model), "not finite")
+    for name, value in (("black", 0), ("white", 255)):
+        Image.fromarray(np.full((SIDE, SIDE, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    detector = AnomalyDetector.load(write(tmp_path / "a.onnx", model))
+    (_, black), (_, white) = detector.stream(sorted(tmp_path.glob("*.png")), batch_size=2)
+    assert re.search(r"black\.png: its score or map is NaN or infinite", str(black))
+    assert isinstance(white, Detection)
+    assert white.score == 0
 
 
 @pytest.fixture

@@ -4,11 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import partial
+from pathlib import Path, PurePath
 
 import pytest
-from conftest import make_dataset
+from conftest import ROOT, make_dataset
 from patience import PATIENCE, wait_until
 from test_pipeline import run, tiny
+
+from oddpatch import AnomalyDetector
+from oddpatch.errors import CheckpointError, ResourceError
+from oddpatch.inference.ray import inspect
+from oddpatch.inference.sources import Frame
 
 pytestmark = pytest.mark.slow
 IMAGES = 96
@@ -64,3 +72,36 @@ def test_two_nodes_give_what_one_process_gives_also_if_one_is_killed(finished, t
     ]
     assert records(tmp_path / "ray.parquet") == expected
     assert len(list((tmp_path / "maps").rglob("*.tiff"))) == IMAGES - 1
+
+
+def unknown_there():
+    """No worker can import this module."""
+
+
+@pytest.mark.parametrize(
+    ("load", "error", "told"),
+    [
+        (
+            partial(AnomalyDetector.load, "nowhere"),
+            CheckpointError,
+            "^nowhere does not exist: give the folder of a finished run$",
+        ),
+        (unknown_there, ResourceError, r"a Ray worker failed \(ModuleNotFoundError: No module named .*\): install"),
+        (None, ResourceError, r"a Ray worker failed \(ImportError: an oddpatch of long ago\): install on all machines"),
+    ],
+    ids=["ours", "theirs", "other oddpatch"],
+)
+def test_what_a_worker_raises_is_said_here(load, error, told, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    if load is None:  # it has another oddpatch
+        (tmp_path / "oddpatch").mkdir()
+        (tmp_path / "oddpatch/__init__.py").write_text('raise ImportError("an oddpatch of long ago")')
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(ROOT / "src")])
+    frames = [Frame("a.png", Path("a.png"), output=PurePath("a.png"))]
+    # A cluster that runs on this machine is not joined. The name is short, as those of sockets are.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        with pytest.raises(error, match=told):
+            list(inspect(frames, load or unknown_there, "local", 4))
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,7 +1,7 @@
 """Detectors fitted by several processes equal those fitted by one, whoever holds which images: real ranks over gloo."""
 
 import multiprocessing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,15 @@ def three(tmp_path_factory):
 WORLDS = [pytest.param(world, marks=pytest.mark.slow) for world in ("two", "three")]
 
 
+@cache
+def alone(name):
+    """What one process that is shown all images fits."""
+    detector = DETECTORS[name]()
+    take_in(detector, list(range(IMAGES)), 4)
+    detector.fit()
+    return outcome(detector)
+
+
 def require_equal(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -152,11 +161,8 @@ def require_equal(found, expected):
 @pytest.mark.parametrize("share", ["dealt", "last", "gap"])
 @pytest.mark.parametrize("name", DETECTORS)
 def test_ranks_together_fit_what_one_fits(request, world, share, name):
-    alone = DETECTORS[name]()
-    take_in(alone, list(range(IMAGES)), 4)
-    alone.fit()
     for found in request.getfixturevalue(world):
-        require_equal(found[share, name], outcome(alone))
+        require_equal(found[share, name], alone(name))
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from oddpatch.errors import DataError
+from oddpatch.errors import DataError, ParityError
 from oddpatch.files import from_cell
 from oddpatch.inference.artifact import DECISION, MAP, SCORE, ArtifactScorer
 from oddpatch.inference.torch_scorer import TorchScorer
@@ -110,6 +110,9 @@ def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Pa
         artifact: what is to give the same.
         paths: of images.
         threshold: that the artifact decides by; None if it does not.
+
+    Raises:
+        ParityError: the artifact gives values that are not finite, which no difference would tell.
     """
     scores = reference.calibration
     product = scores.product_at(scores.target_fpr)
@@ -121,6 +124,11 @@ def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Pa
         found = {name: values[place % BATCH] for name, values in batch.items()}
         (judged,) = reference.score([reference.prepare(path)])
         expected, expected_map = judged.score, judged.anomaly_map
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise ParityError(
+                f"{path}: nothing is written, as the artifact gives it a score or map that is NaN or infinite, and the "
+                f"run a score of {expected:.6g}: choose --precision float32"
+            )
         value = float(found[SCORE])
         told.append(f"score {value:.6g} instead of {expected:.6g}")
         off[place, 0], scale[place, 0] = abs(value - expected), abs(expected)

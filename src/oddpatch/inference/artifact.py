@@ -293,11 +293,10 @@ class ArtifactScorer(Preparing):
             ) from error
         shapes = {MAP: (len(images), 1, *self.metadata["image_size"])}
         for name, values in found.items():
-            if values.shape != shapes.get(name, (len(images),)) or not np.isfinite(values).all():
-                raise CheckpointError(
-                    f"{self._path} gives {name} of shape {values.shape}, or values that are not finite: export the run "
-                    "again"
-                )
+            if values.shape != shapes.get(name, (len(images),)):
+                raise CheckpointError(f"{self._path} gives {name} of shape {values.shape}: export the run again")
+        if PRODUCT in found and not np.isfinite(found[PRODUCT]).all():
+            raise CheckpointError(f"{self._path} gives a {PRODUCT} that is no number: export the run again")
         return found
 
     def score(self, images: Sequence[Prepared]) -> list[Scored]:

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path, PurePath
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 
 from oddpatch.cluster import CORES, Need, cluster, machines, need_of, ray
-from oddpatch.errors import DataError, OddpatchError, ResourceError
+from oddpatch.errors import DataError, OddpatchError, ResourceError, in_one_line
 from oddpatch.inference.detector import AnomalyDetector, SaveFn
 from oddpatch.inference.outputs import to_record
 from oddpatch.inference.sources import Frame
 
 #: Batches of a shard, which is what is repeated where a worker is lost; fewer where each worker would get few of them.
 BATCHES, SHARDS = 16, 4
+#: What helps where workers have other code.
+SAME = "install on all machines what is installed on this one, or predict without --ray"
 
 
 def inspect(
@@ -71,17 +74,28 @@ def inspect(
         )
         try:
             for shard in results.iter_rows():
+                if shard["error"]:
+                    raise ray.cloudpickle.loads(base64.b64decode(shard["error"]))
                 yield from json.loads(shard["records"])
         except ray.exceptions.RayError as error:
-            raise _explained(error) from error
+            raise _lost(error) from error
 
 
 def _inspect(shard: dict[str, Any], work: str) -> dict[str, Any]:
-    """Runs on a worker."""
-    detector, save, batch_size, cores = _load(work)
-    frames = [_unpacked(*frame) for frame in json.loads(shard["frames"])]
-    with closing(detector.stream(frames, batch_size, save, cores, maps=False)) as found:
-        return {"records": json.dumps([to_record(*one) for one in found])}
+    """Runs on a worker. What it raises it returns: Ray Data wraps errors in text of its own, and loses their types."""
+    records, error = [], None
+    try:
+        detector, save, batch_size, cores = _load(work)
+        frames = [_unpacked(*frame) for frame in json.loads(shard["frames"])]
+        with closing(detector.stream(frames, batch_size, save, cores, maps=False)) as found:
+            records = [to_record(*one) for one in found]
+    except OddpatchError as ours:
+        error = ours
+    except Exception as other:
+        told = in_one_line(other) or " ".join(f"{type(other).__name__}: {other}".split())
+        error = ResourceError(f"a Ray worker failed ({told}): {SAME}")
+    packed = base64.b64encode(ray.cloudpickle.dumps(error)).decode() if error else ""
+    return {"records": json.dumps(records), "error": packed}
 
 
 def _packed(frame: Frame) -> tuple[str, str, str | None]:
@@ -110,15 +124,12 @@ def _set_up() -> None:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # tracebacks of what is raised anyway
 
 
-def _explained(error: BaseException) -> Exception:
-    """What a worker raised, or that it was lost."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OddpatchError):
-            return link
-        link = getattr(link, "cause", None) or link.__cause__
-    first = str(error).strip().splitlines()[0]
-    return ResourceError(f"the work of a Ray worker was lost ({type(error).__name__}: {first}): go on by --resume")
+def _lost(error: Exception) -> ResourceError:
+    """A worker was lost too often, or cannot import what it is to run: Ray has the reason in a line of its text."""
+    lines = str(error).strip().splitlines()
+    if reasons := [line for line in lines if re.match(r"[\w.]+Error: ", line)]:
+        return ResourceError(f"a Ray worker failed ({reasons[-1]}): {SAME}")
+    return ResourceError(f"the work of a Ray worker was lost ({type(error).__name__}: {lines[0]}): go on by --resume")
