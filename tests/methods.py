@@ -59,6 +59,9 @@ FITTED = [name for name in METHODS if not issubclass(detector_class(name), Train
 #: Those that inspect a region of interest alone, ensembles where their members do; the others refuse one.
 INSPECTING_REGIONS = [name for name in FITTED if detector_class(name).inspects_regions]
 
+#: Those that can leave an image out of what they were fitted to, ensembles where their members can.
+LEAVING_OUT = [name for name in METHODS if detector_class(name).score_left_out is not Detector.score_left_out]
+
 
 def make(name: str, channels: Any = CHANNELS, strides: Any = STRIDES, **settings: Any) -> Detector:
     changed = OmegaConf.merge(config(name).model, OmegaConf.create({**SETTINGS.get(name, {}), **settings}))

@@ -26,22 +26,21 @@ ROW = 10 * 4 + 16  # bytes of a patch of 4 + 6 float32 values and where it is fr
 MEMBER = {"embedding": "joined", "coreset_ratio": 0.2, "finest_stride": 1}
 #: What the methods need to work on so few channels and images; a new one should need nothing.
 SMALL: dict[str, Any] = {
-    "padim": {"num_features": 6}, "spade": {"k": 3}, "patchcore": MEMBER, "subspacead": {"finest_stride": 1},
-    "lunar": {"coreset_size": 200, "steps": 5, "finest_stride": 1},
-    "pyod": {"finest_stride": 1},
+    "padim": {"num_features": 6}, "spade": {"k": 3}, "patchcore": MEMBER,
+    "lunar": {"coreset_size": 200, "steps": 5},
     "patchcore_ensemble": {"maps": [1, 1], "member": MEMBER, "holdout": 0.25},
 }  # fmt: skip
 
 
-def finest(name):
-    """The finest of so few strides, where a method leaves such maps out."""
-    model = config(name).model
-    return {"finest_stride": 1} if "finest_stride" in model and "finest_stride" not in SMALL.get(name, {}) else {}
+def small(name):
+    """A method with the finest of so few strides, where it leaves such maps out."""
+    finest = {"finest_stride": 1} if "finest_stride" in config(name).model else {}
+    return make(name, CHANNELS, STRIDES, **{**finest, **SMALL.get(name, {})})
 
 
 #: Every method of configs/model that is fitted in one epoch, and settings of them that keep other things.
 DETECTORS: dict[str, Any] = {
-    **{name: partial(make, name, CHANNELS, STRIDES, **finest(name), **SMALL.get(name, {})) for name in FITTED},
+    **{name: partial(small, name) for name in FITTED},
     "padim_projected": lambda: PaDiM(CHANNELS, STRIDES, num_features=3, reduction="semi_orthogonal"),
     "patchcore_random": lambda: PatchCore(CHANNELS, STRIDES, selector="random", embedding="joined", finest_stride=1),
     "patchcore_roomy": lambda: PatchCore(
