@@ -23,8 +23,8 @@ from common import ROOT, BenchmarkError, Options, Row, Used, adopt_orphans, comp
 OF_THE_RUN = {"timing", "peak_memory_bytes", "operating", "git_commit", "run", "settings"}
 
 
-def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> float:
-    """Run the sweep into `folder`; gives its CPU seconds."""
+def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> Used:
+    """Run the sweep into `folder`."""
     before, start = descendants_cpu(), time.perf_counter()
     chosen = {
         "model": args.models, "calibration.target_fpr": args.target_fpr, "backbone": args.backbone,
@@ -38,11 +38,9 @@ def sweep(args: argparse.Namespace, folder: Path, *overrides: str) -> float:
         *(f"{key}={value}" for key, value in chosen.items()),
     ]
     run([*command, *args.overrides, *overrides])
-    seconds = descendants_cpu() - before
-    print(
-        f"{' '.join(overrides) or 'without':40} {seconds:7.0f} s CPU, {time.perf_counter() - start:7.0f} s", flush=True
-    )
-    return seconds
+    used = Used(descendants_cpu() - before, time.perf_counter() - start)
+    print(f"{' '.join(overrides) or 'without':40} {used.cpu:7.0f} s CPU, {used.wall:7.0f} s", flush=True)
+    return used
 
 
 def results(folder: Path) -> dict[str, tuple[dict, list]]:
@@ -66,16 +64,17 @@ def rows(options: Options) -> Iterator[Row]:
         layers="[1,2,3]", weights="pretrained", root=options.images().parent, category=options.category,
         overrides=["debug=smoke", "callbacks.pictures=null"] if options.quick else [],
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        without = Used(sweep(args, folder / "without"), 0)
-        cached = Used(sweep(args, folder / "with", "cache=features", f"cache.folder={folder / 'cache'}"), 0)
-        first, second = results(folder / "without"), results(folder / "with")
-    if unlike := [name for name in {**first, **second} if first.get(name) != second.get(name)]:
-        raise BenchmarkError(f"scores or metrics differ with cache=features: {', '.join(unlike)}")
-    note = "once; scores and metrics are the same to the last bit"
+    without, cached = [], []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            without.append(sweep(args, folder / "without"))
+            cached.append(sweep(args, folder / "with", "cache=features", f"cache.folder={folder / 'cache'}"))
+            first, second = results(folder / "without"), results(folder / "with")
+        if unlike := [name for name in {**first, **second} if first.get(name) != second.get(name)]:
+            raise BenchmarkError(f"scores or metrics differ with cache=features: {', '.join(unlike)}")
     what = f"sweep of {len(first)} jobs with cache=features"
-    yield compare(what, "without", [cached], [without], 1 / 2, note=note)
+    yield compare(what, "without", cached, without, 1 / 2, note="scores and metrics are the same to the last bit")
 
 
 def main() -> None:
@@ -99,7 +98,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in (folder / "cache").rglob("*.safetensors"))
         first, second = results(folder / "without"), results(folder / "with")
     same = {name: first[name] == second.get(name) for name in first}
-    print(f"with the cache {cached / without:.0%} of the CPU time; the cache takes {size / 2**20:.0f} MiB")
+    print(f"with the cache {cached.cpu / without.cpu:.0%} of the CPU time; the cache takes {size / 2**20:.0f} MiB")
     print(f"{sum(same.values())} of {len(same)} jobs are the same to the last bit")
     if len(same) != 6 or not all(same.values()):
         sys.exit(f"differing: {[name for name, equal in same.items() if not equal]}")
