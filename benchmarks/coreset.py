@@ -183,8 +183,8 @@ def rows(options: Options) -> Iterator[Row]:
     picks, expected = ours[0].facts["result"], plain[0].facts["result"]
     same = int((picks[:few] == expected).int().cumprod(0).sum())
     per_pick = (
-        [replace(used, cpu=used.cpu / count) for used in ours],
-        [replace(used, cpu=used.cpu / few) for used in plain],
+        [replace(used, cpu=used.cpu / count, wall=0) for used in ours],
+        [replace(used, cpu=used.cpu / few, wall=0) for used in plain],
     )
     note = f"the first {same} of {few} picks are the same"
     yield row_of(what, "plain greedy", *per_pick, 1 / 8, take=lambda it: 1000 * it.cpu, unit="CPU ms a pick", note=note)
@@ -193,7 +193,7 @@ def rows(options: Options) -> Iterator[Row]:
         yield Row(what, f"anomalib {peers.ANOMALIB}", error="see the messages of this part")
         return
     note = f"theirs in {rates[0][1]} dimensions, its projection not counted"
-    other = [replace(used, cpu=1 / rate.cpu) for used, (rate, _) in zip(ours, rates, strict=True)]
+    other = [replace(used, cpu=1 / rate.cpu, wall=0) for used, (rate, _) in zip(ours, rates, strict=True)]
     yield row_of(what, f"anomalib {peers.ANOMALIB}", per_pick[0], other, 1 / 50,
                   take=lambda it: 1000 * it.cpu, unit="CPU ms a pick", note=note)  # fmt: skip
 
