@@ -179,6 +179,13 @@ def read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this call of pytest, the same in each of its workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Root of a dataset with the one category `tile`; do not change it."""
     root = tmp_path_factory.mktemp("data")

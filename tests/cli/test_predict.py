@@ -393,7 +393,7 @@ def test_a_file_that_does_not_answer_stops_no_other(finished, tmp_path, predict,
 def test_results_are_valid_however_a_prediction_ends(finished, tmp_path, predict, suffix, how):
     content = (finished / "tile/test/good/000.png").read_bytes()
     (tmp_path / "images").mkdir()
-    for number in range(800):
+    for number in range(300):
         (tmp_path / f"images/{number:04}.png").write_bytes(content)
     path = tmp_path / f"results.{suffix}"
     arguments = ["predict", finished / "run", tmp_path / "images", "--results", path, "--save", "map", "--out",
@@ -408,7 +408,7 @@ def test_results_are_valid_however_a_prediction_ends(finished, tmp_path, predict
     done = predict(*arguments[1:], "--resume")
     assert done.returncode == 0, done.stderr
     found = results_of(path)
-    assert [name for name, _, _ in found] == [str(tmp_path / f"images/{number:04}.png") for number in range(800)]
+    assert [name for name, _, _ in found] == [str(tmp_path / f"images/{number:04}.png") for number in range(300)]
     assert len({round(score, 3) for _, score, _ in found}) == 1
     assert not list(tmp_path.rglob(".*.partial"))
 

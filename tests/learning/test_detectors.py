@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from filelock import FileLock
 from methods import FITTED, config, make
 
 from oddpatch.errors import ConfigError, DataError
@@ -117,20 +118,26 @@ def said(detector, rank):
 
 
 def gather(folder: Path, world):
-    # What ranks have in common takes each of them seconds to be imported: a server does it once, and is forked.
-    multiprocessing.set_forkserver_preload(["hydra.utils", "oddpatch.learning.distributed", "pyod.models.ecod"])
-    mp.start_processes(work, args=(world, folder), nprocs=world, start_method="forkserver")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    """What each rank has fitted; another worker of pytest may have had them do it."""
+    found, scratch = folder / f"ranks-{world}", folder / f"ranks-{world}-at-work"
+    with FileLock(folder / f"ranks-{world}.lock"):
+        if not found.is_dir():
+            scratch.mkdir()
+            # What ranks have in common takes each of them seconds to be imported: a server does it once, and is forked.
+            multiprocessing.set_forkserver_preload(["hydra.utils", "oddpatch.learning.distributed", "pyod.models.ecod"])
+            mp.start_processes(work, args=(world, scratch), nprocs=world, start_method="forkserver")
+            scratch.rename(found)
+    return [torch.load(found / f"{rank}.pt") for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return gather(tmp_path_factory.mktemp("two"), 2)
+def two(of_all_workers):
+    return gather(of_all_workers, 2)
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory):
-    return gather(tmp_path_factory.mktemp("three"), 3)
+def three(of_all_workers):
+    return gather(of_all_workers, 3)
 
 
 WORLDS = [pytest.param(world, marks=pytest.mark.slow) for world in ("two", "three")]

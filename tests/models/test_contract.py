@@ -211,7 +211,7 @@ WIDE_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 #: Images of methods that compare each with others: their time grows with the square of the number.
-FEWER = {"musc": 20, "procon": 20}
+FEWER = {"musc": 14, "procon": 20}
 #: Those whose fit to so many patches takes seconds.
 LONG = {"lunar", "mh_patchcore", "musc", "patchcore_ensemble", "procon"}
 

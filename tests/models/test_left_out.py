@@ -173,7 +173,7 @@ def test_a_threshold_from_left_out_images_keeps_its_rate(method, dim, count):
     rng = np.random.default_rng(0)
     alarms: dict[int, list[Any]] = {1: [], 2: []}
     mixing = np.diag(np.linspace(0.2, 3, dim))
-    for _ in range(200):
+    for _ in range(100):
         draw = torch.from_numpy(rng.standard_normal((count + 30, dim)) @ mixing).float()[:, :, None, None]
         detector = DIRECT[method](dim)
         detector.expect_left_out()
