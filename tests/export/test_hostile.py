@@ -209,6 +209,16 @@ def test_a_score_that_is_not_finite_is_the_error_of_its_image(tmp_path):
     assert white.score == 0
 
 
+def test_a_product_that_is_no_number_is_refused(tmp_path):
+    model = brightness(
+        helper.make_node("Log", ["score"], ["product"]), helper.make_node("Identity", ["score"], ["product_ratio"])
+    )
+    for name in ("product", "product_ratio"):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]))
+    metadata = changed(calibration={**CALIBRATION, "products": ["tile", "lid"], "product_ratios": [0.1, 0.5]})
+    require_refused(write(tmp_path / "a.onnx", model, metadata), "gives a product that is no number")
+
+
 @pytest.fixture
 def written(tmp_path):
     """An artifact of OpenVINO."""
