@@ -26,11 +26,14 @@ def test_values_that_are_not_finite_agree_with_nothing(name, value):
     calibration = stand_in(target_fpr=0.01, product_at=lambda rate: None)
     reference = stand_in(calibration=calibration, prepare=lambda path: path, score=lambda images: [judged])
     outputs = {"score": np.ones(2, np.float32), "anomaly_map": np.ones((2, 1, 2, 2), np.float32)}
-    artifact = stand_in(prepare=lambda path: path, run=lambda images: outputs)
+    metadata = {"precision": "float16"}
+    artifact = stand_in(prepare=lambda path: path, run=lambda images: outputs, metadata=metadata)
     paths = [Path("a.png"), Path("b.png")]
     assert compare(reference, artifact, paths, None).agrees
     outputs[name].flat[-1] = value
-    with pytest.raises(
-        ParityError, match=r"^b\.png: nothing is written, as the artifact gives it a score or map that is"
-    ):
-        compare(reference, artifact, paths, None)
+    for precision, remedy in (("float16", "--precision float32"), ("float32", "another --format")):
+        metadata["precision"] = precision
+        with pytest.raises(
+            ParityError, match=rf"^b\.png: nothing is written, .* NaN or infinite, .*: choose {remedy}$"
+        ):
+            compare(reference, artifact, paths, None)

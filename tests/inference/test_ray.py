@@ -86,8 +86,8 @@ def unknown_there():
             CheckpointError,
             "^nowhere does not exist: give the folder of a finished run$",
         ),
-        (unknown_there, ResourceError, r"a Ray worker failed \(ModuleNotFoundError: No module named .*\): install"),
-        (None, ResourceError, r"a Ray worker failed \(ImportError: an oddpatch of long ago\): install on all machines"),
+        (unknown_there, ResourceError, "a Ray worker failed: ModuleNotFoundError: No module named .*: install"),
+        (None, ResourceError, "a Ray worker failed: ImportError: an oddpatch of long ago: install on all machines"),
     ],
     ids=["ours", "theirs", "other oddpatch"],
 )

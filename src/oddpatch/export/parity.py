@@ -125,9 +125,10 @@ def compare(reference: TorchScorer, artifact: ArtifactScorer, paths: Sequence[Pa
         (judged,) = reference.score([reference.prepare(path)])
         expected, expected_map = judged.score, judged.anomaly_map
         if not all(np.isfinite(values).all() for values in found.values()):
+            lower = artifact.metadata["precision"] != "float32"
             raise ParityError(
                 f"{path}: nothing is written, as the artifact gives it a score or map that is NaN or infinite, and the "
-                f"run a score of {expected:.6g}: choose --precision float32"
+                f"run a score of {expected:.6g}: choose {'--precision float32' if lower else 'another --format'}"
             )
         value = float(found[SCORE])
         told.append(f"score {value:.6g} instead of {expected:.6g}")

@@ -92,8 +92,9 @@ def _inspect(shard: dict[str, Any], work: str) -> dict[str, Any]:
     except OddpatchError as ours:
         error = ours
     except Exception as other:
-        told = in_one_line(other) or " ".join(f"{type(other).__name__}: {other}".split())
-        error = ResourceError(f"a Ray worker failed ({told}): {SAME}")
+        told = in_one_line(other)  # which has a remedy of its own
+        told = told or " ".join(f"{type(other).__name__}: {other}: {SAME}".split())
+        error = ResourceError(f"a Ray worker failed: {told}")
     packed = base64.b64encode(ray.cloudpickle.dumps(error)).decode() if error else ""
     return {"records": json.dumps(records), "error": packed}
 
@@ -130,6 +131,6 @@ def _set_up() -> None:
 def _lost(error: Exception) -> ResourceError:
     """A worker was lost too often, or cannot import what it is to run: Ray has the reason in a line of its text."""
     lines = str(error).strip().splitlines()
-    if reasons := [line for line in lines if re.match(r"[\w.]+Error: ", line)]:
-        return ResourceError(f"a Ray worker failed ({reasons[-1]}): {SAME}")
+    if reasons := [line for line in lines if re.match("(ImportError|ModuleNotFoundError|AttributeError): ", line)]:
+        return ResourceError(f"a Ray worker failed: {reasons[-1]}: {SAME}")
     return ResourceError(f"the work of a Ray worker was lost ({type(error).__name__}: {lines[0]}): go on by --resume")
